@@ -1,0 +1,227 @@
+"""The command line of build.py: chooses variants, runs the stages, shows progress and the closing table."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from generator import lock, pack
+from generator.build import Build, Result
+from generator.compile import Compiler
+from generator.errors import BuildError, CompileError, RenderError
+from generator.expand import Variant
+from generator.matrix import Expansion, load
+from generator.toolchain import Toolchain, find_toolchain
+from loader import arch as archs
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB_PER_COMPILER = 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run build.py; the exit status: 0 built, 1 a kernel failed or the input is wrong, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        return _run(options, console)
+    except BuildError as error:
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="build.py", description="Build kernels.yaml x templates into a pack.")
+    select = parser.add_argument_group("what to build")
+    select.add_argument("--arch", action="append", default=[], metavar="ARCHS", help="120a,90a; all is the default")
+    select.add_argument("--kernel", action="append", default=[], metavar="GLOB", help="families to build")
+    select.add_argument("--variant", action="append", default=[], metavar="GLOB", help="variants to build")
+    select.add_argument("--matrix", type=Path, metavar="FILE", help="instead of kernels.yaml")
+    select.add_argument("--templates", type=Path, metavar="DIR", help="instead of templates/")
+    output = parser.add_argument_group("how")
+    output.add_argument("--out", type=Path, default=ROOT / "artifacts", metavar="DIR", help="the pack (artifacts/)")
+    output.add_argument("--format", choices=("cubin", "fatbin"), default="cubin", help="one file an arch, or for all")
+    output.add_argument("--jobs", type=int, default=_default_jobs(), metavar="N", help="compilers at once")
+    output.add_argument("--launcher", metavar="COMMAND", help="put before nvcc, e.g. ccache")
+    output.add_argument("--report", action="store_true", help="write report.html, a static profile of each kernel")
+    output.add_argument("--lock", type=Path, metavar="FILE", help="instead of artifacts/lock.json")
+    output.add_argument("--locked", action="store_true", help="fail where the result differs from the lock")
+    output.add_argument("--update-lock", action="store_true", help="write the digests of the result into the lock")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--list", action="store_true", help="list the variants and stop")
+    action.add_argument("--dry-run", action="store_true", help="show the commands that would run, and stop")
+    action.add_argument("--check-reproducible", action="store_true", help="build twice elsewhere and compare the bytes")
+    return parser
+
+
+def _default_jobs() -> int:
+    """One compiler a core, as long as memory lasts."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (GIB_PER_COMPILER << 30)
+    return max(1, min(len(os.sched_getaffinity(0)), memory))
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    own_matrix = options.matrix is not None
+    matrix, templates = options.matrix or ROOT / "kernels.yaml", options.templates or ROOT / "templates"
+    lock_path = options.lock or (None if own_matrix else ROOT / "artifacts" / "lock.json")
+    if lock_path is None and (options.locked or options.update_lock):
+        raise BuildError("--locked and --update-lock need --lock FILE where --matrix is given")
+    if options.jobs < 1:
+        raise BuildError(f"--jobs must be at least 1, got {options.jobs}")
+    expansion = load(matrix)
+    selected = choose(expansion.variants, options.arch, options.kernel, options.variant)
+    if options.list:
+        console.print(_list_table(selected))
+        return 0
+    toolchain = find_toolchain()
+    if options.check_reproducible:
+        return _check_reproducible(options, matrix, templates, selected, toolchain, console)
+    build = Build(matrix, templates, expansion, toolchain, options.launcher, options.format, options.jobs)
+    if options.dry_run:
+        return _show_plan(build, options.out, selected, console)
+    result = build.run(options.out, selected)
+    console.print(_result_table(result))
+    if options.report and result.kernels:
+        from generator.report import write_report
+
+        console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain)}")
+    status = _show_outcome(options, result, console)
+    if lock_path is not None:
+        status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)
+    return status
+
+
+def choose(variants: list[Variant], arch: list[str], kernel: list[str], variant: list[str]) -> list[Variant]:
+    """The variants that the options select; one that selects nothing is an error."""
+    wanted = [item.strip() for text in arch for item in text.split(",") if item.strip()]
+    try:
+        names = {str(archs.parse(item)) for item in wanted if item != "all"}
+    except ValueError as error:
+        raise BuildError(f"--arch: {error}, all") from None
+    if "all" in wanted or not wanted:
+        names = set(archs.ARCHS)
+
+    def matches(text: str, globs: list[str]) -> bool:
+        return not globs or any(fnmatch.fnmatchcase(text, glob) for glob in globs)
+
+    chosen = [v for v in variants if v.arch in names and matches(v.family, kernel) and matches(v.variant, variant)]
+    missing = names - {v.arch for v in chosen} if wanted and "all" not in wanted else set()
+    if not chosen or missing:
+        built = ", ".join(sorted({v.arch for v in variants}))
+        families = ", ".join(sorted({v.family for v in variants}))
+        what = f"nothing for {', '.join(sorted(missing))}" if missing and chosen else "nothing"
+        raise BuildError(f"the options select {what}; the matrix has the kernels {families} and the archs {built}")
+    return chosen
+
+
+def _show_plan(build: Build, out: Path, selected: list[Variant], console: Console) -> int:
+    """Print what ``Build.run`` would do, without doing it."""
+    compiler = Compiler(build.toolchain, build.templates, out / pack.STORE, build.launcher)
+    status = 0
+    for variant in selected:
+        try:
+            source = build.renderer.render(variant)
+        except RenderError as error:
+            console.print(f"{variant.label}: {error}", style="red", markup=False, soft_wrap=True)
+            status = 1
+            continue
+        if compiler.stored(source):
+            console.print(f"{variant.label}: up to date", markup=False, soft_wrap=True)
+        else:
+            commands = " && ".join(" ".join(command) for command in compiler.commands(variant))
+            console.print(f"{variant.label}: {commands}", markup=False, soft_wrap=True)
+    return status
+
+
+def _check_reproducible(options: argparse.Namespace, matrix: Path, templates: Path, selected: list[Variant],
+                        toolchain: Toolchain, console: Console) -> int:  # fmt: skip
+    """Build twice from copies of the sources in directories of different depth; every byte of the packs must agree."""
+    packs = []
+    with tempfile.TemporaryDirectory() as name:
+        for place in (Path(name, "a"), Path(name, "another", "and-longer", "place")):
+            shutil.copytree(templates, place / "templates")
+            shutil.copy(matrix, place / "kernels.yaml")
+            build = Build(place / "kernels.yaml", place / "templates", load(place / "kernels.yaml"), toolchain,
+                          options.launcher, options.format, options.jobs)  # fmt: skip
+            result = build.run(place / "pack", selected)
+            if result.failures:
+                return _show_outcome(options, result, console)
+            files = [path for path in (place / "pack").rglob("*") if path.is_file()]
+            packs.append({path.relative_to(place / "pack").as_posix(): path.read_bytes() for path in files
+                          if pack.STORE not in path.parts})  # fmt: skip
+    first, second = packs
+    different = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+    for file in different:
+        console.print(f"{file} differs between the two builds", style="red", markup=False)
+    if not different:
+        total = sum(map(len, first.values()))
+        console.print(f"reproducible: {len(selected)} kernels, {len(first)} files, {total} bytes agree")
+    return int(bool(different))
+
+
+def _list_table(variants: list[Variant]) -> Table:
+    table = Table("kernel", "variant", "arch", "block", "cluster", "shared", box=None)
+    for variant in variants:
+        block, cluster = ("x".join(map(str, variant.launch[key])) for key in ("block", "cluster"))
+        table.add_row(variant.family, variant.variant, variant.arch, block, cluster, f"{variant.launch['shared']:,}")
+    return table
+
+
+def _result_table(result: Result) -> Table:
+    table = Table("kernel", "variant", "arch", box=None)
+    for title in ("registers", "spills", "shared", "bytes", "seconds"):
+        table.add_column(title, justify="right")
+    for kernel in result.kernels:
+        variant, facts = kernel.source.variant, kernel.facts
+        seconds = "reused" if variant.label in result.reused else f"{facts.seconds:.1f}"
+        shared = variant.launch["shared"] + facts.static_shared
+        table.add_row(variant.family, variant.variant, variant.arch, str(facts.registers), str(facts.spill_bytes),
+                      f"{shared:,}", f"{len(kernel.cubin):,}", seconds)  # fmt: skip
+    return table
+
+
+def _show_outcome(options: argparse.Namespace, result: Result, console: Console) -> int:
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, soft_wrap=True)
+
+    for variant, error in result.failures:
+        say(f"\n{variant.label}: {error}", "red")
+        if isinstance(error, CompileError):
+            command = f"cd {error.folder} && {error.command}" if error.folder else error.command
+            say("\n".join(part.rstrip() for part in (command, error.log) if part))
+    for kernel in result.kernels:
+        if kernel.facts.warnings.strip():
+            say(f"{kernel.source.variant.label}: {kernel.facts.warnings.strip()}", "yellow")
+    if result.dropped:
+        say(f"dropped from the pack, sources changed or files damaged: {', '.join(result.dropped)}", "yellow")
+    built, failed = len(result.kernels) - len(result.reused), len(result.failures)
+    say(f"{options.out}: {built} compiled, {len(result.reused)} up to date, {failed} failed"
+        + ("" if result.changed else "; pack unchanged"))  # fmt: skip
+    return int(failed > 0)
+
+
+def _settle_lock(options: argparse.Namespace, path: Path, toolchain: Toolchain, result: Result, expansion: Expansion,
+                 console: Console) -> int:  # fmt: skip
+    if options.update_lock:
+        if result.failures:
+            raise BuildError("the lock was not written, because kernels failed")
+        lock.update(path, toolchain.version, result.kernels, expansion)
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        return 0
+    if not path.exists():
+        if options.locked:
+            raise BuildError(f"{path} does not exist; --update-lock writes it")
+        return 0
+    findings = lock.differences(path, toolchain.version, result.kernels)
+    for finding in findings:
+        console.print(finding, style="yellow", markup=False, soft_wrap=True)
+    return int(options.locked and bool(findings))
+
+

@@ -1,0 +1,67 @@
+"""Which variants the loader's selection can reach, found by evaluating every cost over the declared domain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+from loader.errors import ExpressionError
+from loader.expression import Expression, Number, evaluate, names
+
+
+def unreachable(
+    costs: Mapping[str, Expression | None],
+    features: Mapping[str, Expression],
+    domain: Mapping[str, Sequence[Number]],
+    constraints: Sequence[Expression],
+    measured: Sequence[Mapping[str, float]],
+) -> list[str]:
+    """The variants of one arch and output type that win nowhere.
+
+    costs: variant -> cost (``None``: decided by measured rows). domain: name -> values; its cross product, less the
+    points that break a constraint, is searched. measured: variant -> microseconds, a row each. As in the loader,
+    measured rows leave costs without a say, and among equals the name that sorts first wins. Raises
+    ``ExpressionError`` where a cost has no value at a point.
+    """
+    if measured:
+        winners = {min(sorted(row), key=row.__getitem__) for row in measured}
+    else:
+        winners = _cheapest(*(_frozen(part) for part in (sorted(costs.items()), sorted(features.items()),
+                                                        sorted(domain.items()), constraints)))  # fmt: skip
+    return [name for name in costs if name not in winners]
+
+
+@cache
+def _cheapest(costs: tuple, features: tuple, domain: tuple, constraints: tuple) -> frozenset[str]:
+    """Cached because archs and output types usually share their costs."""
+    priced = [(name, _thawed(cost)) for name, cost in costs if cost is not None]
+    if len(costs) == 1:  # the only one needs no estimate
+        return frozenset({costs[0][0]})
+    if not priced:
+        return frozenset()
+    feature_expressions = [(name, _thawed(expression)) for name, expression in features]
+    winners = set()
+    for point in _points(domain, [_thawed(constraint) for constraint in constraints]):
+        values = {**point, **{name: evaluate(expression, point) for name, expression in feature_expressions}}
+        winners.add(min(priced, key=lambda item: evaluate(item[1], values))[0])  # noqa: B023
+    return frozenset(winners)
+
+
+def _points(domain: tuple, constraints: list[Expression]) -> Iterator[dict[str, Number]]:
+    keys = [key for key, _ in domain]
+    if not keys:
+        raise ExpressionError("select.domain is empty, so no two tiles can be compared")
+    applicable = [constraint for constraint in constraints if names(constraint) <= set(keys)]
+    for values in itertools.product(*(values for _, values in domain)):
+        point = dict(zip(keys, values, strict=True))
+        if all(evaluate(constraint, point) for constraint in applicable):
+            yield point
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _thawed(value: object) -> Expression:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value

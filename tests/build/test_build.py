@@ -1,0 +1,379 @@
+"""build.py end to end on two small kernels: what it writes, what it reuses, how it fails."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from generator import cli, toolchain
+from generator.errors import ToolchainError
+from loader import manifest as loader_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(__file__).resolve().parent / "data"
+
+# A body whose array cannot be kept in registers.
+LOCAL_ARRAY = "{ float v[64] = {}; for (int i = 0; i < 64; i++) v[(int)a[i]] = b[i]; out[0] = v[(int)c[0]]; }"
+
+try:
+    toolchain.find_toolchain()
+except ToolchainError as error:
+    pytest.skip(f"no compiler: {error}", allow_module_level=True)
+
+
+class Project:
+    """A copy of the small matrix that a test may edit, with its pack."""
+
+    def __init__(self, folder: Path) -> None:
+        shutil.copytree(DATA, folder / "sources")
+        self.matrix, self.templates = folder / "sources" / "kernels.yaml", folder / "sources" / "templates"
+        self.out = folder / "pack"
+
+    def arguments(self, *options: str) -> list[str]:
+        return ["--matrix", str(self.matrix), "--templates", str(self.templates), "--out", str(self.out), *options]
+
+    def build(self, *options: str) -> int:
+        return cli.main(self.arguments("--jobs", "1", *options))
+
+    def edit(self, path: Path, old: str, new: str) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    @property
+    def manifest(self) -> dict:
+        return json.loads((self.out / "manifest.json").read_text())
+
+    def labels(self) -> set[str]:
+        return {"{family}/{variant}@{arch}".format_map(artifact) for artifact in self.manifest["artifacts"]}
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the pack, the store aside."""
+        paths = [path for path in self.out.rglob("*") if path.is_file() and ".build" not in path.parts]
+        return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A pack of both kernels for 120a and 90a; tests only read it."""
+    project = Project(tmp_path_factory.mktemp("built"))
+    assert project.build("--arch", "120a,90a") == 0
+    return project
+
+
+def test_the_loader_reads_what_was_written(built):
+    """The manifest keeps its contract, and every file has the digest and size that it names."""
+    manifest = loader_manifest.parse((built.out / "manifest.json").read_bytes())
+    assert len(manifest.artifacts) == 10
+    for artifact in manifest.artifacts:
+        for stored in (artifact.binary, artifact.ptx):
+            content = (built.out / stored.file).read_bytes()
+            assert (hashlib.sha256(content).hexdigest(), len(content)) == (stored.sha256, stored.size)
+    assert manifest.toolchain["nvcc"] == toolchain.find_toolchain().version
+
+
+def test_the_pack_holds_nothing_else(built):
+    """Manifest, cubins, PTX."""
+    named = {artifact["file"] for artifact in built.manifest["artifacts"]}
+    named |= {artifact["ptx"]["file"] for artifact in built.manifest["artifacts"]}
+    assert set(built.files()) == named | {"manifest.json"}
+
+
+def test_the_ptx_is_what_the_cubin_was_made_of(built, tmp_path):
+    """ptxas on the PTX of the pack gives the cubin of the pack."""
+    artifact = next(a for a in built.manifest["artifacts"] if (a["variant"], a["arch"]) == ("t64_f32_f32", "120a"))
+    (tmp_path / "kernel.ptx").write_bytes(gzip.decompress((built.out / artifact["ptx"]["file"]).read_bytes()))
+    command = [toolchain.find_toolchain().ptxas, "-arch=sm_120a", "-v", "-O3", "kernel.ptx", "-o", "kernel.cubin"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "kernel.cubin").read_bytes() == (built.out / artifact["file"]).read_bytes()
+
+
+def test_no_path_reaches_the_pack(built):
+    """Neither the sources' nor the pack's place is in any byte."""
+    for name, content in built.files().items():
+        text = gzip.decompress(content) if name.endswith(".gz") else content
+        assert str(built.out.parent).encode() not in text, name
+
+
+def test_an_unchanged_rebuild_compiles_nothing_and_is_quick(built, capsys):
+    """Python's start included, at most two seconds; no file is touched."""
+    before = {path: path.stat().st_mtime_ns for path in built.out.rglob("*.*") if path.is_file()}
+    command = [sys.executable, str(ROOT / "build.py"), *built.arguments("--arch", "120a,90a")]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert time.perf_counter() - start <= 2
+    assert "0 compiled, 10 up to date, 0 failed; pack unchanged" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_same_sources_give_the_same_bytes(project, capsys):
+    """Two builds from copies in different directories."""
+    assert project.build("--arch", "120a", "--check-reproducible") == 0
+    assert "reproducible: 5 kernels, 11 files" in capsys.readouterr().out
+    assert not project.out.exists()
+
+
+def test_the_compiler_of_pypi_gives_the_same_bytes(project, monkeypatch):
+    """A machine with pip alone builds the pack of a machine with a toolkit."""
+    compiler = toolchain.find_toolchain()
+    folders = os.environ["PATH"].split(os.pathsep)
+    packaged = [path for path in toolchain.candidates("nvcc") if path.is_file() and str(path.parent) not in folders]
+    if not packaged or compiler.nvcc in packaged:
+        pytest.skip("needs nvcc both on PATH and from PyPI")
+    options = ["--arch", "120a", "--variant", "t64*"]
+    assert project.build(*options) == 0
+    first = project.files()
+    without = [folder for folder in folders if not Path(folder, "nvcc").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(without))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    assert toolchain.find_toolchain().nvcc in packaged
+    assert toolchain.find_toolchain().version == compiler.version
+    shutil.rmtree(project.out)
+    assert project.build(*options) == 0
+    assert project.files() == first
+
+
+def test_a_path_in_the_code_is_refused(project, capsys):
+    """__FILE__ of a header would make bytes depend on where the sources lie."""
+    header = project.templates / "scale" / "convert.cuh"
+    header.write_text(header.read_text() + "\n__device__ inline const char* here() { return __FILE__; }\n")
+    project.edit(project.templates / "scale" / "scale.cu.j2", "if (index < n)", "if (here()[index] == 'x')")
+    assert project.build("--arch", "120a", "--variant", "t64_f32*") == 1
+    assert "reached the compiled code" in capsys.readouterr().out
+
+
+def test_archs_add_up(project, capsys):
+    """A build for another arch keeps what is there, and the pack equals one that was built at once."""
+    assert project.build("--arch", "120a") == 0
+    assert project.build("--arch", "90a") == 0
+    two_steps = project.files()
+    shutil.rmtree(project.out)
+    assert project.build("--arch", "120a", "--arch", "90a") == 0
+    assert project.files() == two_steps
+
+
+def test_stale_artifacts_are_dropped(project, capsys):
+    """What was built of other sources does not stay beside the new ones."""
+    project.build("--arch", "120a,90a")
+    project.edit(project.templates / "scale" / "convert.cuh", "return value;", "return value + 0.0f;")
+    capsys.readouterr()
+    assert project.build("--arch", "120a") == 0
+    assert {label for label in project.labels() if label.endswith("@90a")} == {"nop9/t32@90a"}
+    output = capsys.readouterr().out
+    assert "4 compiled, 1 up to date" in output  # nop9 does not include the header
+    assert "dropped from the pack, sources changed or files damaged: scale/t256_f16_f16@90a" in output
+    assert len([name for name in project.files() if name.endswith("cubin")]) == 6
+
+
+def test_launch_geometry_changes_without_a_compiler(project, capsys):
+    """The grid is data of the manifest, also of artifacts that were not selected."""
+    project.build("--arch", "120a,90a", "--kernel", "nop9")
+    project.edit(project.matrix, "grid: [1, 1, 1]", "grid: [2, 1, 1]")
+    capsys.readouterr()
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert "0 compiled, 1 up to date, 0 failed\n" in capsys.readouterr().out
+    assert [artifact["launch"]["grid"] for artifact in project.manifest["artifacts"]] == [[2, 1, 1]] * 2
+
+
+def test_a_fatbin_holds_the_selected_archs(project, capsys):
+    """One file for the archs of a variant, named by each artifact."""
+    assert project.build("--arch", "120a,90a", "--variant", "t64_f32*", "--format", "fatbin") == 0
+    first, second = project.manifest["artifacts"]
+    assert first["file"] == second["file"]
+    assert first["format"] == "fatbin"
+    content = (project.out / first["file"]).read_bytes()
+    assert b"sm_120a" in content and b"sm_90a" in content
+    loader_manifest.parse((project.out / "manifest.json").read_bytes())
+
+
+def test_a_failing_kernel_does_not_stop_the_others(project, capsys):
+    """Its command and log are shown, the rest is in the pack, the exit status is 1."""
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ undeclared(); }")
+    assert project.build("--arch", "120a") == 1
+    output = capsys.readouterr().out
+    assert "nop9/t32@120a: nvcc exited with" in output
+    assert 'identifier "undeclared" is undefined' in output
+    assert "4 compiled, 0 up to date, 1 failed" in output
+    assert len(project.labels()) == 4
+    command = next(line for line in output.splitlines() if line.startswith("cd "))
+    again = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert again.returncode != 0 and "undeclared" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("nop9.cu.j2", "{}", "{ out[0] = {{ missing }}; }", "'missing' is undefined"),
+        ("nop9.cu.j2", "{}", "{% if %}", "templates/nop9/nop9.cu.j2:4: Expected an expression"),
+        ("nop9.cu.j2", "{{ symbol }}", "other", "expected one kernel, nop9_t32, got other"),
+        ("nop9.cu.j2", "const float* h,", "", "parameters are, as (offset, bytes), [(0, 8)"),
+        ("nop9.cu.j2", "const float* h", "float h", "kernels.yaml says [(0, 8)"),
+        ("nop9.cu.j2", "__launch_bounds__({{ threads }})", "__launch_bounds__(16)", "launch.block is [32, 1, 1]"),
+        ("nop9.cu.j2", "{}", LOCAL_ARRAY, "uses 256 bytes of local memory and 0 bytes of spills"),
+        ("kernels.yaml", "shared: 0, pdl: false", "shared: 0, pdl: true", "the kernel never waits for the grid"),
+        ("kernels.yaml", "template: nop9/nop9.cu.j2", "template: nop9/absent", "templates/nop9/absent does not exist"),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_is_not_what_the_matrix_says_is_refused(project, capsys, file, old, new, reason):
+    """Undefined names, other symbols, parameters, launch bounds, local memory, missing waits."""
+    path = project.matrix if file == "kernels.yaml" else project.templates / "nop9" / file
+    project.edit(path, old, new)
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+    assert reason in capsys.readouterr().out
+    assert project.labels() == set()
+
+
+def test_local_memory_is_allowed_by_name(project, capsys):
+    """A target may list the variants that use it."""
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", LOCAL_ARRAY)
+    project.edit(project.matrix, "axes: {threads: [32]}", "axes: {threads: [32]}\n        local_memory: [t32]")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert project.manifest["artifacts"][0]["local_bytes"] == 256
+
+
+def test_a_killed_build_leaves_the_old_pack(project):
+    """Killed at any moment, the manifest in place names files that are there; the next build finishes the work."""
+    assert project.build("--arch", "120a") == 0
+    project.edit(project.templates / "scale" / "convert.cuh", "return value;", "return value + 0.0f;")
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
+    command = [sys.executable, str(ROOT / "build.py"), *project.arguments("--arch", "120a", "--jobs", "1")]
+    for delay in (0.3, 0.6, 0.9, 1.2):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, start_new_session=True, **quiet)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for artifact in loader_manifest.parse((project.out / "manifest.json").read_bytes()).artifacts:
+            for stored in (artifact.binary, artifact.ptx):
+                assert hashlib.sha256((project.out / stored.file).read_bytes()).hexdigest() == stored.sha256
+    assert project.build("--arch", "120a") == 0
+    finished = project.files()
+    assert not [path for path in project.out.rglob("*tmp*")]
+    shutil.rmtree(project.out)
+    assert project.build("--arch", "120a") == 0
+    assert project.files() == finished
+
+
+def test_a_damaged_pack_is_mended(project, capsys):
+    """A flipped byte or a missing file is written again, from the store or by the compiler."""
+    project.build("--arch", "120a", "--kernel", "nop9")
+    good = project.files()
+    artifact = project.manifest["artifacts"][0]
+    (project.out / artifact["file"]).write_bytes(b"damaged")
+    (project.out / artifact["ptx"]["file"]).unlink()
+    next((project.out / ".build").glob("*/kernel.cubin")).write_bytes(b"damaged")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert project.files() == good
+
+
+def test_only_one_build_writes_to_a_pack(project, capsys):
+    """The second one says so and changes nothing."""
+    from generator import pack
+
+    with pack.locked(project.out):
+        assert project.build("--arch", "120a") == 1
+    assert f"another build is writing to {project.out}" in capsys.readouterr().err
+    assert not (project.out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99}'])
+def test_a_foreign_manifest_is_not_overwritten(project, capsys, content):
+    """What is not ours is not replaced."""
+    project.out.mkdir()
+    (project.out / "manifest.json").write_text(content)
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+    assert "remove it" in capsys.readouterr().err
+    assert (project.out / "manifest.json").read_text() == content
+
+
+def test_a_lock_says_what_differs(project, tmp_path, capsys):
+    """Equal bytes pass, others are named, another compiler is not compared."""
+    lock = tmp_path / "lock.json"
+    options = ["--arch", "120a", "--kernel", "nop9", "--lock", str(lock)]
+    assert project.build(*options, "--locked") == 1
+    assert "lock.json does not exist; --update-lock writes it" in capsys.readouterr().err
+    assert project.build(*options, "--update-lock") == 0
+    assert project.build(*options, "--locked") == 0
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
+    capsys.readouterr()
+    assert project.build(*options, "--locked") == 1
+    assert "lock.json: nop9/t32@120a: another cubin and ptx" in capsys.readouterr().out
+    assert project.build(*options) == 0
+    lock.write_text(lock.read_text().replace(toolchain.find_toolchain().version, "1.0.0"))
+    capsys.readouterr()
+    assert project.build(*options) == 0
+    assert "lock.json is of nvcc 1.0.0" in capsys.readouterr().out
+
+
+def test_list_and_dry_run_write_nothing(project, capsys):
+    """They show variants, and commands."""
+    assert project.build("--arch", "120a", "--list") == 0
+    assert capsys.readouterr().out.count("120a") == 5
+    assert project.build("--arch", "120a", "--kernel", "n*", "--dry-run") == 0
+    output = capsys.readouterr().out
+    assert "nop9/t32@120a: " in output and "arch=compute_120a,code=sm_120a" in output
+    assert not project.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arch", "77"], "--arch: unknown arch '77'"),
+        (["--arch", "103a"], "the options select nothing; the matrix has the kernels nop9, scale and the archs"),
+        (["--arch", "120a,103a"], "the options select nothing for 103a"),
+        (["--kernel", "absent"], "the options select nothing"),
+        (["--variant", "absent*"], "the options select nothing"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--update-lock"], "need --lock FILE"),
+    ],
+)
+def test_options_that_select_nothing_are_errors(project, capsys, options, message):
+    """A typing error does not give an empty pack."""
+    assert cli.main(project.arguments(*options)) == 1
+    assert message in capsys.readouterr().err
+    assert not project.out.exists()
+
+
+def test_a_launcher_runs_the_compiler(project, tmp_path):
+    """Such as ccache: nvcc and its arguments follow it."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\nexec "$@"\n')
+    launcher.chmod(0o755)
+    assert project.build("--arch", "120a", "--kernel", "nop9", "--launcher", str(launcher)) == 0
+    assert (tmp_path / "calls").read_text().splitlines() == [str(toolchain.find_toolchain().nvcc)]
+
+
+def test_another_flag_compiles_again(project, capsys):
+    """Flags of a target are part of the digest."""
+    project.build("--arch", "120a", "--kernel", "nop9")
+    project.edit(project.matrix, "axes: {threads: [32]}", "axes: {threads: [32]}\n        flags: [-DEXTRA]")
+    capsys.readouterr()
+    project.build("--arch", "120a", "--kernel", "nop9")
+    assert "1 compiled, 0 up to date" in capsys.readouterr().out
+
+
+def test_the_report_is_escaped_html(project):
+    """Table and profile of each kernel; names are data."""
+    try:
+        toolchain.find_disassembler()
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    project.edit(project.matrix, 'name: "t{threads}"\n        launch: {', 'name: "t<{threads}>"\n        launch: {')
+    assert project.build("--arch", "120a", "--kernel", "nop9", "--report") == 0
+    page = (project.out / "report.html").read_text()
+    assert "t&lt;32&gt;" in page and "t<32>" not in page
+    assert "no loop with tensor-core instructions" in page

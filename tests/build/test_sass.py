@@ -1,0 +1,88 @@
+"""The static profile: which instructions count as a kernel's main loop."""
+
+import pytest
+
+from generator import sass
+from generator.errors import ToolchainError
+
+# A persistent loop (0x20 to 0xb0) around the main loop (0x40 to 0x90). Its barrier wait is retried at 0xd0, behind the
+# exit; the jump back from there to 0x60 is no loop of its own, nor is the padding at the end.
+SASS = """
+//--------------------- .text.kernel              --------------------------
+	.section	.text.kernel,"ax",@progbits
+        .global         kernel
+kernel:
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x37c] ;
+        /*0010*/              @!P0 EXIT ;
+.L_x_5:
+        /*0020*/                   LDS.64 R4, [R2] ;
+        /*0030*/                   HMMA.16816.F32 R8, R4, R6, RZ ;
+.L_x_1:
+        /*0040*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R3], R5 ;
+        /*0050*/              @!P0 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0060*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0070*/                   OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X R8, R4, R6, R8, R10, R12 ;
+        /*0080*/                   OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X R8, R4, R6, R8, R10, R12 ;
+        /*0090*/                   BRA.U UP0, `(.L_x_1) ;
+        /*00a0*/                   STG.E desc[UR4][R2.64], R8 ;
+        /*00b0*/               @P1 BRA `(.L_x_5) ;
+        /*00c0*/                   EXIT ;
+.L_x_2:
+        /*00d0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R3], R5 ;
+        /*00e0*/              @!P0 BRA `(.L_x_2) ;
+        /*00f0*/                   BRA `(.L_x_3) ;
+.L_x_9:
+        /*0100*/                   BRA `(.L_x_9);
+        /*0110*/                   NOP ;
+"""
+
+
+def test_the_main_loop_is_the_innermost_with_tensor_instructions():
+    """Outer loops and the retry behind the exit are not part of it."""
+    profile = sass.parse(SASS)
+    assert profile.symbol == "kernel"
+    assert [(loop.first, loop.last) for loop in profile.loops] == [(0x40, 0x90)]
+    assert profile.main_loop.counts == {"SYNCS": 1, "BRA": 2, "LDSM": 1, "OMMA": 2}
+    assert profile.main_loop.per_tensor == 3
+
+
+def test_a_kernel_counts_every_instruction_but_padding():
+    """NOPs behind the end are not instructions of the kernel."""
+    profile = sass.parse(SASS)
+    assert profile.instructions == 17
+    assert profile.tensor == 3
+    assert profile.counts["EXIT"] == 2
+
+
+def test_a_kernel_without_tensor_instructions_has_no_main_loop():
+    """Nothing is divided by zero."""
+    profile = sass.parse(SASS.replace("OMMA", "FFMA").replace("HMMA", "FFMA"))
+    assert profile.main_loop is None
+    assert profile.per_tensor is None
+
+
+def test_an_outer_loop_counts_where_the_inner_one_is_unrolled():
+    """Without the inner jump, the persistent loop is the main loop."""
+    profile = sass.parse(SASS.replace("BRA.U UP0, `(.L_x_1)", "NOP"))
+    assert [(loop.first, loop.last) for loop in profile.loops] == [(0x20, 0xB0)]
+    assert profile.main_loop.tensor == 3
+
+
+def test_an_indirect_branch_reaches_its_listed_targets():
+    """BRX names them in a note; the code behind it is reachable through them alone."""
+    text = SASS.replace(
+        "HMMA.16816.F32 R8, R4, R6, RZ ;", 'BRX R4 -0xc0 (*"BRANCH_TARGETS .L_x_1,.L_x_9"*);'
+    )  # fmt: skip
+    assert [(loop.first, loop.last) for loop in sass.parse(text).loops] == [(0x40, 0x90)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no code section"), (SASS + "\n.text.other:\n", "expected one kernel, nvdisasm also shows .text.other")],
+)
+def test_other_text_is_refused(text, message):
+    """No kernel, or two."""
+    with pytest.raises(ToolchainError, match=message):
+        sass.parse(text)

@@ -1,0 +1,400 @@
+"""kernels.yaml: what expands to what, and every mistake with the place it names."""
+
+import copy
+
+import pytest
+import yaml
+
+from generator.errors import MatrixError
+from generator.matrix import load
+from loader.arch import ARCHS
+
+
+def family():
+    """A family that uses every part of the schema."""
+    return {
+        "summary": "y = factor * x",
+        "arguments": [
+            {"name": "x", "direction": "in", "dtypes": ["f16"], "shape": ["M", "K / 2"], "alignment": 16, "doc": "in"},
+            {"name": "y", "direction": "out", "dtypes": ["f16", "f32"], "shape": ["M"], "alignment": 4, "doc": "out"},
+        ],
+        "scalars": [{"name": "factor", "dtype": "f32", "doc": "multiplier"}],
+        "constraints": ["K % 8 == 0"],
+        "skip": "M == 0",
+        "select": {
+            "match": {"out": "y"},
+            "features": {"M": "M", "rows": "fdiv(M, 4)"},
+            "domain": {"M": [1, 64, 4096], "sm_count": [132]},
+            "measured": [],
+        },
+        "parameters": [
+            {"scalar": "factor", "dtype": "f32", "value": "factor"},
+            {"tensor_map": "x_map", "argument": "x", "element": "f16", "dims": ["K / 2", "M"], "strides": ["K"],
+             "box": ["block_k", "block_m"], "swizzle": "block_k * 2"},
+            {"pointer": "y"},
+        ],
+        "targets": {
+            "hopper": {
+                "template": "t.cu.j2",
+                "archs": ["90a", "100a"],
+                "axes": {
+                    "tile": [{"block_m": 8, "stages": 2}, {"block_m": 128, "stages": 4}],
+                    "block_k": [64, 32],
+                    "out": ["f16", "f32"],
+                },
+                "exclude": [{"block_m": 8, "block_k": 32}],
+                "name": "m{block_m}k{block_k}",
+                "constants": {"threads": "block_m * 4", "stage": "block_m * block_k * sizeof_x"},
+                "launch": {
+                    "grid": ["min(sm_count, ceil_div(M, block_m))", 1, 1], "block": ["threads", 1, 1],
+                    "cluster": [1, 1, 1], "shared": "stages * stage + 16 * sizeof_y", "pdl": False,
+                },
+                "cost": "ceil_div(M, block_m) * (100 + block_m) + block_k if rows < 1000 else rows - block_m - block_k",
+            }
+        },
+    }  # fmt: skip
+
+
+def expand(tmp_path, families):
+    path = tmp_path / "kernels.yaml"
+    path.write_text(yaml.safe_dump({"schema": 1, "families": families}, sort_keys=False))
+    return load(path)
+
+
+def edited(changes):
+    """The family with values replaced; a key is a dotted path, ``DELETE`` removes."""
+    result = copy.deepcopy(family())
+    for path, value in changes.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        place = result
+        for parent in parents:
+            place = place[parent]
+        if value is DELETE:
+            del place[last]
+        elif isinstance(place, list) and last == len(place):
+            place.append(value)
+        else:
+            place[last] = value
+    return result
+
+
+DELETE = object()
+HOPPER = "families.f.targets.hopper"
+
+
+def test_expansion_is_the_cross_product_less_exclusions(tmp_path):
+    """Two tiles by two depths by two types on two archs, less what is excluded, sorted by arch and name."""
+    variants = expand(tmp_path, {"f": family()}).variants
+    names = [f"{tile}_{out}" for tile in ("m128k32", "m128k64", "m8k64") for out in ("f16", "f32")]
+    assert [(v.arch, v.variant) for v in variants] == [(arch, name) for arch in ("100a", "90a") for name in names]
+
+
+def test_a_variant_carries_numbers_where_they_are_known(tmp_path):
+    """Axes and constants are folded; dimensions stay; offsets follow the C ABI."""
+    variant = next(v for v in expand(tmp_path, {"f": family()}).variants if v.label == "f/m128k32_f32@90a")
+    assert variant.symbol == "f_m128k32_f32"
+    assert variant.tile == "m128k32"
+    assert variant.axes == {"block_m": 128, "stages": 4, "block_k": 32, "out": "f32"}
+    assert variant.constants == {"threads": 512, "stage": 8192}
+    assert variant.launch == {
+        "grid": [["min", "sm_count", ["ceil_div", "M", 128]], 1, 1], "block": [512, 1, 1], "cluster": [1, 1, 1],
+        "shared": 4 * 8192 + 64, "pdl": False,
+    }  # fmt: skip
+    assert [(p["name"], p["offset"], p["size"]) for p in variant.parameters] == [
+        ("factor", 0, 4), ("x_map", 64, 128), ("y", 192, 8)]  # fmt: skip
+    assert variant.parameter_bytes == 200
+    assert variant.parameters[1]["box"] == [32, 128]
+    assert variant.parameters[1]["swizzle"] == 64
+
+
+def test_a_target_may_replace_the_parameters(tmp_path):
+    """The family's list is the default of its targets."""
+    own = edited({"targets.hopper.parameters": [{"pointer": "y"}]})
+    assert {v.parameter_bytes for v in expand(tmp_path, {"f": own}).variants} == {8}
+
+
+def test_expansion_does_not_depend_on_the_order_of_keys(tmp_path):
+    """Sorted keys in the file give the same variants."""
+    first = expand(tmp_path, {"f": family()})
+    path = tmp_path / "kernels.yaml"
+    axes = family()["targets"]["hopper"]["axes"]
+    shuffled = edited({"targets.hopper.axes": dict(sorted(axes.items(), reverse=True))})
+    path.write_text(yaml.safe_dump({"families": {"f": shuffled}, "schema": 1}))
+    assert load(path).variants == first.variants
+
+
+def test_measured_rows_decide_what_is_reachable(tmp_path):
+    """Where an arch has rows, its tiles must win one of them, whatever they cost."""
+    row = {"arch": "90a", "device": "H", "features": {"M": 1, "rows": 1}}
+    fast = [row | {"microseconds": {tile: 1.0, "m8k64": 2.0}} for tile in ("m128k32", "m128k64")]
+    changes = {"targets.hopper.cost": "block_m * 1000 + block_k", "targets.hopper.archs": ["90a"]}
+    assert [problem.split(": ")[2] for problem in problems(tmp_path, edited(changes))] == [
+        "tile m128k64 can never be chosen on 90a",
+        "tile m128k32 can never be chosen on 90a",
+    ]
+    assert [
+        problem.split(": ", 2)[2] for problem in problems(tmp_path, edited(changes | {"select.measured": fast}))
+    ] == ["tile m8k64 can never be chosen on 90a: it wins in no measured row"]
+    fast[0]["microseconds"]["m8k64"] = 0.5
+    fast.append(row | {"microseconds": {"m128k32": 1}})
+    assert expand(tmp_path, {"f": edited(changes | {"select.measured": fast})}).variants
+
+
+def test_equal_costs_go_to_the_name_that_sorts_first(tmp_path):
+    """As in the loader, whatever the order in the file."""
+    changes = {"targets.hopper.cost": "100 if block_k == 32 else 100", "targets.hopper.archs": ["90a"]}
+    assert [problem.split(": ")[2] for problem in problems(tmp_path, edited(changes))] == [
+        "tile m8k64 can never be chosen on 90a",
+        "tile m128k64 can never be chosen on 90a",
+    ]
+
+
+def problems(tmp_path, content):
+    with pytest.raises(MatrixError) as raised:
+        expand(tmp_path, {"f": content})
+    return raised.value.problems
+
+
+CASES = {
+    "unknown key of a family": ({"colour": 1}, "families.f.colour: unknown key"),
+    "unknown key of a target": ({"targets.hopper.achs": []}, f"{HOPPER}.achs: unknown key"),
+    "unknown key of a tensor map": ({"parameters.1.boxes": []}, "families.f.parameters[1].boxes: unknown key"),
+    "missing key": ({"targets.hopper.launch.pdl": DELETE}, f"{HOPPER}.launch.pdl: missing key"),
+    "wrong type": (
+        {"arguments.0.alignment": "16"},
+        "families.f.arguments[0].alignment: Input should be a valid integer, got '16'",
+    ),
+    "number for a string": (
+        {"targets.hopper.archs.0": 90},
+        f"{HOPPER}.archs[0]: Input should be a valid string, got 90",
+    ),
+    "unknown dtype": (
+        {"arguments.0.dtypes.0": "fp4"},
+        "families.f.arguments[0].dtypes[0]: Input should be 'e2m1x2', "
+        "'ue4m3', 'ue8m0', 'e4m3', 'u8', 'i32', 'i64', 'f32', 'f16' or 'bf16', got 'fp4'",
+    ),
+    "switch as an axis": (
+        {"targets.hopper.axes.block_k.0": True},
+        f"{HOPPER}.axes.block_k[0]: expected an integer or a string (0 or 1 for a switch), got True",
+    ),
+    "two kinds of parameter": (
+        {"parameters.0.pointer": "y"},
+        "families.f.parameters[0]: expected exactly one of the keys pointer, scalar, tensor_map",
+    ),
+    "unreadable expression": (
+        {"targets.hopper.cost": "M +"},
+        f"{HOPPER}.cost: cannot read 'M +': invalid syntax; a choice is written `a if condition else b`",
+    ),
+    "unknown dimension of a shape": (
+        {"arguments.0.shape.1": "round_up(L, 4)"},
+        "families.f.arguments[0].shape[1]: unknown name 'L'; known are M, factor",
+    ),
+    "unknown name in a constraint": (
+        {"constraints.0": "block_m == 1"},
+        "families.f.constraints[0]: unknown name 'block_m'; known are K, M, factor, sizeof_x, sizeof_y",
+    ),
+    "unreadable constraint": (
+        {"constraints.0": "M ="},
+        "families.f.constraints[0]: cannot read 'M =': invalid syntax; a choice is written `a if condition else b`",
+    ),
+    "unknown name in skip": (
+        {"skip": "Q"},
+        "families.f.skip: unknown name 'Q'; known are K, M, factor, sizeof_x, sizeof_y",
+    ),
+    "unknown name in the grid": (
+        {"targets.hopper.launch.grid.1": "Z"},
+        f"{HOPPER}.launch.grid[1]: unknown name 'Z'; known are K, M, block_k, block_m, factor, out, "
+        "sizeof_x, sizeof_y, sm_count, stage, stages, threads",
+    ),
+    "dimension in shared memory": (
+        {"targets.hopper.launch.shared": "M"},
+        f"{HOPPER}.launch.shared: unknown name 'M'; known are block_k, block_m, out, sizeof_x, "
+        "sizeof_y, stage, stages, threads",
+    ),
+    "string axis in shared memory": (
+        {"targets.hopper.launch.shared": "out"},
+        f"{HOPPER}.launch.shared: out has no value at build time (variant m8k64_f16 and 5 more)",
+    ),
+    "unknown name in a constant": (
+        {"targets.hopper.constants.threads": "bock_m"},
+        f"{HOPPER}.constants.threads: unknown name 'bock_m'; "
+        "known are block_k, block_m, out, sizeof_x, sizeof_y, stages",
+    ),
+    "unknown axis in the name": (
+        {"targets.hopper.name": "n{block_n}"},
+        f"{HOPPER}.name: unknown axis 'block_n'; known are block_k, block_m, out, stages",
+    ),
+    "attribute in the name": (
+        {"targets.hopper.name": "n{out.__class__}"},
+        f"{HOPPER}.name: unknown axis 'out.__class__'; known are block_k, block_m, out, stages",
+    ),
+    "unknown arch": (
+        {"targets.hopper.archs.1": "100"},
+        f"{HOPPER}.archs[1]: unknown arch '100'; known are {', '.join(ARCHS)}",
+    ),
+    "duplicate arch": ({"targets.hopper.archs.1": "90a"}, f"{HOPPER}.archs[1]: duplicate arch '90a'"),
+    "tile over shared memory": (
+        {"targets.hopper.axes.tile.1.stages": 15},
+        f"{HOPPER}.axes.tile[1]/block_k[0]: needs 245792 bytes of shared memory, sm_90a has 232448 "
+        "(variant m128k64_f16)",
+    ),
+    "unreachable tile": (
+        {
+            "targets.hopper.exclude": [{"block_m": 8, "block_k": 32}, {"block_m": 128, "block_k": 32}],
+            "targets.hopper.cost": "block_m",
+        },
+        f"{HOPPER}.axes.tile[1]/block_k[0]: tile m128k64 can never be chosen on 90a, 100a: it wins at no "
+        "point of select.domain",
+    ),
+    "cost without a domain": (
+        {"select.domain": {}},
+        f"{HOPPER}.cost: select.domain is empty, so no two tiles can be compared",
+    ),
+    "domain without a name that cost uses": (
+        {"targets.hopper.cost": "K"},
+        f"{HOPPER}.cost: 'K' has no value; known are M, rows, sm_count",
+    ),
+    "unknown name in the domain": ({"select.domain.L": [1]}, "families.f.select.domain.L: unknown name 'L'"),
+    "ragged axis": (
+        {"targets.hopper.axes.tile.1": {"block_m": 128}},
+        f"{HOPPER}.axes.tile[1]: expected the keys of the first entry, block_m, stages",
+    ),
+    "duplicate axis entry": ({"targets.hopper.axes.block_k.1": 64}, f"{HOPPER}.axes.block_k[1]: duplicate entry"),
+    "axis named as a dimension": (
+        {"targets.hopper.axes.M": [1]},
+        f"{HOPPER}.axes.M[0].M: duplicate name 'M': it is already a dimension or a scalar",
+    ),
+    "constant named as an axis": (
+        {"targets.hopper.constants.stages": 1},
+        f"{HOPPER}.constants.stages: duplicate name: it is already a key of axis 'tile'",
+    ),
+    "useless exclusion": (
+        {"targets.hopper.exclude.1": {"block_m": 9}},
+        f"{HOPPER}.exclude[1]: excludes no combination of the axes",
+    ),
+    "two variants of one name": (
+        {"targets.hopper.name": "m{block_m}"},
+        "families.f.targets: duplicate variant 'm128_f16' for 90a: two targets or two combinations "
+        "of axes give the same name",
+    ),
+    "duplicate argument": ({"arguments.1.name": "x"}, "families.f.arguments[1].name: duplicate name 'x'"),
+    "scalar named as an argument": ({"scalars.0.name": "y"}, "families.f.scalars[0].name: duplicate name 'y'"),
+    "alignment": ({"arguments.0.alignment": 12}, "families.f.arguments[0].alignment: 12 is not a power of two"),
+    "match without an axis": ({"select.match": {"kind": "y"}}, f"{HOPPER}.axes: select.match needs an axis 'kind'"),
+    "match of an unknown argument": (
+        {"select.match": {"out": "z"}},
+        "families.f.select.match.out: unknown argument 'z'",
+    ),
+    "matched value no dtype": (
+        {"targets.hopper.axes.out.1": "bf16"},
+        f"{HOPPER}.axes.out[1]: 'bf16' is no dtype of argument 'y'; its dtypes are f16, f32",
+    ),
+    "parameter of an unknown argument": (
+        {"parameters.2.pointer": "z"},
+        "families.f.parameters[2].pointer: unknown argument 'z'; known are x, y",
+    ),
+    "no parameters": ({"parameters": DELETE}, f"{HOPPER}: no parameters: neither the target nor its family lists them"),
+    "duplicate parameter": ({"parameters.3": {"pointer": "y"}}, "families.f.parameters[3].pointer: duplicate name 'y'"),
+    "box too large": (
+        {"parameters.1.box.1": "block_m * 4"},
+        "families.f.parameters[1].box[1]: 512 is over the limit of 256 elements (variant m128k64_f16 and 3 more)",
+    ),
+    "box no multiple of 16 bytes": (
+        {"parameters.1.box.0": 9, "parameters.1.swizzle": 0},
+        "families.f.parameters[1].box[0]: the inner extent is 18 bytes, not a multiple of 16 "
+        "(variant m8k64_f16 and 5 more)",
+    ),
+    "box over the swizzle": (
+        {"parameters.1.box.0": 128},
+        "families.f.parameters[1].box[0]: the inner extent is 256 bytes, over the swizzle span of 128 "
+        "(variant m8k64_f16 and 3 more)",
+    ),
+    "swizzle": (
+        {"parameters.1.swizzle": 48},
+        "families.f.parameters[1].swizzle: 48 is not one of (0, 32, 64, 128) (variant m8k64_f16 and 5 more)",
+    ),
+    "rank": (
+        {"parameters.1.dims": [1] * 6, "parameters.1.strides": [1] * 5, "parameters.1.box": [8] * 6},
+        "families.f.parameters[1].dims: a tensor map has 1 to 5 dimensions, got 6",
+    ),
+    "strides": ({"parameters.1.strides": []}, "families.f.parameters[1].strides: expected 1 entries for 2 dimensions"),
+    "inexact tile": (
+        {"parameters.1.box.0": "block_k / 7"},
+        "families.f.parameters[1].box[0]: 64 / 7 is not a whole number; "
+        "use // or fdiv where rounding is meant (variant m8k64_f16 and 3 more)",
+    ),
+    "too many threads": (
+        {"targets.hopper.launch.block.1": 4},
+        f"{HOPPER}.launch.block: 2048 is over the limit of 1024 (variant m128k64_f16 and 3 more)",
+    ),
+    "no cluster": (
+        {"targets.hopper.launch.cluster.0": 0},
+        f"{HOPPER}.launch.cluster[0]: expected an integer of at least 1, got 0 (variant m8k64_f16 and 5 more)",
+    ),
+    "row of an unknown tile": (
+        {
+            "select.measured": [
+                {"arch": "90a", "device": "H", "features": {"M": 1, "rows": 1}, "microseconds": {"m9": 1.0}}
+            ]
+        },
+        "families.f.select.measured[0].microseconds.m9: unknown tile for 90a; known are m128k32, m128k64, m8k64",
+    ),
+    "row of an arch that is not built": (
+        {"select.measured": [{"arch": "120a", "device": "H", "features": {}, "microseconds": {"m8k64": 1.0}}]},
+        "families.f.select.measured[0].arch: '120a' is built by no target; built are 90a, 100a",
+    ),
+    "row without a feature": (
+        {"select.measured": [{"arch": "90a", "device": "H", "features": {"M": 1}, "microseconds": {"m8k64": 1.0}}]},
+        "families.f.select.measured[0].features: expected exactly M, rows",
+    ),
+    "local memory of an unknown variant": (
+        {"targets.hopper.local_memory": ["m9"]},
+        f"{HOPPER}.local_memory[0]: unknown variant 'm9'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), CASES.values(), ids=CASES.keys())
+def test_a_mistake_names_file_entry_and_key(tmp_path, changes, expected):
+    """One change to a good family gives this finding."""
+    found = problems(tmp_path, edited(changes))
+    assert any(problem.startswith(f"kernels.yaml: {expected}") for problem in found), "\n".join(found)
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path):
+    """Findings in different entries do not hide each other."""
+    found = problems(tmp_path, edited({"skip": "Q", "arguments.0.alignment": 3, "targets.hopper.archs.1": "91"}))
+    assert len(found) == 3
+
+
+def test_a_duplicate_key_is_an_error(tmp_path):
+    """YAML itself would keep the last one."""
+    path = tmp_path / "kernels.yaml"
+    path.write_text("schema: 1\nfamilies: {}\nschema: 1\n")
+    with pytest.raises(MatrixError, match=r"kernels.yaml: not readable as YAML: duplicate key 'schema'.* line 3"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"schema: [", "kernels.yaml: not readable as YAML"),
+        (b"\xff\xfe\xff", "kernels.yaml: not readable as YAML"),
+        (b"", "kernels.yaml: top level: Input should be a valid dictionary"),
+        (b"schema: 2\nfamilies: {}", "kernels.yaml: schema: Input should be 1, got 2"),
+        (b"schema: 1\nfamilies: {min: 1}", "kernels.yaml: families.min: expected a name"),
+    ],
+)
+def test_a_file_that_is_no_matrix_is_an_error(tmp_path, content, expected):
+    """Syntax, encoding, emptiness, version."""
+    path = tmp_path / "kernels.yaml"
+    path.write_bytes(content)
+    with pytest.raises(MatrixError) as raised:
+        load(path)
+    assert str(raised.value).startswith(expected)
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    """The path is named."""
+    with pytest.raises(MatrixError, match="absent.yaml: No such file"):
+        load(tmp_path / "absent.yaml")
