@@ -1,0 +1,30 @@
+"""Launch ahead-of-time compiled CUDA kernels on buffers of any framework.
+
+    import loader
+    loader.launch("grouped_fp4", a=a, b=b, ..., out=out)
+
+Needs the CUDA driver and the standard library. Importing it opens nothing: the driver and the packs are opened by the
+first call that needs them. docs/loader.md is the guide.
+"""
+
+from loader import errors
+from loader.api import (
+    Explanation,
+    KernelInfo,
+    Loaded,
+    Plan,
+    Verified,
+    explain,
+    kernels,
+    launch,
+    plan,
+    preload,
+    verify,
+)
+from loader.errors import *  # noqa: F403
+from loader.errors import __all__ as _error_names
+
+__version__ = "0.1.0"
+
+__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "__version__", "errors", "explain", "kernels",
+           "launch", "plan", "preload", "verify", *_error_names]

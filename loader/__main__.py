@@ -1,0 +1,135 @@
+"""``python -m loader list | inspect | verify | explain | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import loader
+from loader import driver, registry, select
+from loader.errors import LoaderError
+from loader.explanation import signature_text, table
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = [("kernel", "variants", "archs", "summary")]
+    for info in loader.kernels(options.packs).values():
+        rows.append((info.name, str(len(info.variants)), " ".join(info.archs), info.summary))
+    print(table(rows))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    found = registry.registry(options.packs)
+    family = found.family(options.kernel)
+    print(f"{signature_text(family)}\n{family.summary}\n")
+    for argument in family.arguments:
+        print(f"  {argument.name}: {argument.doc}")
+    for constraint in family.constraints:
+        print(f"  requires {constraint.text}")
+    rows = [("variant", "arch", "registers", "spill", "shared", "block", "bytes")]
+    for candidate in found.candidates(family.name):
+        a = candidate.artifact
+        rows.append((a.variant, f"sm_{a.arch}", str(a.registers), str(a.spill_bytes),
+                     str(a.launch.shared + a.static_shared), "x".join(map(str, a.launch.block)),
+                     str(a.binary.size)))
+    print("\n" + table(rows))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    outcomes = loader.verify(options.packs)
+    wrong = [outcome for outcome in outcomes if outcome.error is not None]
+    for outcome in wrong:
+        print(outcome.error)
+    total = sum(outcome.size for outcome in outcomes)
+    print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} files verified, {total} bytes")
+    return 1 if wrong else 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    problem: dict[str, int | float | str] = {}
+    for entry in options.problem:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise SystemExit(f"explain: {entry!r} is no NAME=VALUE")
+        problem[name] = _number(value)
+    explanation = loader.explain(options.kernel, device=options.device, variant=options.variant, packs=options.packs,
+                                 **problem)
+    print(explanation)
+    return 0 if explanation.variant else 1
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Say what was found and what would run; 1 if no kernel can run on a GPU here."""
+    print(f"loader {loader.__version__}, Python {sys.version.split()[0]}")
+    found, healthy = None, True
+    try:
+        found = registry.registry(options.packs)
+        print(f"packs from {found.source}:")
+        for pack in found.packs:
+            nvcc = pack.manifest.toolchain.get("nvcc", "unknown")
+            print(f"  {pack.directory}: {len(pack.manifest.artifacts)} artifacts, nvcc {nvcc}")
+    except LoaderError as error:
+        healthy = False
+        print(f"packs: {error}")
+    try:
+        cuda = driver.get()
+    except LoaderError as error:
+        print(f"driver: {error}")
+        return 1
+    print(f"driver: CUDA {cuda.version // 1000}.{cuda.version % 1000 // 10}, {cuda.device_count} devices")
+    for ordinal in range(cuda.device_count):
+        facts = cuda.device(ordinal).facts
+        major, minor = facts.capability
+        print(f"  cuda:{ordinal} {facts.name}, compute capability {major}.{minor}, {facts.sm_count} SMs, "
+              f"{facts.shared_limit} bytes of shared memory a CTA")
+        for family in found.families.values() if found else ():
+            runs = select.runnable(found, family, facts)
+            archs = ", ".join(sorted({f"sm_{candidate.artifact.arch}" for candidate in runs}))
+            print(f"    {family.name}: {f'{len(runs)} variants for {archs}' if runs else 'no variant runs here'}")
+            healthy = healthy and bool(runs)
+    return 0 if healthy and cuda.device_count else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loader", description="Kernel packs and what runs them.")
+    parser.add_argument("--packs", action="append", metavar="DIR", help="pack to use instead of the default ones; "
+                        "may be repeated")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="kernels of the packs").set_defaults(run=_list)
+    inspect = commands.add_parser("inspect", help="arguments and artifacts of a kernel")
+    inspect.add_argument("kernel")
+    inspect.set_defaults(run=_inspect)
+    commands.add_parser("verify", help="compare every file with its manifest").set_defaults(run=_verify)
+    explain = commands.add_parser("explain", help="which variant a problem runs, and why")
+    explain.add_argument("kernel")
+    explain.add_argument("problem", nargs="*", metavar="NAME=VALUE", help="dimensions, scalars, dtypes of arguments")
+    explain.add_argument("--device", help="cuda:0, or an architecture such as 120a")
+    explain.add_argument("--variant")
+    explain.set_defaults(run=_explain)
+    commands.add_parser("doctor", help="driver, devices, packs, and what would run").set_defaults(run=_doctor)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except LoaderError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What ``import loader`` offers: launch, plan, preload, explain, kernels, verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from loader import arch, driver, explanation, module, registry, select
+from loader.call import Call, target
+from loader.errors import DeviceError
+from loader.explanation import Explanation
+from loader.plan import Plan
+from loader.registry import Verified, verify
+
+__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "explain", "kernels", "launch", "plan",
+           "preload", "verify"]
+
+_calls: dict[Any, Call] = {}
+
+
+def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call:
+    if packs is not None:
+        packs = (os.fspath(packs),) if isinstance(packs, (str, os.PathLike)) else tuple(map(os.fspath, packs))
+    key = (name, device, type(device), variant, packs)
+    found = _calls.get(key)
+    if found is None:
+        found = _calls[key] = Call(name, device, variant, packs)
+    return found
+
+
+def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
+           packs: Sequence[str] | None = None, **kwargs: Any) -> None:
+    """Run a kernel on buffers of any framework.
+
+    Arguments go by position or name, as ``kernels()`` lists them; results are written into the buffers given for
+    outputs. ``stream``: a handle or a stream object, None for the producers' current stream. ``device``: None for the
+    buffers' own, or an ordinal, ``"cuda:1"``, ``"emulated:120a"``. ``variant``: None to let measurements choose.
+    Returns as soon as the kernel is queued. Raises a ``LoaderError``; then nothing was launched.
+    """
+    if packs is None:
+        try:
+            call = _calls[name, device, type(device), variant, None]
+        except (KeyError, TypeError):
+            call = _call(name, device, variant, None)
+    else:
+        call = _call(name, device, variant, packs)
+    call.launch(args, kwargs, stream)
+
+
+def plan(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
+         packs: Sequence[str] | None = None, **kwargs: Any) -> Plan:
+    """Do everything of ``launch`` but the launch, once. ``stream`` only serves to refuse loading during its capture."""
+    return _call(name, device, variant, packs).plan(args, kwargs, stream)
+
+
+class Loaded(NamedTuple):
+    """An artifact that ``preload`` has put on a device."""
+
+    kernel: str
+    variant: str
+    arch: str
+    device: int
+
+
+def preload(*names: str, device: int | Sequence[int] | None = None, variant: str | None = None,
+            packs: Sequence[str] | None = None) -> list[Loaded]:
+    """Verify and load every artifact that could run on the device, so that later launches load nothing.
+
+    ``names``: kernels, none for all. ``device``: an ordinal or several, None for the current one. Needed before a
+    stream is captured into a graph.
+    """
+    found = registry.registry(packs)
+    families = [found.family(name) for name in names] or list(found.families.values())
+    loaded = []
+    for place in [_ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
+        on = driver.get().device(place)
+        for family in families:
+            for candidate in select.runnable(found, family, on.facts, variant):
+                module.function(candidate, on, 0)
+                artifact = candidate.artifact
+                loaded.append(Loaded(family.name, artifact.variant, artifact.arch, place))
+    return loaded
+
+
+def _ordinal(device: Any) -> int:
+    asked = target(device)
+    if asked.kind == "emulated":
+        raise DeviceError("device: the emulated device loads nothing", argument="device", expected="a CUDA device",
+                          got=device)
+    return asked.ordinal if asked.ordinal is not None else driver.get().current_device()
+
+
+def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = None,
+            packs: Sequence[str] | None = None, **kwargs: Any) -> Explanation:
+    """Which artifact a call would run and why, every candidate with its reason. Launches and loads nothing.
+
+    Takes the call's buffers, or its problem as numbers and dtypes: ``explain("grouped_fp4", M=128, N=2048, K=7168,
+    E=8, out="bf16", device="120a")``. ``device`` may name an architecture that is not there.
+    """
+    if isinstance(device, str) and (device in arch.ARCHS or device.startswith("sm_")):
+        device = f"emulated:{device}"
+    return explanation.explain(_call(name, device, variant, packs), args, kwargs)
+
+
+class KernelInfo(NamedTuple):
+    """A kernel family of the packs."""
+
+    name: str
+    summary: str
+    signature: str
+    archs: tuple[str, ...]
+    variants: tuple[str, ...]
+
+
+def kernels(packs: Sequence[str] | None = None) -> dict[str, KernelInfo]:
+    """Every kernel of the packs by name."""
+    found = registry.registry(packs)
+    infos = {}
+    for family in found.families.values():
+        artifacts = [candidate.artifact for candidate in found.candidates(family.name)]
+        infos[family.name] = KernelInfo(
+            family.name, family.summary, explanation.signature_text(family),
+            tuple(name for name in arch.ARCHS if any(a.arch == name for a in artifacts)),
+            tuple(sorted({artifact.variant for artifact in artifacts})))
+    return infos

@@ -1,0 +1,266 @@
+"""From a call to a launch: ``Call`` is one kernel name with its options, and remembers the problems it has seen.
+
+The first call of a problem reads, checks, selects, loads and evaluates; later ones read every tensor's metadata anew,
+find the problem by all of it, and launch. Nothing is assumed of a tensor that was seen before: shape, strides, dtype,
+device and address are read at every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loader import arch, dlpack, driver, expression, geometry, module, registry, select, signature
+from loader import stream as streams
+from loader.dlpack import Buffer
+from loader.errors import DeviceError, HostBufferError, UnknownArchError
+from loader.geometry import Geometry
+from loader.plan import Plan, Prepared
+from loader.registry import Registry
+from loader.select import DeviceFacts, Selection
+from loader.signature import Problem
+
+# Problems and tensor layouts remembered by one Call before it starts over.
+MAX_PROBLEMS = 4096
+MAX_LAYOUTS = 16384
+
+_SKIPPED = object()  # a problem for which there is nothing to compute
+
+
+class Target(NamedTuple):
+    """The ``device`` argument: ``kind`` is None (the buffers decide), "cuda" or "emulated"."""
+
+    kind: str | None
+    ordinal: int | None = None
+    arch: str | None = None
+
+
+def target(device: Any) -> Target:
+    """None, an ordinal, "cuda", "cuda:1", "cpu", "emulated" or "emulated:120a" as a ``Target``."""
+    if device is None:
+        return Target(None)
+    if isinstance(device, int) and not isinstance(device, bool) and device >= 0:
+        return Target("cuda", device)
+    if isinstance(device, str):
+        kind, _, detail = device.partition(":")
+        if kind == "cuda" and (not detail or detail.isdecimal()):
+            return Target("cuda", int(detail) if detail else None)
+        if kind in ("emulated", "cpu"):
+            return Target("emulated", None, known_arch(detail) if detail else None)
+    raise DeviceError(f"device: {device!r} is no device; give an ordinal, 'cuda:<ordinal>' or 'emulated:<arch>'",
+                      argument="device", expected="an ordinal, 'cuda:<ordinal>' or 'emulated:<arch>'", got=device)
+
+
+def known_arch(text: str) -> str:
+    try:
+        return str(arch.parse(text))
+    except ValueError as error:
+        raise UnknownArchError(str(error), got=text, known=list(arch.ARCHS)) from None
+
+
+class _Header:
+    """Memory for the DLTensors of one call."""
+
+    __slots__ = ("memory", "addresses")
+
+    def __init__(self, count: int) -> None:
+        self.memory = ctypes.create_string_buffer(dlpack.TENSOR.size * max(count, 1))
+        base = ctypes.addressof(self.memory)
+        self.addresses = tuple(base + dlpack.TENSOR.size * i for i in range(count))
+
+
+class _Layout(NamedTuple):
+    """Where the tensors of a call keep their shapes and strides, and the problems that were found there."""
+
+    views: tuple[ctypes.Array, ...]
+    offsets: tuple[int, ...] | None
+    problems: dict[Any, Any]
+
+
+class Call:
+    """One kernel name with its ``device``, ``variant`` and ``packs``."""
+
+    def __init__(self, name: str, device: Any, variant: str | None, packs: Sequence[str] | None) -> None:
+        self.registry: Registry = registry.registry(packs)
+        self.family = self.registry.family(name)
+        self.target, self.variant = target(device), variant
+        self.names = ([argument.name for argument in self.family.arguments]
+                      + [scalar.name for scalar in self.family.scalars])
+        self.count = len(self.family.arguments)
+        self._arguments = {argument.name: i for i, argument in enumerate(self.family.arguments)}
+        self._by_name = operator.itemgetter(*self.names) if len(self.names) > 1 else None
+        # One DLTensor as five fields: data, the 16 bytes of device, rank and type, shape, strides, byte offset.
+        self._unpack = struct.Struct("<" + "Q16sQQQ" * self.count).unpack_from
+        self._headers: list[_Header] = []
+        self._tensor_of: dict[type, Any] = {}
+        self._layouts: dict[Any, _Layout] = {}
+        self._problems: dict[Any, Any] = {}
+
+    # Later calls of a problem
+
+    def launch(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> None:
+        try:
+            values = self._by_name(kwargs) if not args and len(kwargs) == len(self.names) else None
+        except KeyError:
+            values = None
+        if values is None:
+            values = signature.order(self.family, args, kwargs)
+        found = self._locate(values)
+        prepared = found and found[0].get(found[1])
+        if prepared is None:
+            self._launch_new(values, stream)
+            return
+        if prepared is _SKIPPED:
+            return
+        if type(stream) is not int or stream < 0:
+            ordinal = prepared.device.ordinal
+            stream = streams.handle(stream) if stream is not None else streams.current(values, ordinal)
+        prepared.launch(found[2], stream)
+
+    def _locate(self, values: Sequence[Any]) -> tuple[dict[Any, Any], Any, tuple[int, ...]] | None:
+        """Where the problem of these values is remembered, under which key, and their addresses.
+
+        None if a value's type is new here or gives no tensor; the slow path then says which and why.
+        """
+        try:
+            header = self._headers.pop()
+        except IndexError:
+            header = _Header(self.count)
+        tensor_of = self._tensor_of
+        try:
+            for value, address in zip(values, header.addresses):  # noqa: B905 (scalars follow the buffers)
+                tensor_of[type(value)](value, address)
+        except Exception:
+            self._headers.append(header)
+            return None
+        fields = self._unpack(header.memory)
+        self._headers.append(header)
+        key = (fields[1::5], fields[2::5], fields[3::5], fields[4::5])
+        layout = self._layouts.get(key) or self._new_layout(key)
+        contents = b"".join([view.raw for view in layout.views])
+        if len(values) > self.count:
+            contents = (contents, _scalar_key(values[self.count:]))
+        pointers = fields[0::5]
+        if layout.offsets is not None:
+            pointers = tuple(map(operator.add, pointers, layout.offsets))
+        return layout.problems, contents, pointers
+
+    def _new_layout(self, key: tuple[tuple[Any, ...], ...]) -> _Layout:
+        if len(self._layouts) >= MAX_LAYOUTS:
+            self._layouts.clear()
+        views: list[ctypes.Array] = []
+        for meta, shape, strides in zip(*key[:3], strict=True):
+            size = 8 * int.from_bytes(meta[8:12], "little")
+            if not size:
+                continue
+            # One read where both lie close together; the bytes between are the producer's own.
+            together = strides - shape + size if size <= strides - shape <= 128 else size
+            views.append((ctypes.c_char * together).from_address(shape))
+            if strides and together == size:
+                views.append((ctypes.c_char * size).from_address(strides))
+        layout = self._layouts[key] = _Layout(tuple(views), key[3] if any(key[3]) else None, {})
+        return layout
+
+    # The first call of a problem
+
+    def _launch_new(self, values: Sequence[Any], stream: Any) -> None:
+        handle = self.stream(values, stream)
+        prepared, buffers = self.prepare(values, handle)
+        if prepared is not None:
+            prepared.launch(tuple(buffer.pointer for buffer in buffers), handle)
+        if prepared is None or isinstance(prepared, Prepared):
+            self._remember(values, prepared)
+
+    def _remember(self, values: Sequence[Any], prepared: Prepared | None) -> None:
+        """Let ``_locate`` find this problem, if every buffer's type has the exchange API."""
+        apis = {kind: dlpack.exchange(kind) for kind in map(type, values[:self.count])}
+        if None in apis.values() or not self.count:
+            return
+        self._tensor_of.update({kind: api.tensor for kind, api in apis.items()})
+        found = self._locate(values)
+        if found is not None:
+            found[0][found[1]] = _SKIPPED if prepared is None else prepared
+
+    def stream(self, values: Sequence[Any], stream: Any) -> int:
+        """Handle of the stream that was given, or of the producers' current one."""
+        if stream is not None:
+            return streams.handle(stream)
+        buffers = values[:self.count]
+        ordinal = next((place for place in map(dlpack.cuda_ordinal, buffers) if place is not None), None)
+        return streams.LEGACY_DEFAULT if ordinal is None else streams.current(buffers, ordinal)
+
+    def prepare(self, values: Sequence[Any], stream: int) -> tuple[Any, list[Buffer]]:
+        """The problem of these values and their buffers; the problem is None where there is nothing to compute."""
+        buffers = [dlpack.read(value, name, stream)
+                   for name, value in zip(self.names, values[:self.count], strict=False)]
+        scalars = values[self.count:]
+        key = (tuple(buffer[1:] for buffer in buffers), _scalar_key(scalars))
+        prepared = self._problems.get(key)
+        if prepared is None:
+            prepared = self._new_problem(buffers, scalars, stream)
+            if len(self._problems) >= MAX_PROBLEMS:
+                self._problems.clear()
+            self._problems[key] = prepared
+        return (None if prepared is _SKIPPED else prepared), buffers
+
+    def _new_problem(self, buffers: Sequence[Buffer], scalars: Sequence[Any], stream: int) -> Any:
+        place = signature.device_of(self.family, buffers)
+        problem = signature.check(self.family, buffers, scalars)
+        self._check_target(place)
+        if place[0] == dlpack.CPU:
+            from loader import emulated  # host buffers only
+
+            found = emulated.prepare(self, problem)
+            return _SKIPPED if found is None else found
+        if self.family.skip is not None and expression.evaluate(self.family.skip, problem.values):
+            return _SKIPPED
+        device = driver.get().device(self._ordinal(place, buffers))
+        selection = self.select(device.facts, problem)
+        resolved = self.geometry(selection, problem, device.facts)
+        function = module.function(selection.chosen, device, stream)
+        return Prepared(self.family, problem, selection.chosen.artifact, selection.decisions, resolved, device,
+                        function)
+
+    def _check_target(self, place: tuple[int, int]) -> None:
+        kind, ordinal, _ = self.target
+        first = self.family.arguments[0].name if self.count else None
+        got = dlpack.device_name(*place)
+        facts = {"kernel": self.family.name, "argument": first, "got": got}
+        elsewhere = ordinal is not None and place[1] not in (ordinal, -1)
+        if kind == "cuda" and place[0] == dlpack.CPU:
+            raise HostBufferError(f"{self.family.name}: {first} is a host buffer, device cuda was asked for",
+                                  expected="a CUDA device buffer", **facts)
+        if elsewhere or (kind == "emulated" and place[0] == dlpack.CUDA):
+            asked = f"cuda:{ordinal}" if kind == "cuda" else "the emulated device"
+            raise DeviceError(f"{self.family.name}: {first} is on {got}, {asked} was asked for", expected=asked,
+                              **facts)
+
+    def _ordinal(self, place: tuple[int, int], buffers: Sequence[Buffer]) -> int:
+        if place[1] >= 0:
+            return place[1]
+        pointer = next((buffer.pointer for buffer in buffers if buffer.pointer), None)
+        if pointer is not None:
+            return driver.get().pointer_device(pointer)
+        return self.target.ordinal or 0
+
+    def select(self, facts: DeviceFacts, problem: Problem) -> Selection:
+        return select.select(self.registry, self.family, facts, problem.dtypes, problem.values, self.variant)
+
+    def geometry(self, selection: Selection, problem: Problem, facts: DeviceFacts) -> Geometry:
+        values = {**problem.values, "sm_count": facts.sm_count}
+        return geometry.evaluate(selection.chosen.artifact, self._arguments, values)
+
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> Plan:
+        values = signature.order(self.family, args, kwargs)
+        prepared, buffers = self.prepare(values, self.stream(values, stream))
+        if prepared is not None:
+            prepared.check([buffer.pointer for buffer in buffers])
+        return Plan(self.family, prepared, buffers, values[:self.count])
+
+
+def _scalar_key(scalars: Sequence[Any]) -> tuple[Any, ...]:
+    """Scalars with their types, since 1, 1.0 and True are equal keys."""
+    return tuple((type(scalar), scalar) for scalar in scalars)

@@ -1,0 +1,224 @@
+"""Buffers of any framework: reading DLPack and the CUDA array interface without copying and without owning.
+
+In order of preference: the C exchange API of the producer's type (DLPack 1.2 and later), ``__dlpack__``, and
+``__cuda_array_interface__``. A capsule is only looked at: it keeps its name, so its own destructor gives the tensor
+back to the producer. Struct layouts and codes: dlpack.h 1.3, on 64-bit platforms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Any, NamedTuple
+
+from loader.errors import BufferProtocolError
+
+CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
+DEVICE_NAMES = {1: "cpu", 2: "cuda", 3: "cuda_host (pinned)", 10: "rocm", 13: "cuda_managed", 14: "oneapi"}
+
+INT, UINT, FLOAT, BFLOAT = 0, 1, 2, 4
+FLOAT8_E4M3FN, FLOAT8_E8M0FNU, FLOAT4_E2M1FN = 10, 14, 17
+_CODE_NAMES = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex", 6: "bool", 10: "float8_e4m3fn",
+               12: "float8_e5m2", 14: "float8_e8m0fnu", 17: "float4_e2m1fn"}
+
+# (code, bits, lanes) -> dtype of the manifest, where the producer says exactly one
+ELEMENTS: dict[tuple[int, int, int], str] = {
+    (INT, 32, 1): "i32", (INT, 64, 1): "i64", (FLOAT, 32, 1): "f32", (FLOAT, 16, 1): "f16", (BFLOAT, 16, 1): "bf16",
+    (FLOAT8_E4M3FN, 8, 1): "e4m3", (FLOAT8_E8M0FNU, 8, 1): "ue8m0",
+    (FLOAT4_E2M1FN, 4, 2): "e2m1x2", (FLOAT4_E2M1FN, 4, 1): "e2m1x2",
+    (UINT, 8, 1): "u8", (INT, 8, 1): "u8",
+}
+
+READ_ONLY, IS_COPIED = 1, 2
+
+# DLTensor: data, device type, device id, ndim, dtype code, bits, lanes, shape, strides, byte_offset
+TENSOR = struct.Struct("<QiiiBBHQQQ")
+_VERSION = struct.Struct("<II")
+_FLAGS_OFFSET, _VERSIONED_TENSOR_OFFSET = 24, 32
+_API_PREVIOUS_OFFSET, _API_TENSOR_OFFSET, _API_STREAM_OFFSET = 8, 40, 48
+MAX_RANK = 8
+
+
+class Buffer(NamedTuple):
+    """One buffer as its producer describes it; ``strides`` in elements, None if row major and contiguous.
+
+    ``device_id`` is -1 where the producer does not say.
+    """
+
+    pointer: int
+    device_type: int
+    device_id: int
+    element: tuple[int, int, int]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+    read_only: bool
+
+
+class Exchange(NamedTuple):
+    """Two functions of a type's C exchange API.
+
+    ``tensor(object, address)`` writes a DLTensor that borrows from the object; ``stream(device type, device id,
+    address)`` writes the producer's current stream.
+    """
+
+    tensor: Any
+    stream: Any
+
+
+# The GIL stays held and a Python exception set by the producer is raised.
+_TENSOR_FROM_PYTHON = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+_CURRENT_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+_capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi))
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi))
+
+_exchanges: dict[type, Exchange | None] = {}
+
+
+def _read_u64(address: int) -> int:
+    return ctypes.c_uint64.from_address(address).value
+
+
+def exchange(kind: type) -> Exchange | None:
+    """The C exchange API of a type, looked up once; None where it has none of major version 1."""
+    if kind not in _exchanges:
+        _exchanges[kind] = _find_exchange(kind)
+    return _exchanges[kind]
+
+
+def _find_exchange(kind: type) -> Exchange | None:
+    found = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if found is None:
+        found = getattr(kind, "__c_dlpack_exchange_api__", None)  # its name before DLPack 1.2
+    if found is None:
+        return None
+    address = found if isinstance(found, int) else _capsule_pointer(found, b"dlpack_exchange_api")
+    while address:
+        major, _ = _VERSION.unpack(ctypes.string_at(address, _VERSION.size))
+        if major == 1:
+            tensor = _read_u64(address + _API_TENSOR_OFFSET)
+            stream = _read_u64(address + _API_STREAM_OFFSET)
+            return Exchange(_TENSOR_FROM_PYTHON(tensor), _CURRENT_STREAM(stream)) if tensor and stream else None
+        address = _read_u64(address + _API_PREVIOUS_OFFSET)
+    return None
+
+
+def read(value: Any, argument: str, stream: int | None = None) -> Buffer:
+    """The buffer behind an object.
+
+    ``stream`` is the CUDA stream handle that will use the buffer, for producers that order themselves before it; None
+    asks for no ordering. Raises ``BufferProtocolError``.
+    """
+    kind = type(value)
+    try:
+        api = exchange(kind)
+        if api is not None:
+            return _from_exchange(api, value)
+        if hasattr(kind, "__dlpack__"):
+            return _from_capsule(value, argument, stream)
+        interface = getattr(value, "__cuda_array_interface__", None)
+    except BufferProtocolError:
+        raise
+    except Exception as error:  # whatever a producer raises, said with the argument's name
+        raise _unreadable(argument, kind, f"{type(error).__name__}: {error}") from error
+    if interface is None:
+        raise _unreadable(argument, kind, "it has neither __dlpack__ nor __cuda_array_interface__")
+    return _from_array_interface(interface, argument, kind)
+
+
+def cuda_ordinal(value: Any) -> int | None:
+    """Ordinal of the CUDA device that a DLPack producer names; None if it names none. ``read`` says what is wrong."""
+    try:
+        device_type, device_id = value.__dlpack_device__()
+    except Exception:
+        return None
+    return int(device_id) if device_type in (CUDA, CUDA_MANAGED) else None
+
+
+def _unreadable(argument: str, kind: type, why: str) -> BufferProtocolError:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    hint = ""
+    if "BufferError" in why:
+        hint = "; pass types that the producer cannot export (FP4, FP8) as a uint8 view"
+    return BufferProtocolError(f"{argument}: {name} gives no buffer: {why}{hint}", argument=argument,
+                               expected="a DLPack or CUDA array interface object", got=name)
+
+
+def _from_tensor(address: int, read_only: bool) -> Buffer:
+    fields = TENSOR.unpack(ctypes.string_at(address, TENSOR.size))
+    data, device_type, device_id, rank, code, bits, lanes, shape, strides, offset = fields
+    if not 0 <= rank <= 64:
+        raise BufferError(f"a DLPack tensor of {rank} dimensions")
+    sizes = f"<{rank}q"
+    return Buffer(
+        data + offset, device_type, device_id, (code, bits, lanes),
+        struct.unpack(sizes, ctypes.string_at(shape, 8 * rank)) if rank else (),
+        struct.unpack(sizes, ctypes.string_at(strides, 8 * rank)) if rank and strides else None,
+        read_only,
+    )
+
+
+def _from_exchange(api: Exchange, value: Any) -> Buffer:
+    tensor = ctypes.create_string_buffer(TENSOR.size)
+    api.tensor(value, ctypes.addressof(tensor))
+    return _from_tensor(ctypes.addressof(tensor), False)
+
+
+def _capsule(value: Any, stream: int | None) -> Any:
+    device_type = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else None
+    if stream is None or device_type not in (CUDA, CUDA_MANAGED):
+        order = {}
+    else:
+        order = {"stream": stream or 1}  # 0 is not allowed, 1 is the legacy default stream
+    try:
+        return value.__dlpack__(max_version=(1, 3), **order)
+    except TypeError:  # a producer older than DLPack 1.0
+        return value.__dlpack__(**order)
+
+
+def _from_capsule(value: Any, argument: str, stream: int | None) -> Buffer:
+    capsule = _capsule(value, stream)
+    if _capsule_is(capsule, b"dltensor_versioned"):
+        address = _capsule_pointer(capsule, b"dltensor_versioned")
+        major, minor = _VERSION.unpack(ctypes.string_at(address, _VERSION.size))
+        if major != 1:
+            raise _unreadable(argument, type(value), f"DLPack {major}.{minor}, this loader reads 1.x")
+        flags = _read_u64(address + _FLAGS_OFFSET)
+        if flags & IS_COPIED:
+            raise _unreadable(argument, type(value), "the producer exported a copy")
+        return _from_tensor(address + _VERSIONED_TENSOR_OFFSET, bool(flags & READ_ONLY))
+    if _capsule_is(capsule, b"dltensor"):
+        return _from_tensor(_capsule_pointer(capsule, b"dltensor"), False)
+    raise _unreadable(argument, type(value), "__dlpack__ returned no unused DLPack capsule")
+
+
+_KINDS = {"i": INT, "u": UINT, "f": FLOAT}
+
+
+def _from_array_interface(interface: Any, argument: str, kind: type) -> Buffer:
+    try:
+        typestr, shape, (pointer, read_only) = interface["typestr"], tuple(interface["shape"]), interface["data"]
+        strides, mask = interface.get("strides"), interface.get("mask")
+        element, size = (_KINDS.get(typestr[1], -1), 8 * int(typestr[2:]), 1), int(typestr[2:])
+        if strides is not None:
+            if any(stride % size for stride in strides):
+                raise ValueError(f"strides {strides} are no multiples of {size} bytes")
+            strides = tuple(stride // size for stride in strides)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _unreadable(argument, kind, f"its __cuda_array_interface__ is malformed: {error}") from None
+    if mask is not None or typestr[0] == ">":
+        raise _unreadable(argument, kind, "masked and big-endian arrays are not supported")
+    return Buffer(pointer or 0, CUDA, -1, element, shape, strides, bool(read_only))
+
+
+def describe(element: tuple[int, int, int]) -> str:
+    """An element type as a person would say it."""
+    code, bits, lanes = element
+    name = _CODE_NAMES.get(code, f"DLPack type {code}")
+    name = name if code >= FLOAT8_E4M3FN else f"{name}{bits}"
+    return name if lanes == 1 else f"{name}_x{lanes}"
+
+
+def device_name(device_type: int, device_id: int) -> str:
+    return f"{DEVICE_NAMES.get(device_type, f'DLPack device {device_type}')}:{device_id}"

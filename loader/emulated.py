@@ -1,0 +1,166 @@
+"""Host buffers on the emulated device: the same calls, checks and errors, executed from an artifact's PTX.
+
+Slow by nature, so a problem's size is capped. Needs numpy, through ``emulator``, and no CUDA driver.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loader import arch, expression, signature
+from loader.errors import EmulationError, IntegrityError, UnknownArchError
+from loader.geometry import Geometry
+from loader.manifest import MAX_FILE_BYTES, Artifact, Family
+from loader.registry import Candidate
+from loader.select import Decision, DeviceFacts
+from loader.signature import Problem
+
+if TYPE_CHECKING:
+    from loader.call import Call
+
+ARCH_VARIABLE = "LOADER_EMULATED_ARCH"
+LIMIT_VARIABLE = "LOADER_EMULATED_MAX_BYTES"
+DEFAULT_LIMIT = 16 << 20
+# Few, so that each CTA of a persistent kernel takes several tiles even on the small problems that are run here.
+SM_COUNT = 4
+
+_modules: dict[str, Any] = {}
+_warned = False
+
+
+def facts(name: str) -> DeviceFacts:
+    """The emulated device of an architecture."""
+    target = arch.ARCHS[name]
+    return DeviceFacts(f"emulated sm_{name}", (target.major, target.minor), SM_COUNT,
+                       arch.SHARED_MEMORY_LIMIT[target.major])
+
+
+def default_arch(call: Call) -> str:
+    """``LOADER_EMULATED_ARCH``, else the newest architecture for which the packs hold the kernel."""
+    named = os.environ.get(ARCH_VARIABLE)
+    if named:
+        try:
+            return str(arch.parse(named))
+        except ValueError as error:
+            raise UnknownArchError(f"{ARCH_VARIABLE}: {error}", got=named, known=list(arch.ARCHS)) from None
+    held = {candidate.artifact.arch for candidate in call.registry.candidates(call.family.name)}
+    if not held:
+        raise EmulationError(f"{call.family.name}: the packs hold no artifact of it", kernel=call.family.name)
+    return max(held, key=lambda name: arch.rank(arch.ARCHS[name]))
+
+
+class EmulatedSlot:
+    """Addresses of one launch; ``launch`` runs it to its end, in order, whatever the stream."""
+
+    def __init__(self, prepared: EmulatedPrepared, pointers: Sequence[int]) -> None:
+        self._prepared, self._pointers = prepared, tuple(pointers)
+
+    def launch(self, stream: int) -> None:
+        self._prepared.run(self._pointers)
+
+
+class EmulatedPrepared:
+    """One problem on the emulated device, addresses aside; stands where ``plan.Prepared`` stands for CUDA."""
+
+    device = None
+
+    def __init__(self, family: Family, problem: Problem, candidate: Candidate, decisions: Sequence[Decision],
+                 geometry: Geometry, arch_name: str) -> None:
+        self.family, self.problem, self.artifact = family, problem, candidate.artifact
+        self.decisions, self.geometry = decisions, geometry
+        self.kernel = f"{self.artifact.family}/{self.artifact.variant}"
+        self._candidate, self._arch = candidate, arch_name
+
+    def check(self, pointers: Sequence[int]) -> None:
+        signature.check_addresses(self.family, pointers, self.problem.bytes)
+
+    def slot(self, pointers: Sequence[int]) -> EmulatedSlot:
+        return EmulatedSlot(self, pointers)
+
+    def launch(self, pointers: Sequence[int], stream: int) -> None:
+        self.check(pointers)
+        self.run(pointers)
+
+    def run(self, pointers: Sequence[int]) -> None:
+        emulator = _emulator()
+        _warn_once(self._arch)
+        geometry = self.geometry
+        device = emulator.Device(self._arch)
+        for argument, pointer, size in zip(self.family.arguments, pointers, self.problem.bytes, strict=True):
+            if size:
+                device.map_buffer(pointer, size, argument.direction != "in", argument.name)
+        fields = list(geometry.fields)
+        for index, argument in geometry.pointers.items():
+            fields[index] = pointers[argument]
+        for index, m in geometry.maps.items():
+            fields[index] = device.encode_tensor_map(pointers[m.argument], m.element, m.dims, m.strides, m.box,
+                                                     m.swizzle)
+        device.launch(_module(emulator, self._candidate), self.artifact.symbol, geometry.grid, geometry.block,
+                      geometry.cluster, geometry.shared, geometry.layout.pack(*fields))
+
+
+def prepare(call: Call, problem: Problem) -> EmulatedPrepared | None:
+    """The problem on the emulated device; None where there is nothing to compute."""
+    family = call.family
+    if family.skip is not None and expression.evaluate(family.skip, problem.values):
+        return None
+    _check_size(family, problem)
+    name = call.target.arch or default_arch(call)
+    device = facts(name)
+    selection = call.select(device, problem)
+    geometry = call.geometry(selection, problem, device)
+    return EmulatedPrepared(family, problem, selection.chosen, selection.decisions, geometry, name)
+
+
+def _check_size(family: Family, problem: Problem) -> None:
+    text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
+    if not text.isdecimal():
+        raise EmulationError(f"{LIMIT_VARIABLE} must be a number of bytes, got {text!r}", kernel=family.name, got=text)
+    total, limit = sum(problem.bytes), int(text)
+    if total > limit:
+        raise EmulationError(f"{family.name}: host buffers of {total} bytes would run on the emulated device, which "
+                             f"takes {limit}; use device buffers, or set {LIMIT_VARIABLE} to wait for it",
+                             kernel=family.name, got=total, limit=limit)
+
+
+def _warn_once(name: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"host buffers run on the emulated sm_{name} device: exact, and slow", RuntimeWarning,
+                      stacklevel=2)
+
+
+def _emulator() -> Any:
+    try:
+        import emulator
+    except ImportError as error:
+        raise EmulationError(f"host buffers need the emulated device, which is not installed ({error}); install numpy "
+                             "and the emulator package, or pass device buffers", missing=error.name) from error
+    return emulator
+
+
+def _module(emulator: Any, candidate: Candidate) -> Any:
+    key = candidate.artifact.ptx.sha256
+    if key not in _modules:
+        _modules[key] = emulator.load(ptx_text(candidate))
+    return _modules[key]
+
+
+def ptx_text(candidate: Candidate) -> str:
+    """The PTX of an artifact, its stored file verified first."""
+    artifact: Artifact = candidate.artifact
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        text = stream.decompress(candidate.pack.read(artifact.ptx), MAX_FILE_BYTES)
+        if stream.eof and not stream.unused_data:
+            return text.decode("utf-8")
+        why = "it is cut off, too long, or something follows it"
+    except (zlib.error, UnicodeDecodeError) as error:
+        why = str(error)
+    raise IntegrityError(f"{artifact.ptx.file} in pack {candidate.pack.directory} is no gzip of PTX: {why}",
+                         pack=candidate.pack.directory, file=artifact.ptx.file, expected="gzip", got=why)

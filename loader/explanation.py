@@ -1,0 +1,126 @@
+"""Saying which artifact a problem would run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loader import dlpack, driver, emulated, expression, signature
+from loader.call import Call
+from loader.errors import (
+    ConstraintError,
+    DeviceError,
+    DtypeError,
+    MissingArgumentError,
+    NoKernelError,
+    ScalarError,
+    UnknownArgumentError,
+)
+from loader.expression import Number
+from loader.manifest import DTYPE_BYTES, Family
+from loader.select import Decision, DeviceFacts
+from loader.signature import Problem
+
+
+class Explanation(NamedTuple):
+    """``variant`` is None where nothing fits; ``str()`` gives a table."""
+
+    kernel: str
+    device: str
+    problem: Mapping[str, Number]
+    variant: str | None
+    arch: str | None
+    decisions: tuple[Decision, ...]
+
+    def __str__(self) -> str:
+        problem = ", ".join(f"{key} = {value}" for key, value in self.problem.items())
+        rows = [("" if not d.accepted else "->", d.variant, f"sm_{d.arch}", d.reason) for d in self.decisions]
+        return f"{self.kernel} on {self.device}: {problem}\n" + table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in rows)
+
+
+def signature_text(family: Family) -> str:
+    """``name(argument: dtype [shape], ...)``, outputs marked."""
+    parts = []
+    for a in family.arguments:
+        shape = ", ".join(map(expression.to_text, a.shape))
+        parts.append(f"{a.name}: {'' if a.direction == 'in' else a.direction + ' '}{'|'.join(a.dtypes)} [{shape}]")
+    parts.extend(f"{s.name}: {s.dtype}" + (f" = {s.default}" if s.default is not None else "") for s in family.scalars)
+    return f"{family.name}({', '.join(parts)})"
+
+
+def explain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Explanation:
+    """Explain a call given by its buffers, or by dimensions, scalars and dtypes."""
+    family = call.family
+    numbers = {*family.dimensions, *(scalar.name for scalar in family.scalars)}
+    if not args and kwargs and all(name in numbers or isinstance(value, str) for name, value in kwargs.items()):
+        problem, place = _problem_of_numbers(family, kwargs), None
+    else:
+        values = signature.order(family, args, kwargs)
+        buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
+        place = signature.device_of(family, buffers)
+        problem = signature.check(family, buffers, values[call.count:])
+    facts = _device_facts(call, place)
+    shown = {name: problem.values[name] for name in (*family.dimensions, *(s.name for s in family.scalars))}
+    try:
+        selection = call.select(facts, problem)
+    except NoKernelError as error:
+        return Explanation(family.name, facts.name, shown, None, None, error.decisions)
+    artifact = selection.chosen.artifact
+    return Explanation(family.name, facts.name, shown, artifact.variant, artifact.arch, selection.decisions)
+
+
+def _device_facts(call: Call, place: tuple[int, int] | None) -> DeviceFacts:
+    asked = call.target
+    if asked.kind == "emulated" or (place is not None and place[0] == dlpack.CPU):
+        return emulated.facts(asked.arch or emulated.default_arch(call))
+    if place is not None and place[1] >= 0:
+        if asked.ordinal is not None and asked.ordinal != place[1]:
+            raise DeviceError(f"{call.family.name}: the buffers are on cuda:{place[1]}, cuda:{asked.ordinal} was asked "
+                              "for", kernel=call.family.name, expected=asked.ordinal, got=place[1])
+        return driver.get().device(place[1]).facts
+    cuda = driver.get()
+    return cuda.device(cuda.current_device() if asked.ordinal is None else asked.ordinal).facts
+
+
+def _problem_of_numbers(family: Family, given: Mapping[str, Any]) -> Problem:
+    values: dict[str, Number] = {}
+    for scalar in family.scalars:
+        value = given.get(scalar.name, scalar.default)
+        if value is None:
+            raise MissingArgumentError(f"{family.name}: missing {scalar.name}", kernel=family.name,
+                                       argument=scalar.name, expected=scalar.dtype, got=None)
+        values[scalar.name] = signature.scalar_value(family.name, scalar, value)
+    for name in family.dimensions:
+        size = given.get(name)
+        if type(size) is not int or size < 0:
+            kind = MissingArgumentError if name not in given else ScalarError
+            raise kind(f"{family.name}: dimension {name} must be given as a number, got {size!r}", kernel=family.name,
+                       argument=name, expected="a number that is not negative", got=size)
+        values[name] = size
+    dtypes = {}
+    arguments = {argument.name: argument for argument in family.arguments}
+    for name in given:
+        if name not in values and name not in arguments:
+            raise UnknownArgumentError(f"{family.name} has no argument or dimension {name!r}", kernel=family.name,
+                                       argument=name, expected=[*values, *arguments], got=name)
+    for name, argument in arguments.items():
+        dtype = given.get(name, argument.dtypes[0])
+        if dtype not in argument.dtypes:
+            raise DtypeError(f"{family.name}: {name} takes {' or '.join(argument.dtypes)}, got {dtype!r}",
+                             kernel=family.name, argument=name, expected=argument.dtypes, got=dtype)
+        dtypes[name] = dtype
+        values[f"sizeof_{name}"] = DTYPE_BYTES[dtype]
+    for constraint in family.constraints:
+        if not expression.evaluate(constraint.expression, values):
+            raise ConstraintError(f"{family.name}: {constraint.text} does not hold", kernel=family.name,
+                                  argument=None, constraint=constraint.text, values=dict(values),
+                                  expected=constraint.text, got=None)
+    return Problem(dtypes, values, ())
+

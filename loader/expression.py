@@ -1,0 +1,166 @@
+"""Evaluation of the expressions that a manifest carries as data.
+
+An expression is an integer, a float, a name, or a list ``[operator, operand, ...]``. ``kernels.yaml`` writes them
+as text; ``generator.expression`` parses that text once, at build time, so a user's process never parses or
+executes text from a pack. The operators are the keys of ``OPERATORS``; ``if`` and the logical operators evaluate
+only the operands that they need.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from loader.errors import ExpressionError
+
+Expression = int | float | str | list
+Number = int | float | bool
+
+
+def _exact_divide(a: Number, b: Number) -> Number:
+    quotient, remainder = divmod(a, b)
+    if remainder:
+        raise ExpressionError(f"{a} / {b} is not a whole number; use // or fdiv where rounding is meant")
+    return quotient
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Quotient of two integers, rounded towards plus infinity."""
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    """Smallest multiple of ``b`` that is not less than ``a``."""
+    return ceil_div(a, b) * b
+
+
+# name -> (number of operands, function). `/` is exact on purpose: a tail must be rounded by name, never cut off.
+OPERATORS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "+": (2, operator.add),
+    "-": (2, operator.sub),
+    "*": (2, operator.mul),
+    "/": (2, _exact_divide),
+    "//": (2, operator.floordiv),
+    "%": (2, operator.mod),
+    "fdiv": (2, operator.truediv),
+    "neg": (1, operator.neg),
+    "min": (2, min),
+    "max": (2, max),
+    "ceil_div": (2, ceil_div),
+    "round_up": (2, round_up),
+    "==": (2, operator.eq),
+    "!=": (2, operator.ne),
+    "<": (2, operator.lt),
+    "<=": (2, operator.le),
+    ">": (2, operator.gt),
+    ">=": (2, operator.ge),
+    "not": (1, operator.not_),
+}
+LAZY_OPERATORS: dict[str, int] = {"and": 2, "or": 2, "if": 3}
+
+
+def validate(expression: Any) -> None:
+    """Raise ``ExpressionError`` unless ``expression`` is well formed (operators known, operand counts right)."""
+    if isinstance(expression, bool) or not isinstance(expression, (int, float, str, list)):
+        raise ExpressionError(f"an expression is a number, a name or a list, got {type(expression).__name__}")
+    if isinstance(expression, list):
+        if not expression or not isinstance(expression[0], str):
+            raise ExpressionError(f"an expression list starts with an operator name, got {expression!r}")
+        name, operands = expression[0], expression[1:]
+        expected = LAZY_OPERATORS.get(name) or OPERATORS.get(name, (None, None))[0]
+        if expected is None:
+            known = ", ".join([*OPERATORS, *LAZY_OPERATORS])
+            raise ExpressionError(f"unknown operator {name!r}; known are {known}")
+        if len(operands) != expected:
+            raise ExpressionError(f"operator {name!r} takes {expected} operands, got {len(operands)}")
+        for operand in operands:
+            validate(operand)
+
+
+def names(expression: Expression) -> set[str]:
+    """The names that an expression refers to."""
+    if isinstance(expression, str):
+        return {expression}
+    if isinstance(expression, list):
+        return set().union(*(names(operand) for operand in expression[1:]))
+    return set()
+
+
+def evaluate(expression: Expression, values: Mapping[str, Number]) -> Number:
+    """Value of a validated expression.
+
+    ``values`` gives every name that the expression uses; a missing one, a division by zero or an inexact ``/``
+    raises ``ExpressionError``.
+    """
+    if isinstance(expression, str):
+        if expression not in values:
+            raise ExpressionError(f"{expression!r} has no value; known are {', '.join(sorted(values)) or 'none'}")
+        return values[expression]
+    if not isinstance(expression, list):
+        return expression
+    name, *operands = expression
+    if name == "if":
+        return evaluate(operands[1] if evaluate(operands[0], values) else operands[2], values)
+    if name == "and":
+        return bool(evaluate(operands[0], values)) and bool(evaluate(operands[1], values))
+    if name == "or":
+        return bool(evaluate(operands[0], values)) or bool(evaluate(operands[1], values))
+    arguments = [evaluate(operand, values) for operand in operands]
+    try:
+        return OPERATORS[name][1](*arguments)
+    except ZeroDivisionError:
+        raise ExpressionError(f"{to_text(expression)} divides by zero") from None
+
+
+def solvable(expression: Expression, name: str) -> bool:
+    """Whether ``solve`` can find ``name``: it occurs once, under ``+ - * /`` and ``neg`` only."""
+    if not isinstance(expression, list):
+        return expression == name
+    operands = [operand for operand in expression[1:] if name in names(operand)]
+    return expression[0] in ("+", "-", "*", "/", "neg") and len(operands) == 1 and solvable(operands[0], name)
+
+
+def solve(expression: Expression, name: str, result: Number, values: Mapping[str, Number]) -> Number:
+    """The value of ``name`` for which a solvable expression has ``result``; ``values`` gives every other name.
+
+    ``ExpressionError`` if it is not a whole number.
+    """
+    if not isinstance(expression, list):
+        return result
+    operator_name, *operands = expression
+    if operator_name == "neg":
+        return solve(operands[0], name, -result, values)
+    left = name in names(operands[0])
+    unknown, other = (operands[0], operands[1]) if left else (operands[1], operands[0])
+    other = evaluate(other, values)
+    if operator_name in ("*", "/") and (other == 0 or (operator_name == "/" and not left and result == 0)):
+        raise ExpressionError(f"{to_text(expression)} = {result} does not give {name}")
+    if operator_name == "+":
+        result = result - other
+    elif operator_name == "-":
+        result = result + other if left else other - result
+    elif operator_name == "*":
+        result = _exact_divide(result, other)
+    else:
+        result = result * other if left else _exact_divide(other, result)
+    return solve(unknown, name, result, values)
+
+
+_INFIX = {"+", "-", "*", "/", "//", "%", "==", "!=", "<", "<=", ">", ">=", "and", "or"}
+
+
+def to_text(expression: Expression) -> str:
+    """The expression as a person would write it, for messages."""
+    if not isinstance(expression, list):
+        return str(expression)
+    name, *operands = expression
+    parts = [f"({to_text(o)})" if isinstance(o, list) and o[0] in _INFIX and name in _INFIX else to_text(o)
+             for o in operands]
+    if name in _INFIX:
+        return f"{parts[0]} {name} {parts[1]}"
+    if name == "neg":
+        return f"-{parts[0]}"
+    if name == "not":
+        return f"not {parts[0]}"
+    return f"{name}({', '.join(parts)})"

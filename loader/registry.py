@@ -1,0 +1,284 @@
+"""Packs: where they are found, how their files are read, and what several of them hold together.
+
+The first of these that names a pack is used, alone: the ``packs`` argument of a call, the environment variable
+``LOADER_ARTIFACTS`` (directories joined by ``os.pathsep``), installed distributions (entry points of the group
+``loader.artifacts``), the ``artifacts`` directory beside this package. A named directory is a pack, or holds packs.
+No byte of a file is used before its size and sha256 are those of the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from loader.errors import (
+    DuplicateError,
+    IntegrityError,
+    LoaderError,
+    MissingFileError,
+    PackError,
+    PackNotFoundError,
+    PackPathError,
+    UnknownKernelError,
+)
+from loader.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Artifact, Family, Manifest, StoredFile, parse
+
+ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
+ENTRY_POINT_GROUP = "loader.artifacts"
+CHECKOUT_ARTIFACTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "artifacts")
+
+
+class Pack(NamedTuple):
+    """A directory with a manifest that has been read and checked."""
+
+    directory: str
+    manifest: Manifest
+
+    def read(self, stored: StoredFile) -> bytes:
+        """The bytes of a file, after its size and sha256 were checked."""
+        data = _read(self.directory, stored.file, stored.size)
+        if len(data) != stored.size:
+            raise IntegrityError(f"{stored.file} in pack {self.directory} has {len(data)} bytes or more, "
+                                 f"the manifest says {stored.size}",
+                                 pack=self.directory, file=stored.file, expected=stored.size, got=len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != stored.sha256:
+            raise IntegrityError(f"{stored.file} in pack {self.directory} has sha256 {digest}, "
+                                 f"the manifest says {stored.sha256}",
+                                 pack=self.directory, file=stored.file, expected=stored.sha256, got=digest)
+        return data
+
+
+class Candidate(NamedTuple):
+    """An artifact and the pack that holds it."""
+
+    pack: Pack
+    artifact: Artifact
+
+
+class Registry:
+    """What several packs hold together."""
+
+    def __init__(self, packs: Sequence[Pack], source: str) -> None:
+        self.packs = tuple(packs)
+        self.source = source
+        self.families: dict[str, Family] = {}
+        self._candidates: dict[str, dict[tuple[str, str], Candidate]] = {}
+        for pack in self.packs:
+            for family in pack.manifest.families.values():
+                self._add_family(pack, family)
+            for artifact in pack.manifest.artifacts:
+                self._add_artifact(Candidate(pack, artifact))
+
+    def _add_family(self, pack: Pack, family: Family) -> None:
+        known = self.families.setdefault(family.name, family)
+        if known._replace(measured=()) != family._replace(measured=()):
+            others = ", ".join(p.directory for p in self.packs if p is not pack and family.name in p.manifest.families)
+            raise DuplicateError(f"{family.name} is defined differently in pack {pack.directory} and in {others}",
+                                 pack=pack.directory, name=family.name)
+        new_rows = tuple(row for row in family.measured if row not in known.measured)
+        self.families[family.name] = known._replace(measured=known.measured + new_rows)
+        self._candidates.setdefault(family.name, {})
+
+    def _add_artifact(self, candidate: Candidate) -> None:
+        artifact = candidate.artifact
+        known = self._candidates[artifact.family].setdefault((artifact.variant, artifact.arch), candidate)
+        if known.artifact.binary.sha256 != artifact.binary.sha256 or known.artifact.launch != artifact.launch:
+            raise DuplicateError(
+                f"{artifact.family}/{artifact.variant} for sm_{artifact.arch} is another kernel in pack "
+                f"{candidate.pack.directory} than in {known.pack.directory}",
+                pack=candidate.pack.directory, file=artifact.binary.file)
+
+    def family(self, name: str) -> Family:
+        """The family of this name; ``UnknownKernelError`` names the closest ones."""
+        found = self.families.get(name) if isinstance(name, str) else None
+        if found is None:
+            closest = closest_names(str(name), self.families)
+            hint = f"; did you mean {' or '.join(closest)}?" if closest else ""
+            known = sorted(self.families)
+            raise UnknownKernelError(f"no kernel {name!r}; known are {', '.join(known) or 'none'}{hint}",
+                                     name=name, known=known, closest=closest)
+        return found
+
+    def candidates(self, name: str) -> list[Candidate]:
+        return list(self._candidates[name].values())
+
+
+def closest_names(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that look like ``name``."""
+    from difflib import get_close_matches  # only needed for a message
+
+    return get_close_matches(name, list(known), n=3, cutoff=0.5)
+
+
+# Files
+
+
+def _read(directory: str, file: str, limit: int) -> bytes:
+    """At most ``limit + 1`` bytes of a regular file that lies, links resolved, inside ``directory``."""
+    path = os.path.join(directory, *file.split("/"))
+    root = os.path.realpath(directory)
+    if os.path.commonpath([root, os.path.realpath(path)]) != root:
+        raise PackPathError(f"{file} leads out of pack {directory}", pack=directory, file=file)
+    try:
+        with open(path, "rb", opener=_open) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise PackPathError(f"{file} in pack {directory} is no regular file", pack=directory, file=file)
+            return stream.read(limit + 1)
+    except IsADirectoryError:
+        raise PackPathError(f"{file} in pack {directory} is no regular file", pack=directory, file=file) from None
+    except FileNotFoundError:
+        raise MissingFileError(f"{file} is missing in pack {directory}", pack=directory, file=file) from None
+    except OSError as error:
+        raise PackError(f"{file} in pack {directory} cannot be read: {error}", pack=directory, file=file) from error
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe that stands where a file should."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def open_pack(directory: str) -> Pack:
+    """Read and check the manifest of one pack."""
+    data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    try:
+        return Pack(directory, parse(data))
+    except PackError as error:
+        raise type(error)(f"pack {directory}: {error}", **{**error.facts, "pack": directory}) from None
+
+
+def pack_directories(directory: str) -> list[str]:
+    """``directory`` if it is a pack, else the packs directly in it."""
+    if os.path.lexists(os.path.join(directory, MANIFEST_NAME)):
+        return [directory]
+    try:
+        entries = sorted(entry.path for entry in os.scandir(directory) if entry.is_dir())
+    except OSError:
+        return []
+    return [path for path in entries if os.path.lexists(os.path.join(path, MANIFEST_NAME))]
+
+
+# Resolution
+
+
+def _installed() -> list[str]:
+    """Directories named by entry points of installed distributions.
+
+    Reads ``entry_points.txt`` files itself: ``importlib.metadata`` alone would cost most of the start-up budget.
+    """
+    modules: dict[str, None] = {}
+    for root in dict.fromkeys(sys.path):
+        try:
+            found = [e.path for e in os.scandir(root or ".") if e.name.endswith((".dist-info", ".egg-info"))]
+        except OSError:
+            continue
+        for path in sorted(found):
+            modules.update(dict.fromkeys(_entry_points(os.path.join(path, "entry_points.txt"))))
+    return [_module_directory(module) for module in modules]
+
+
+def _entry_points(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = [line.strip() for line in stream]
+    except OSError:
+        return []
+    header = f"[{ENTRY_POINT_GROUP}]"
+    if header not in lines:
+        return []
+    modules = []
+    for line in lines[lines.index(header) + 1:]:
+        if line.startswith("["):
+            break
+        if "=" in line and not line.startswith(("#", ";")):
+            modules.append(line.split("=", 1)[1].strip())
+    return modules
+
+
+def _module_directory(module: str) -> str:
+    from importlib.util import find_spec  # only where a distribution brings a pack
+
+    spec = find_spec(module)
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if len(locations) != 1:
+        raise PackNotFoundError(f"entry point {ENTRY_POINT_GROUP}: {module!r} is no package with one directory",
+                                tried=[module])
+    return locations[0]
+
+
+def _named(directories: Iterable[str], source: str) -> list[str]:
+    found: list[str] = []
+    for directory in directories:
+        packs = pack_directories(directory)
+        if not packs:
+            raise PackNotFoundError(f"{source} names {directory!r}, which holds no {MANIFEST_NAME}; "
+                                    "`python build.py --arch ...` makes a pack", tried=[directory])
+        found.extend(packs)
+    return found
+
+
+def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
+    """Directories of the packs to use, and the source that named them."""
+    if packs is not None:
+        given = [packs] if isinstance(packs, (str, os.PathLike)) else list(packs)
+        return _named([os.path.abspath(os.fspath(pack)) for pack in given], "the argument packs"), "the argument packs"
+    variable = os.environ.get(ENVIRONMENT_VARIABLE)
+    if variable:
+        directories = [os.path.abspath(entry) for entry in variable.split(os.pathsep) if entry]
+        return _named(directories, ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
+    installed = _installed()
+    if installed:
+        return _named(installed, "an installed distribution"), "installed distributions"
+    found = pack_directories(CHECKOUT_ARTIFACTS)
+    if found:
+        return found, "the checkout"
+    raise PackNotFoundError(
+        f"no pack: {ENVIRONMENT_VARIABLE} is not set, no installed distribution brings one, and {CHECKOUT_ARTIFACTS} "
+        "holds none; `python build.py --arch ...` makes one",
+        tried=[ENVIRONMENT_VARIABLE, f"entry points {ENTRY_POINT_GROUP}", CHECKOUT_ARTIFACTS])
+
+
+_registries: dict[tuple[str, ...] | None, Registry] = {}
+
+
+def registry(packs: Sequence[str] | None = None) -> Registry:
+    """The registry of the given packs, or of the default ones; packs are found and read once a process."""
+    key = None if packs is None else tuple([os.fspath(packs)] if isinstance(packs, (str, os.PathLike)) else
+                                           [os.fspath(pack) for pack in packs])
+    if key not in _registries:
+        directories, source = resolve(packs)
+        _registries[key] = Registry([open_pack(directory) for directory in dict.fromkeys(directories)], source)
+    return _registries[key]
+
+
+def forget() -> None:
+    """Find and read packs anew at the next call."""
+    _registries.clear()
+
+
+class Verified(NamedTuple):
+    """Outcome for one file: ``error`` is None where its bytes are those of the manifest."""
+
+    pack: str
+    file: str
+    size: int
+    error: LoaderError | None
+
+
+def verify(packs: Sequence[str] | None = None) -> list[Verified]:
+    """Read every file of the packs and compare it with its manifest; manifests that are wrong raise."""
+    outcomes = []
+    for pack in registry(packs).packs:
+        files = {stored.file: stored for a in pack.manifest.artifacts for stored in (a.binary, a.ptx)}
+        for stored in files.values():
+            error = None
+            try:
+                pack.read(stored)
+            except PackError as failure:
+                error = failure
+            outcomes.append(Verified(pack.directory, stored.file, stored.size, error))
+    return outcomes

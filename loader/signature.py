@@ -1,0 +1,263 @@
+"""A call against its family: arguments in order, dtypes, shapes, dimensions, constraints.
+
+Every check names the argument and says what was expected and what came. Nothing is converted or adjusted.
+"""
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loader import dlpack, expression
+from loader.dlpack import Buffer
+from loader.errors import (
+    AlignmentError,
+    BufferProtocolError,
+    ConstraintError,
+    DeviceError,
+    DtypeError,
+    DuplicateArgumentError,
+    ExpressionError,
+    HostBufferError,
+    MissingArgumentError,
+    OverlapError,
+    RankError,
+    ReadOnlyError,
+    ScalarError,
+    ShapeError,
+    StrideError,
+    UnknownArgumentError,
+)
+from loader.expression import Number
+from loader.manifest import DTYPE_BYTES, SCALAR_FORMATS, Argument, Family, Scalar
+from loader.registry import closest_names
+
+# Packed FP4 and FP8 may come as plain bytes, from producers that cannot name these types.
+_BYTE_DTYPES = ("e2m1x2", "ue4m3", "ue8m0", "e4m3", "u8")
+
+
+class Problem(NamedTuple):
+    """A checked call: what selection and packing need, addresses aside."""
+
+    dtypes: Mapping[str, str]
+    values: Mapping[str, Number]
+    bytes: tuple[int, ...]
+
+
+def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Values of the call in the order of the family's arguments, then its scalars (defaults filled in)."""
+    names = [argument.name for argument in family.arguments] + [scalar.name for scalar in family.scalars]
+    if len(args) > len(names):
+        raise UnknownArgumentError(f"{family.name} takes {len(names)} arguments, got {len(args)} positional ones",
+                                   kernel=family.name, argument=None, expected=len(names), got=len(args))
+    given = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in names:
+            closest = closest_names(name, names)
+            hint = f"; did you mean {' or '.join(closest)}?" if closest else ""
+            raise UnknownArgumentError(f"{family.name} has no argument {name!r}; it takes {', '.join(names)}{hint}",
+                                       kernel=family.name, argument=name, expected=names, got=name)
+        if name in given:
+            raise DuplicateArgumentError(f"{family.name}: {name} is given by position and by name",
+                                         kernel=family.name, argument=name, expected="once", got="twice")
+        given[name] = value
+    defaults = {scalar.name: scalar.default for scalar in family.scalars if scalar.default is not None}
+    missing = [name for name in names if name not in given and name not in defaults]
+    if missing:
+        raise MissingArgumentError(f"{family.name}: missing {', '.join(missing)}", kernel=family.name,
+                                   argument=missing[0], expected=names, got=sorted(given))
+    return [given[name] if name in given else defaults[name] for name in names]
+
+
+def scalar_value(family: str, scalar: Scalar, value: Any) -> Number:
+    """A scalar of the call as a Python number that fits its dtype."""
+    facts = {"kernel": family, "argument": scalar.name, "expected": scalar.dtype, "got": value}
+    if isinstance(value, bool):
+        raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, got a bool", **facts)
+    try:
+        number = float(value) if scalar.dtype == "f32" else operator.index(value)
+    except (TypeError, ValueError):
+        raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, "
+                          f"got {type(value).__name__}", **facts) from None
+    try:
+        struct.pack("<" + SCALAR_FORMATS[scalar.dtype][0], number)
+    except (struct.error, OverflowError):
+        raise ScalarError(f"{family}: {scalar.name} = {number} does not fit {scalar.dtype}", **facts) from None
+    return number
+
+
+def _dtype(family: str, argument: Argument, buffer: Buffer) -> str:
+    known = dlpack.ELEMENTS.get(buffer.element)
+    if known == "u8":
+        fitting = [dtype for dtype in argument.dtypes if dtype in _BYTE_DTYPES]
+    elif known == "e4m3":  # the same bits as UE4M3 scales, whose sign is never set
+        fitting = [dtype for dtype in argument.dtypes if dtype in ("e4m3", "ue4m3")]
+    else:
+        fitting = [dtype for dtype in argument.dtypes if dtype == known]
+    if len(fitting) == 1:
+        return fitting[0]
+    got = dlpack.describe(buffer.element)
+    expected = " or ".join(argument.dtypes)
+    if fitting:
+        raise DtypeError(f"{family}: {argument.name} takes {expected}, and {got} could be {' or '.join(fitting)}",
+                         kernel=family, argument=argument.name, expected=argument.dtypes, got=got)
+    raise DtypeError(f"{family}: {argument.name} expects {expected}, got {got}", kernel=family,
+                     argument=argument.name, expected=argument.dtypes, got=got)
+
+
+def _stored_shape(family: str, argument: Argument, buffer: Buffer) -> tuple[int, ...]:
+    """Shape in stored elements; FP4 that counts single values is halved along its last dimension."""
+    shape = buffer.shape
+    if len(shape) != len(argument.shape):
+        raise RankError(f"{family}: {argument.name} expects {len(argument.shape)} dimensions "
+                        f"{_shape_text(argument)}, got {len(shape)}: {shape}", kernel=family, argument=argument.name,
+                        expected=len(argument.shape), got=len(shape))
+    if buffer.element == (dlpack.FLOAT4_E2M1FN, 4, 1) and shape:
+        if shape[-1] % 2:
+            raise ShapeError(f"{family}: {argument.name} packs two FP4 values in a byte, its last dimension is odd: "
+                             f"{shape}", kernel=family, argument=argument.name, expected="an even last dimension",
+                             got=shape)
+        shape = (*shape[:-1], shape[-1] // 2)
+    return shape
+
+
+def _shape_text(argument: Argument) -> str:
+    return "[" + ", ".join(map(expression.to_text, argument.shape)) + "]"
+
+
+def _check_strides(family: str, argument: Argument, buffer: Buffer) -> None:
+    if buffer.strides is None or 0 in buffer.shape:
+        return
+    step = 1
+    for size, stride in zip(reversed(buffer.shape), reversed(buffer.strides), strict=True):
+        if size != 1 and stride != step:
+            raise StrideError(f"{family}: {argument.name} must be row major and contiguous, got strides "
+                              f"{buffer.strides} for shape {buffer.shape}", kernel=family, argument=argument.name,
+                              expected="row major", got=buffer.strides)
+        step *= size
+
+
+def check_buffer(family: str, argument: Argument, buffer: Buffer) -> None:
+    """Contiguity and write access of one buffer."""
+    _check_strides(family, argument, buffer)
+    if argument.direction != "in" and buffer.read_only:
+        raise ReadOnlyError(f"{family}: {argument.name} is written by the kernel and its buffer is read-only",
+                            kernel=family, argument=argument.name, expected="a writable buffer", got="read-only")
+
+
+def check_addresses(family: Family, pointers: Sequence[int], sizes: Sequence[int]) -> None:
+    """Every buffer has an aligned address, and none that the kernel writes shares a byte with another."""
+    for argument, pointer, size in zip(family.arguments, pointers, sizes, strict=True):
+        if size and not pointer:
+            raise BufferProtocolError(f"{family.name}: {argument.name} has address 0", kernel=family.name,
+                                      argument=argument.name, expected="an address", got=0)
+        if pointer % argument.alignment:
+            raise AlignmentError(f"{family.name}: {argument.name} must start at a multiple of {argument.alignment} "
+                                 f"bytes, got address {pointer:#x}", kernel=family.name, argument=argument.name,
+                                 expected=argument.alignment, got=pointer)
+    for i, written in enumerate(family.arguments):
+        if written.direction == "in" or not sizes[i]:
+            continue
+        for j, other in enumerate(family.arguments):
+            if i != j and pointers[i] < pointers[j] + sizes[j] and pointers[j] < pointers[i] + sizes[i] and sizes[j]:
+                raise OverlapError(f"{family.name}: {written.name} is written and shares memory with {other.name}",
+                                   kernel=family.name, argument=written.name, expected="memory of its own",
+                                   got=other.name)
+
+
+def device_of(family: Family, buffers: Sequence[Buffer]) -> tuple[int, int]:
+    """(device type, device id) that all buffers lie on: ``dlpack.CPU`` or ``dlpack.CUDA``.
+
+    Managed memory counts as memory of its device; a mix of host and device is a ``HostBufferError``.
+    """
+    device: tuple[int, int] | None = None
+    holder = ""
+    for argument, buffer in zip(family.arguments, buffers, strict=True):
+        place = (dlpack.CUDA if buffer.device_type == dlpack.CUDA_MANAGED else buffer.device_type, buffer.device_id)
+        got = dlpack.device_name(buffer.device_type, buffer.device_id)
+        facts = {"kernel": family.name, "argument": argument.name, "got": got}
+        if place[0] == dlpack.CUDA_HOST:
+            raise HostBufferError(f"{family.name}: {argument.name} is pinned host memory, a device buffer is needed",
+                                  expected="a CUDA device buffer", **facts)
+        if place[0] not in (dlpack.CPU, dlpack.CUDA):
+            raise DeviceError(f"{family.name}: {argument.name} lies on {got}", expected="cuda or cpu", **facts)
+        place = (dlpack.CPU, 0) if place[0] == dlpack.CPU else place
+        if device is None:
+            device, holder = place, argument.name
+        if place[0] != device[0]:
+            host, other = (argument.name, holder) if place[0] == dlpack.CPU else (holder, argument.name)
+            raise HostBufferError(f"{family.name}: {host} is a host buffer and {other} is on the device",
+                                  **{**facts, "argument": host, "expected": "a CUDA device buffer", "got": "cpu"})
+        if place[1] != device[1] and -1 not in (place[1], device[1]):
+            raise DeviceError(f"{family.name}: {argument.name} is on {got}, {holder} on cuda:{device[1]}",
+                              expected=dlpack.device_name(*device), **facts)
+        if device[1] == -1:
+            device = place
+    return device or (dlpack.CUDA, -1)
+
+
+def _solve(family: Family, shapes: Sequence[tuple[int, ...]], values: dict[str, Number]) -> None:
+    """Add every dimension to ``values``: each from the first shape entry that gives it, the others checked."""
+    entries = [(argument, axis, entry, shape[axis])
+               for argument, shape in zip(family.arguments, shapes, strict=True)
+               for axis, entry in enumerate(argument.shape)]
+    pending = entries
+    while pending:
+        unsolved = []
+        for argument, axis, entry, size in pending:
+            missing = expression.names(entry) - values.keys()
+            try:
+                if not missing:
+                    expected = expression.evaluate(entry, values)
+                elif len(missing) == 1 and expression.solvable(entry, *missing):
+                    name = missing.pop()
+                    solved = expression.solve(entry, name, size, values)
+                    expected = size if solved >= 0 else f"a size that gives {name} >= 0"
+                    values[name] = solved
+                else:
+                    unsolved.append((argument, axis, entry, size))
+                    continue
+            except ExpressionError as error:
+                expected = str(error)
+            if expected != size:
+                raise ShapeError(
+                    f"{family.name}: {argument.name} dimension {axis} ({expression.to_text(entry)}) expects "
+                    f"{expected}, got {size}" + _known(values), kernel=family.name, argument=argument.name,
+                    expected=expected, got=size)
+        if len(unsolved) == len(pending):
+            raise ShapeError(f"{family.name}: no shape gives {expression.to_text(unsolved[0][2])}",
+                             kernel=family.name, argument=unsolved[0][0].name, expected=None, got=unsolved[0][3])
+        pending = unsolved
+
+
+def _known(values: Mapping[str, Number]) -> str:
+    return f" (with {', '.join(f'{name} = {value}' for name, value in values.items())})" if values else ""
+
+
+def check(family: Family, buffers: Sequence[Buffer], scalars: Sequence[Any]) -> Problem:
+    """Everything about a call that does not depend on the device. Raises an ``ArgumentError``."""
+    dtypes, shapes = {}, []
+    for argument, buffer in zip(family.arguments, buffers, strict=True):
+        dtypes[argument.name] = _dtype(family.name, argument, buffer)
+        shapes.append(_stored_shape(family.name, argument, buffer))
+        check_buffer(family.name, argument, buffer)
+    values: dict[str, Number] = {scalar.name: scalar_value(family.name, scalar, value)
+                                 for scalar, value in zip(family.scalars, scalars, strict=True)}
+    _solve(family, shapes, values)
+    sizes = []
+    for argument, shape in zip(family.arguments, shapes, strict=True):
+        values[f"sizeof_{argument.name}"] = DTYPE_BYTES[dtypes[argument.name]]
+        size = DTYPE_BYTES[dtypes[argument.name]]
+        for extent in shape:
+            size *= extent
+        sizes.append(size)
+    for constraint in family.constraints:
+        if not expression.evaluate(constraint.expression, values):
+            used = {name: values[name] for name in sorted(expression.names(constraint.expression))}
+            raise ConstraintError(f"{family.name}: {constraint.text} does not hold{_known(used)}", kernel=family.name,
+                                  argument=None, constraint=constraint.text, values=used, expected=constraint.text,
+                                  got=used)
+    check_addresses(family, [buffer.pointer for buffer in buffers], sizes)
+    return Problem(dtypes, values, tuple(sizes))

@@ -1,0 +1,72 @@
+"""What a whole process shows: a light import, and a fork that is refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+
+
+def run(code, *options):
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": ROOT}, timeout=60).stdout
+
+
+def test_import_is_standard_library_and_opens_nothing():
+    """No module from outside the standard library, none of the slow ones inside it, and no CUDA library."""
+    loaded = set(run("import sys; before = set(sys.modules); import loader; "
+                     "print(*sorted(set(sys.modules) - before))").split())
+    foreign = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names | {"loader"}}
+    assert not foreign
+    assert not loaded & {"dataclasses", "importlib.metadata", "inspect", "logging", "pathlib", "tempfile", "argparse"}
+
+
+def test_import_opens_no_driver():
+    """`import loader` maps no CUDA library into the process."""
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("no /proc")
+    assert run("import loader; print('libcuda' in open('/proc/self/maps').read())").strip() == "False"
+
+
+def test_public_names():
+    """`__all__` is what the package offers, errors included."""
+    import loader
+    from loader import errors
+
+    assert set(errors.__all__) <= set(loader.__all__)
+    assert all(hasattr(loader, name) for name in loader.__all__)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_real_fork_is_refused(tmp_path):
+    """A child forked after the driver was opened gets ForkError; one forked before does not."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pathlib import Path
+import sample_pack
+from fake_cuda import FakeCuda
+from sample_call import arguments
+import loader
+from loader import driver
+fake = FakeCuda()
+driver.open_library = lambda: fake
+sample_pack.write(Path({str(tmp_path)!r}))
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
+            os._exit(0)
+        except loader.ForkError:
+            os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+before = child()
+loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
+print(before, child())
+"""
+    assert run(code).split() == ["0", "7"]
