@@ -1,0 +1,108 @@
+"""grouped_fp4 beside what a user would pick instead: ``python benchmarks/grouped_fp4.py --json results/....json``.
+
+E experts of m rows each, bf16 out, L2 cold, median of CUDA-graph replays. The contenders multiply the same numbers but
+do not read the same bytes: torch's grouped_mm takes weights dequantised to bf16 (four times the memory), the Triton
+kernel takes bf16 activations and NVFP4 weights. The floor is the bytes of grouped_fp4 over the measured read bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import record
+import torch
+import triton_w4a16
+from problem import Problem, make_problem
+from timing import REPLAYS, Timer, read_bandwidth
+from variants import runnable
+
+import loader
+
+LAYERS = [(6144, 7168), (7168, 3072)]  # N, K: gate and up together, down
+ROWS = [1, 4, 16, 64, 256, 1024]
+EXPERTS = 32
+# Root mean square, relative. Rounding to bf16 alone is 1.7e-3.
+MAX_ERROR = 4e-3
+
+
+def time_checked(
+    timer: Timer, problem: Problem, out: torch.Tensor, launch: Callable[[], object], name: str, replays: int = REPLAYS
+) -> float:
+    """Microseconds of a launch whose result has been compared first."""
+    launch()
+    torch.cuda.synchronize()
+    error = problem.error(out)
+    if not error <= MAX_ERROR:
+        raise RuntimeError(f"{name} on (M, N, K, E) = {problem.shape}: relative error {error:.3g} exceeds {MAX_ERROR}")
+    return timer(launch, replays)
+
+
+def time_plan(timer: Timer, problem: Problem, variant: str | None, replays: int = REPLAYS) -> float:
+    """A planned launch of one variant, or of the selected one."""
+    out = problem.output()
+    plan = loader.plan("grouped_fp4", **problem.inputs, out=out, variant=variant)
+    name = variant or f"{plan.variant} (selected)"
+    return time_checked(timer, problem, out, lambda: plan.launch(torch.cuda.current_stream()), name, replays)
+
+
+def time_triton(timer: Timer, problem: Problem) -> float:
+    """The best tile of the Triton kernel."""
+    activations, out = problem.activations(), problem.output()
+    operands = (activations, problem.inputs["b"], problem.b_groups, problem.inputs["alpha"], out)
+    return min(
+        time_checked(timer, problem, out, lambda tile=tile: triton_w4a16.launch(*operands, tile), f"Triton {tile}")
+        for tile in triton_w4a16.tiles(problem.rows)
+    )
+
+
+def time_grouped_mm(timer: Timer, problem: Problem, weights: torch.Tensor) -> float:
+    """torch's bf16 grouped GEMM; alpha, one power of two here, is folded into the activations beforehand."""
+    grouped_mm = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    activations = problem.activations() * problem.inputs["alpha"][0].bfloat16()
+    ends, out = problem.inputs["expert_offsets"][1:].contiguous(), problem.output()
+
+    def launch() -> None:
+        out.copy_(grouped_mm(activations, weights.transpose(1, 2), offs=ends))
+
+    time_checked(timer, problem, out, launch, "grouped_mm")
+    return timer(lambda: grouped_mm(activations, weights.transpose(1, 2), offs=ends))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of each expert")
+    parser.add_argument("--all-tiles", action="store_true", help="time every tile, not only the selected one")
+    record.add_json_argument(parser)
+    arguments = parser.parse_args()
+
+    found, timer = record.environment(), Timer()
+    tiles = runnable("grouped_fp4", torch.cuda.get_device_capability(), out="bf16")
+    bandwidth = read_bandwidth(timer)
+    print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
+    rows = []
+    for n, k in LAYERS:
+        weights = make_problem(1, n, k, arguments.experts).weights()
+        for m in arguments.rows:
+            problem = make_problem(m, n, k, arguments.experts)
+            row = {
+                "N": n, "K": k, "m": m, "experts": arguments.experts,
+                "floor": problem.bytes(problem.output()) / bandwidth * 1e6,
+                "grouped_fp4": time_plan(timer, problem, None),
+                "grouped_mm": time_grouped_mm(timer, problem, weights),
+                "triton": time_triton(timer, problem),
+            }  # fmt: skip
+            if arguments.all_tiles:
+                row["tiles"] = {name: time_plan(timer, problem, artifact.variant) for name, artifact in tiles.items()}
+            row["teraflops"] = 2 * m * arguments.experts * n * k / row["grouped_fp4"] / 1e6
+            rows.append(row)
+            print(row, flush=True)
+    columns = ["N", "K", "m", "floor", "grouped_fp4", "grouped_mm", "triton", "teraflops"]
+    title = f"microseconds, E = {arguments.experts}, bf16 out"
+    print(record.table(title, columns, [[row[column] for column in columns] for row in rows]))
+    record.finish(arguments.json, "grouped_fp4", found, {"read_bandwidth": bandwidth, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

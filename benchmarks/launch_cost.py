@@ -1,0 +1,192 @@
+"""What a launch costs the host.
+
+    data=tests/build/data
+    python build.py --matrix $data/kernels.yaml --templates $data/templates --kernel nop9 --out build/nop9
+    LOADER_ARTIFACTS=artifacts:build/nop9 python benchmarks/launch_cost.py --json results/launch_cost.json
+
+One run compares, for the same packed arguments and tensors: a bare driver launch (ctypes with ready-made objects, and
+cuda.bindings), ``plan.launch``, ``loader.launch``, and a Triton JIT launch of a kernel with nine tensors. Kernels are
+small, so that the device keeps up and only the host is measured. Then: the import, and the first launch of a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import record
+import torch
+import triton
+from cuda.bindings import driver as cuda
+from problem import make_problem
+
+import loader
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH = 400  # below the depth of the driver's queue, so that no launch waits for the device
+BATCHES = 40
+
+
+@triton.jit
+def _nop9(a, b, c, d, e, f, g, h, out):
+    pass
+
+
+def per_launch(launch: Callable[[], object]) -> float:
+    """Median over batches of the microseconds of one call."""
+    times = []
+    for _ in range(BATCHES + 3):  # the first three warm up
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(BATCH):
+            launch()
+        times.append((time.perf_counter() - begin) / BATCH * 1e6)
+    torch.cuda.synchronize()
+    return statistics.median(times[3:])
+
+
+def bare_launches(plan: loader.Plan, stream: int) -> dict[str, Callable[[], object]]:
+    """The driver call of a plan with its packed arguments, without the plan."""
+    prepared = plan._prepared
+    slot = prepared.slot(plan._pointers)
+    config, function, parameters = slot._config_address, slot._function, slot._parameters_address
+    slot._config.stream = stream
+    launch_kernel = ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx
+
+    def with_ctypes(slot=slot) -> None:
+        if launch_kernel(config, function, parameters, None):
+            raise RuntimeError("cuLaunchKernelEx failed")
+
+    bindings_config = cuda.CUlaunchConfig()
+    geometry = prepared.geometry
+    for axis, grid, block in zip("XYZ", geometry.grid, geometry.block, strict=True):
+        setattr(bindings_config, f"gridDim{axis}", grid)
+        setattr(bindings_config, f"blockDim{axis}", block)
+    bindings_config.sharedMemBytes = geometry.shared
+    bindings_config.hStream = stream
+    attributes = []
+    if geometry.pdl:
+        attribute = cuda.CUlaunchAttribute()
+        attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(attribute)
+    bindings_config.attrs, bindings_config.numAttrs = attributes, len(attributes)
+    handle, address = cuda.CUfunction(function.value), parameters.value
+
+    def with_bindings(slot=slot) -> None:
+        (status,) = cuda.cuLaunchKernelEx(bindings_config, handle, address, 0)
+        if status != cuda.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"cuLaunchKernelEx failed: {status}")
+
+    return {"bare, ctypes": with_ctypes, "bare, cuda.bindings": with_bindings}
+
+
+def kernel_costs(name: str, buffers: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Microseconds of a launch of one kernel, by way of launching."""
+    stream = torch.cuda.current_stream()
+    plan = loader.plan(name, **buffers)
+    ways = {
+        **bare_launches(plan, stream.cuda_stream),
+        "plan.launch(stream)": lambda: plan.launch(stream.cuda_stream),
+        "plan.launch()": plan.launch,
+        "loader.launch": lambda: loader.launch(name, **buffers),
+    }
+    return {way: per_launch(launch) for way, launch in ways.items()}
+
+
+COLD = """
+import sys, time
+begin = time.perf_counter(); import loader; imported = time.perf_counter() - begin
+if {import_only}: print(imported * 1000); raise SystemExit
+import numpy as np
+sys.path[:0] = [{tests!r}, {gpu!r}]
+import reference, sanitize
+problem = reference.grouped_problem(np.random.default_rng(0), [3, 0, 5], 256, 512)
+device = sanitize.Device()  # cuInit and the primary context
+inputs = {{name: device.upload(array) for name, array in problem.inputs().items()}}
+out = reference.GuardedOutput(8, 256, "bf16")
+buffer = device.upload(out.array)
+begin = time.perf_counter()
+loader.launch("grouped_fp4", **inputs, out=buffer)
+launched = time.perf_counter() - begin
+device.download(buffer, out.array)
+reference.verify(problem, reference.grouped_reference(problem), out)
+print(launched * 1000)
+"""
+
+
+def in_fresh_process(program: str) -> str:
+    """What a Python program prints, with the checkout on its path."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return result.stdout
+
+
+def fresh_process(import_only: bool, runs: int) -> float:
+    """Median milliseconds of ``import loader``, or of the first launch with the context already there: pack found and
+    read, digests checked, kernel selected, module loaded, launched."""
+    program = COLD.format(import_only=import_only, tests=str(ROOT / "tests"), gpu=str(ROOT / "tests" / "gpu"))
+    times = []
+    for _ in range(runs):
+        times.append(float(in_fresh_process(program).split()[-1]))
+    return statistics.median(times)
+
+
+def foreign_modules() -> list[str]:
+    """Modules outside the standard library that ``import loader`` brings in."""
+    program = "import sys; before = set(sys.modules); import loader; print(*sys.modules.keys() - before)"
+    roots = {name.partition(".")[0] for name in in_fresh_process(program).split()}
+    return sorted(roots - set(sys.stdlib_module_names) - {"loader"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7, help="fresh processes for import and first launch")
+    record.add_json_argument(parser)
+    arguments = parser.parse_args()
+    found = record.environment(("torch", "triton", "cuda-bindings"))
+    print(found)
+
+    nine = [torch.empty(1024, device="cuda") for _ in range(9)]
+    triton_cost = per_launch(lambda: _nop9[(1,)](*nine))
+    problem = make_problem(1, 128, 256, 1)
+    costs = {
+        "grouped_fp4": kernel_costs("grouped_fp4", {**problem.inputs, "out": problem.output()}),
+        "nop9": kernel_costs("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))),
+    }
+    cold = {
+        "import loader, ms": fresh_process(True, arguments.runs),
+        "first launch beyond cuInit and context, ms": fresh_process(False, arguments.runs),
+    }
+
+    rows = []
+    for kernel, ways in costs.items():
+        bare = ways["bare, ctypes"]
+        for way, cost in ways.items():
+            rows.append([kernel, way, cost, cost / bare, cost / triton_cost])
+    rows.append(["9 tensors, no-op", "Triton JIT", triton_cost, None, 1.0])
+    print(record.table("one launch", ["kernel", "way", "microseconds", "x bare", "x Triton"], rows))
+    print(record.table("a fresh process", ["what", "median"], list(cold.items())))
+    modules = foreign_modules()
+    print("modules outside the standard library after import:", ", ".join(modules) or "none")
+    results = {"microseconds": costs, "triton": triton_cost, "fresh_process": cold, "foreign_modules": modules}
+    record.finish(arguments.json, "launch_cost", found, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Random operands of a grouped NVFP4 GEMM on the device, for timing and a rough check. Tests judge correctness."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+GROUP = 16
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """E experts of ``rows`` rows each. Plain-order scales are kept beside those in the 128x4 layout."""
+
+    inputs: dict[str, torch.Tensor]  # by argument of grouped_fp4
+    a_groups: torch.Tensor  # float8_e4m3fn [M, K/16]
+    b_groups: torch.Tensor  # float8_e4m3fn [E, N, K/16]
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """M, N, K, E."""
+        a, b = self.inputs["a"], self.inputs["b"]
+        return a.shape[0], b.shape[1], a.shape[1] * 2, b.shape[0]
+
+    def output(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        m, n, _, _ = self.shape
+        return torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
+
+    def activations(self) -> torch.Tensor:
+        """A in bf16 [M, K]: dequantised exactly, so that every contender multiplies the same numbers."""
+        return dequantize(self.inputs["a"], self.a_groups)
+
+    def weights(self) -> torch.Tensor:
+        """B in bf16 [E, N, K], exactly; built by expert, because the float32 of all would be large."""
+        packed = self.inputs["b"]
+        return torch.stack([dequantize(packed[e], self.b_groups[e]) for e in range(packed.shape[0])])
+
+    def bytes(self, out: torch.Tensor) -> int:
+        """What must move: packed operands and their scales once, and the output."""
+        operands = (self.inputs["a"], self.inputs["b"], self.a_groups, self.b_groups, out)
+        return sum(tensor.nbytes for tensor in operands)
+
+    def error(self, out: torch.Tensor) -> float:
+        """Root of mean squares of (out - reference) over that of the reference, float32, for the first and the last
+        expert. NaN anywhere gives NaN."""
+        squares, total = 0.0, 0.0
+        for expert in (0, self.shape[3] - 1):
+            rows = slice(expert * self.rows, (expert + 1) * self.rows)
+            a = dequantize(self.inputs["a"][rows], self.a_groups[rows]).double()
+            b = dequantize(self.inputs["b"][expert], self.b_groups[expert]).double()
+            reference = a @ b.T * self.inputs["alpha"][expert].double()
+            squares += float((out[rows].double() - reference).square().sum())
+            total += float(reference.square().sum())
+        return (squares / total) ** 0.5
+
+
+def dequantize(packed: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """bf16 [.., K]; an E2M1 value times a UE4M3 scale has six significant bits."""
+    codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
+    values = torch.tensor(E2M1, device=packed.device)[codes.int()]
+    return (values * groups.float().repeat_interleave(GROUP, dim=-1)).bfloat16()
+
+
+def to_scale_layout(scales: torch.Tensor) -> torch.Tensor:
+    """[.., rows, groups] (rows % 128 == 0, groups % 4 == 0) to the 128x4 layout."""
+    *lead, rows, groups = scales.shape
+    nested = scales.reshape(*lead, rows // 128, 4, 32, groups // 4, 4)
+    d = len(lead)
+    return nested.permute(*range(d), d, d + 3, d + 2, d + 1, d + 4).reshape(scales.shape).contiguous()
+
+
+def make_problem(rows: int, n: int, k: int, experts: int, seed: int = 0) -> Problem:
+    """``rows`` for each of ``experts``; k % 64 == 0 and n % 128 == 0. The weights do not depend on ``rows``."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    m, groups, padded = rows * experts, k // GROUP, -(-rows // 128) * 128
+
+    def random_bytes(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, dtype=torch.uint8, device="cuda", generator=generator)
+
+    b, b_groups = random_bytes(0, 256, experts, n, k // 2), random_bytes(0x30, 0x40, experts, n, groups)
+    a, a_groups = random_bytes(0, 256, m, k // 2), random_bytes(0x30, 0x40, m, groups)
+    a_padded = torch.zeros(experts, padded, groups, dtype=torch.uint8, device="cuda")
+    a_padded[:, :rows] = a_groups.view(experts, rows, groups)
+    steps = torch.arange(experts + 1, dtype=torch.int32, device="cuda")
+    inputs = {
+        "a": a,
+        "b": b,
+        "a_scale": to_scale_layout(a_padded).view(experts * padded, groups),
+        "b_scale": to_scale_layout(b_groups),
+        "alpha": torch.full((experts,), 1 / 64, device="cuda"),
+        "expert_offsets": steps * rows,
+        "scale_offsets": steps[:-1] * padded,
+    }
+    return Problem(inputs, a_groups.view(torch.float8_e4m3fn), b_groups.view(torch.float8_e4m3fn), rows)

@@ -1,0 +1,137 @@
+"""Every variant of grouped_fp4, executed from its PTX on the emulated device with all checks on.
+
+The pack is LOADER_ARTIFACTS if that is set, else one that is built here and kept for the next run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from raw_buffer import RawBuffer
+
+import emulator
+import loader
+from generator.matrix import Variant, load
+from loader import emulated
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHS = ("90a", "100a", "120a")
+VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "grouped_fp4" and v.arch in ARCHS]
+SCHEDULES = 3
+
+pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning")
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.arch}-{v.variant}")
+
+
+@pytest.fixture(scope="session")
+def build() -> subprocess.CompletedProcess | None:
+    """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
+    if os.environ.get("LOADER_ARTIFACTS"):
+        return None
+    command = [sys.executable, "build.py", "--arch", ",".join(ARCHS), "--kernel", "grouped_fp4", "--out", CACHE]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+CACHE = ROOT / "tests" / ".cache" / "grouped_fp4"
+
+
+@pytest.fixture
+def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
+    return None if build is None else [str(CACHE)]
+
+
+@pytest.fixture(autouse=True)
+def few_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, so that a CTA computes several tiles and every ring of stages goes round more than once."""
+    monkeypatch.setattr(emulated, "SM_COUNT", 2)
+
+
+class Runner:
+    """Launches through the loader on an emulated device with a given schedule."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None, rng: np.random.Generator) -> None:
+        self._monkeypatch, self._packs, self._rng = monkeypatch, packs, rng
+        self._device = emulator.Device
+
+    def __call__(self, variant: Variant, problem: reference.GroupedProblem, expected: reference.Expected) -> bytes:
+        """A checked launch under a fresh schedule; returns the bytes of the output."""
+        seed, lazy = int(self._rng.integers(1 << 31)), bool(self._rng.integers(2))
+        device = functools.partial(self._device, seed=seed, lazy=lazy, checks=True)
+        self._monkeypatch.setattr(emulator, "Device", device)
+        out = reference.GuardedOutput(problem.shape[0], problem.shape[1], variant.axes["out"])
+        loader.launch(
+            "grouped_fp4",
+            **problem.inputs(),
+            out=RawBuffer.of(out.array),
+            variant=variant.variant,
+            device=f"emulated:{variant.arch}",
+            packs=self._packs,
+        )
+        context = f"{variant.label} (M, N, K, E) = {problem.shape} schedule seed {seed} lazy {lazy}"
+        reference.verify(problem, expected, out, context)
+        return out.array.tobytes()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, packs: list[str] | None, rng: np.random.Generator) -> Iterator[Runner]:
+    yield Runner(monkeypatch, packs, rng)
+
+
+def test_every_variant_was_built(build: subprocess.CompletedProcess | None) -> None:
+    """The build of the three archs succeeds."""
+    assert build is None or build.returncode == 0, f"{build.stdout}\n{build.stderr}"
+
+
+@every_variant
+def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Empty experts, one row, a row tile and three rows, a row tile less one; tails of N and K, and of K inside a word
+    of scales; unused scale blocks, rows without an expert, NaN in all padding. Every schedule gives the same bytes."""
+    rows = variant.axes["block_m"]
+    counts = [0, 1, rows + 3, 0, rows - 1, 0]
+    problem = reference.grouped_problem(rng, counts, variant.axes["block_n"] + 8, 608, gaps=True, unowned_rows=2)
+    expected = reference.grouped_reference(problem)
+    outputs = {run(variant, problem, expected) for _ in range(SCHEDULES)}
+    assert len(outputs) == 1, "the result depends on the schedule"
+
+
+SMALL = {
+    "all_rows_in_one_expert": ([0, 0, 9, 0], 24, 96),
+    "smallest": ([1], 8, 32),
+    "one_row_each": ([1] * 5, 136, 64),
+    "no_scale_padding": ([3, 0, 2], 128, 256),
+}
+
+
+@every_variant
+def test_small_problems_with_wide_scales(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Every scale byte from 0 to 0x7E, subnormal ones too, on shapes smaller than any tile."""
+    for counts, n, k in SMALL.values():
+        problem = reference.grouped_problem(rng, counts, n, k, wide=True)
+        run(variant, problem, reference.grouped_reference(problem))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_rows_is_no_launch(arch: str, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """M = 0 computes nothing and is no error."""
+    problem = reference.grouped_problem(rng, [0, 0], 64, 64)
+    out = np.empty((0, 64), np.float32)
+    loader.launch("grouped_fp4", **problem.inputs(), out=out, device=f"emulated:{arch}", packs=packs)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_selection_without_a_variant(arch: str, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """numpy arrays without a variant: selection finds one for any output type that numpy has."""
+    problem = reference.grouped_problem(rng, [0, 5, 2], 72, 160)
+    expected = reference.grouped_reference(problem)
+    for out_type in ("f16", "f32"):
+        out = reference.GuardedOutput(problem.shape[0], 72, out_type)
+        loader.launch("grouped_fp4", **problem.inputs(), out=out.array, device=f"emulated:{arch}", packs=packs)
+        reference.verify(problem, expected, out, f"{arch} {out_type}")
