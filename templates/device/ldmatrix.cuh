@@ -1,0 +1,39 @@
+// ldmatrix: 8x8 matrices of 16-bit elements from shared memory to MMA fragments (PTX ISA 9.0, section 9.7.14.5.15), and
+// the addresses of rows that TMA stored with a swizzle.
+#pragma once
+#include <stdint.h>
+
+namespace ldmatrix {
+
+// Lane i gives the address of 16-byte row i % 8 of matrix i / 8. Lane 4 r + c receives bytes 4 c .. 4 c + 3 of row r.
+__device__ __forceinline__ void x2(uint32_t (&registers)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(registers[0]), "=r"(registers[1])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void x4(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(first[0]), "=r"(first[1]), "=r"(second[0]), "=r"(second[1])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void x4(uint32_t (&registers)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Offset of a byte of a row in a box that TMA stored with a swizzle as wide as the row (64 or 128 bytes), from a base
+// aligned to 1024 bytes. Linear in the bits of its arguments: swizzled(r ^ s, b ^ c) = swizzled(r, b) ^ swizzled(s, c).
+template <int ROW_BYTES>
+__device__ __forceinline__ constexpr uint32_t swizzled(uint32_t row, uint32_t byte) {
+    static_assert(ROW_BYTES == 64 || ROW_BYTES == 128, "16-byte chunks move within a row of 64 or 128 bytes");
+    const uint32_t line = row * ROW_BYTES / 128;
+    return row * ROW_BYTES ^ byte ^ line % (ROW_BYTES / 16) * 16;
+}
+
+}  // namespace ldmatrix
