@@ -57,8 +57,8 @@ class Buffer(NamedTuple):
 class Exchange(NamedTuple):
     """Two functions of a type's C exchange API.
 
-    ``tensor(object, address)`` writes a DLTensor that borrows from the object; ``stream(device type, device id,
-    address)`` writes the producer's current stream.
+    ``tensor(object, address)`` writes a DLTensor that borrows from the object; ``stream(ordinal)`` is the handle of the
+    producer's current stream on a CUDA device.
     """
 
     tensor: Any
@@ -67,12 +67,38 @@ class Exchange(NamedTuple):
 
 # The GIL stays held and a Python exception set by the producer is raised.
 _TENSOR_FROM_PYTHON = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
-_CURRENT_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+_CURRENT_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int)  # untyped: its arguments are ready-made ctypes objects
 _capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi))
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi))
 
+class _CurrentStream:
+    """Calls a producer's ``current_work_stream`` without making a ctypes object a call."""
+
+    __slots__ = ("_read", "_cells", "_ordinals")
+
+    def __init__(self, function: int) -> None:
+        self._read = _CURRENT_STREAM(function)
+        self._cells: list[tuple[ctypes.c_uint64, ctypes.c_void_p]] = []  # a thread takes one and puts it back
+        self._ordinals: dict[int, ctypes.c_int] = {}
+
+    def __call__(self, ordinal: int) -> int:
+        try:
+            cell = self._cells.pop()
+        except IndexError:
+            storage = ctypes.c_uint64()
+            cell = storage, ctypes.c_void_p(ctypes.addressof(storage))
+        device = self._ordinals.get(ordinal)
+        if device is None:
+            device = self._ordinals[ordinal] = ctypes.c_int(ordinal)
+        self._read(_CUDA_DEVICE, device, cell[1])
+        handle = cell[0].value
+        self._cells.append(cell)
+        return handle
+
+
+_CUDA_DEVICE = ctypes.c_int(CUDA)
 _exchanges: dict[type, Exchange | None] = {}
 
 
@@ -99,7 +125,7 @@ def _find_exchange(kind: type) -> Exchange | None:
         if major == 1:
             tensor = _read_u64(address + _API_TENSOR_OFFSET)
             stream = _read_u64(address + _API_STREAM_OFFSET)
-            return Exchange(_TENSOR_FROM_PYTHON(tensor), _CURRENT_STREAM(stream)) if tensor and stream else None
+            return Exchange(_TENSOR_FROM_PYTHON(tensor), _CurrentStream(stream)) if tensor and stream else None
         address = _read_u64(address + _API_PREVIOUS_OFFSET)
     return None
 

@@ -159,7 +159,9 @@ class Plan:
         self._slots: dict[int, Any] = {}
         self._set_pointers()
         api = next((found for found in map(dlpack.exchange, map(type, self._values)) if found is not None), None)
-        self._current_stream = api.stream if api is not None else None
+        on_cuda = prepared is not None and prepared.device is not None
+        self._current_stream = api.stream if on_cuda and api is not None else None
+        self._ordinal = prepared.device.ordinal if on_cuda else None
 
     @property
     def kernel(self) -> str:
@@ -185,7 +187,9 @@ class Plan:
 
     def launch(self, stream: Any = None) -> None:
         """Launch on ``stream``; None is the producers' current stream, as in ``loader.launch``."""
-        if type(stream) is not int or stream < 0:
+        if stream is None and self._current_stream is not None and not driver.forked:
+            stream = self._current_stream(self._ordinal)
+        elif type(stream) is not int or stream < 0:
             stream = self._stream(stream)
         slot = self._slots.get(stream)
         if slot is None:
@@ -197,13 +201,7 @@ class Plan:
     def _stream(self, stream: Any) -> int:
         if stream is not None:
             return streams.handle(stream)
-        if self._prepared is None or self._prepared.device is None:
-            return streams.LEGACY_DEFAULT
-        if self._current_stream is None or driver.forked:
-            return streams.current(self._values, self._prepared.device.ordinal)
-        cell = c_uint64()
-        self._current_stream(dlpack.CUDA, self._prepared.device.ordinal, ctypes.addressof(cell))
-        return cell.value
+        return streams.LEGACY_DEFAULT if self._ordinal is None else streams.current(self._values, self._ordinal)
 
     def _new_slot(self, stream: int) -> Any:
         """A slot for a stream, so that launches on two streams never write to one configuration."""

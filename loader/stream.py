@@ -7,7 +7,6 @@ Handles: 0 and 1 are the legacy default stream, 2 the per-thread default stream,
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -56,9 +55,7 @@ def current(values: Iterable[Any], device: int) -> int:
         kind = type(value)
         api = dlpack.exchange(kind)
         if api is not None:
-            cell = ctypes.c_uint64()
-            api.stream(dlpack.CUDA, device, ctypes.addressof(cell))
-            return cell.value
+            return api.stream(device)
         module = kind.__module__.partition(".")[0]
         ask = _CURRENT_OF_MODULE.get(module)
         if ask is not None and module in sys.modules:
