@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +14,14 @@ from raw_buffer import CUDA, RawBuffer  # noqa: E402
 import loader  # noqa: E402
 
 COUNTS, N, K = [0, 1, 37, 130, 5, 64], 512, 1024
+
+
+@pytest.fixture(autouse=True, scope="module")
+def first_device() -> None:
+    """Every test starts on device 0: where there are several, JAX's first use leaves the last one current."""
+    if jax := sys.modules.get("jax"):
+        jax.devices()
+    torch.cuda.set_device(0)
 
 
 @pytest.fixture(scope="module")
