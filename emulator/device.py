@@ -1,0 +1,162 @@
+"""The emulated device: mapped host buffers, tensor maps, modules and launches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from emulator import tma
+from emulator.codegen import Program
+from emulator.faults import LaunchError, UnsupportedInstruction
+from emulator.memory import Region, Space, host_bytes
+from emulator.parse import Source, parse
+from emulator.scheduler import Launch, Statistics
+
+_SHARED_LIMITS = {"90": 227 << 10, "100": 227 << 10, "103": 227 << 10, "120": 99 << 10, "121": 99 << 10}
+_SWIZZLES = {0: "none", 32: "32B", 64: "64B", 128: "128B"}
+
+
+class Module:
+    """A parsed module. Code is generated for a kernel when it is first launched."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self._programs: dict[str, Program] = {}
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return tuple(self.source.entries)
+
+    def program(self, name: str) -> Program:
+        found = self._programs.get(name)
+        if found is None:
+            function = self.source.entries.get(name)
+            if function is None:
+                raise LaunchError(f"no kernel {name!r} in the module; it has {', '.join(self.entries)}")
+            found = self._programs[name] = Program(function, self.source.files, self.source.target)
+        return found
+
+
+@lru_cache(maxsize=64)
+def _load(digest: str, text: _Text) -> Module:
+    return Module(parse(text.value))
+
+
+class _Text:
+    """PTX text that takes no part in the comparison of cache keys: the digest does."""
+
+    def __init__(self, value: str):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Text)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def load(ptx_text: str) -> Module:
+    """The module of a PTX text, parsed once per text. Raises PtxSyntaxError."""
+    return _load(hashlib.sha256(ptx_text.encode()).hexdigest(), _Text(ptx_text))
+
+
+class Device:
+    """An emulated device of an architecture such as "120a".
+
+    Args:
+        seed: decides the schedule of warps and of asynchronous operations.
+        lazy: asynchronous operations are carried out late, at points that the seed decides; otherwise when they are issued.
+        checks: reads of shared and tensor memory that nothing has written, or that is being written asynchronously, fault.
+            Bounds, alignment and barriers are checked always.
+    """
+
+    def __init__(self, arch: str, seed: int = 0, lazy: bool = True, checks: bool = True):
+        number = arch.rstrip("af")
+        if number not in _SHARED_LIMITS:
+            raise LaunchError(f"architecture {arch!r} is not one of {', '.join(_SHARED_LIMITS)} with a or f")
+        self.arch, self.seed, self.lazy, self.checks = arch, seed, lazy, checks
+        self.shared_limit = _SHARED_LIMITS[number]
+        self.sm_count = 132
+        self.space = Space()
+        self._variables: dict[int, tuple[Module, dict[str, int], list[np.ndarray]]] = {}
+
+    def map_buffer(self, pointer: int, size: int, writable: bool, name: str) -> None:
+        """Makes host memory reachable at its own address; it is used in place. Raises MemoryFault where buffers overlap."""
+        self.space.map(Region(name, pointer, host_bytes(pointer, size), writable))
+
+    def unmap_buffer(self, pointer: int) -> None:
+        self.space.unmap(pointer)
+
+    def encode_tensor_map(
+        self, pointer: int, element: str, dims: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: int | str
+    ) -> bytes:
+        """The 128 bytes of a tensor map (`emulator.tma` describes them).
+
+        Args:
+            element: one of `tma.ELEMENTS`; u4_align8 and u4_align16 are packed FP4.
+            dims, box: in elements, innermost first.
+            strides: bytes, of the dimensions after the innermost.
+            swizzle: bytes: 0, 32, 64 or 128; or a name in `tma.SWIZZLES`.
+
+        Raises:
+            LaunchError: for what cuTensorMapEncodeTiled would refuse.
+        """
+        mode = _SWIZZLES.get(swizzle, swizzle)
+        if element not in tma.ELEMENTS or mode not in tma.SWIZZLES:
+            raise LaunchError(f"tensor map element {element!r} or swizzle {swizzle!r} is not known")
+        steps = (1,) * len(dims)
+        return tma.TensorMap(pointer, element, tuple(dims), tuple(strides), tuple(box), mode, steps).encode()
+
+    def launch(
+        self, module: Module, entry: str, grid: Sequence[int], block: Sequence[int], cluster: Sequence[int],
+        shared_bytes: int, parameters: bytes,
+    ) -> Statistics:  # fmt: skip
+        """Runs a kernel to its end. Raises LaunchError, or an EmulatorFault that says where the kernel went wrong."""
+        target = module.source.target
+        self._check_target(target)
+        shapes = [tuple(int(n) for n in (*shape, 1, 1)[:3]) for shape in (grid, block, cluster)]
+        return Launch(self, module, entry, *shapes, int(shared_bytes), bytes(parameters)).run()
+
+    def _check_target(self, target: str) -> None:
+        """a: this architecture alone; f: the same major number and a minor not lower; neither: this or newer."""
+        number, have = target.removeprefix("sm_"), int(self.arch.rstrip("af"))
+        plain = int(number.rstrip("af"))
+        if number.endswith("a"):
+            good = have == plain
+        elif number.endswith("f"):
+            good = have // 10 == plain // 10 and have >= plain
+        else:
+            good = have >= plain
+        if not good:
+            raise LaunchError(f"PTX for {target} on a device of architecture {self.arch}")
+
+    def module_variables(self, module: Module) -> dict[str, int]:
+        """Addresses of the module's .global and .const variables, which are allocated on first use and live as long as the device."""
+        held = self._variables.get(id(module))
+        if held is not None:
+            return held[1]
+        addresses: dict[str, int] = {}
+        arrays = []
+        variables = list(module.source.variables.values())
+        for function in module.source.entries.values():
+            variables += function.variables.values()
+        variables = [v for v in variables if v.space in ("global", "const") and v.size]
+        for v in variables:
+            memory = np.zeros(v.size + v.align, np.uint8)
+            start = -memory.ctypes.data % v.align
+            data = memory[start : start + v.size]
+            data[: len(v.data)] = np.frombuffer(v.data, np.uint8)
+            addresses[v.name] = data.ctypes.data
+            arrays.append(memory)
+            self.space.map(Region(f"variable {v.name}", data.ctypes.data, data, v.space == "global"))
+        for v in variables:
+            for offset, symbol in v.references:
+                if symbol not in addresses:
+                    raise UnsupportedInstruction(f"variable {v.name} holds the address of {symbol}, which is unknown")
+                target = self.space.find(addresses[v.name] + offset, 8).bytes_at(addresses[v.name] + offset, 8)
+                target[:] = (target.view(np.uint64) + np.uint64(addresses[symbol])).view(np.uint8)
+        self._variables[id(module)] = (module, addresses, arrays)
+        return addresses

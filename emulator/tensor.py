@@ -1,0 +1,384 @@
+"""wgmma and tcgen05 as a cohort issues them: queues, asynchrony, and what is in flight. The arithmetic is in `wgmma` and `tcgen05`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emulator import tcgen05, wgmma
+from emulator.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
+from emulator.memory import WRITTEN
+from emulator.synchronization import Wait
+
+if TYPE_CHECKING:
+    from emulator.cohort import Cohort
+    from emulator.scheduler import Cta
+
+_NOT_FORM = {"mma_async", "mma", "ld", "st", "cp", "commit", "shift", "alloc", "dealloc"}
+
+
+class WarpgroupQueue:
+    """wgmma operations of one warpgroup: issued in order, carried out at the wait at the latest.
+
+    `results` holds accumulators (uint32 [4, 32]) of operations that were carried out and not yet waited for.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[tuple] = []  # (group, modifiers, registers, initial values, a, b, scale_d, options)
+        self.results: dict[int, np.ndarray] = {}
+        self.in_flight: set[int] = set()
+        self.group = 0  # the open group
+        self.written: dict[int, int] = {}  # register -> last group that writes it
+
+
+class TensorMemory:
+    """Tensor memory of a CTA: words uint32 [128, 512], which are written, and how many writes are in flight to each."""
+
+    def __init__(self) -> None:
+        self.words = np.full((tcgen05.LANES, tcgen05.COLUMNS), 0x7FFFDEAD, np.uint32)
+        self.written = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), bool)
+        self.busy = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), np.int16)
+        self.allocated: dict[int, int] = {}  # first column -> columns
+        self.relinquished = False
+        self.waiters: list[Cohort] = []
+
+    def room(self, count: int) -> int | None:
+        """First column of `count` free ones."""
+        taken = np.zeros(tcgen05.COLUMNS, bool)
+        for first, columns in self.allocated.items():
+            taken[first : first + columns] = True
+        return next((f for f in range(0, tcgen05.COLUMNS - count + 1, count) if not taken[f : f + count].any()), None)
+
+    def allocate(self, count: int) -> int | None:
+        first = self.room(count)
+        if first is not None:
+            self.allocated[first] = count
+            self.written[:, first : first + count] = False
+        return first
+
+
+class AllocationWait(Wait):
+    """tcgen05.alloc until enough columns are free; then writes their address."""
+
+    def __init__(self, cta: Cta, address: int, count: int):
+        self.cta, self.address, self.count = cta, address, count
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        first = self.cta.tensor_memory.allocate(self.count)
+        if first is None:
+            return False
+        region = self.cta.shared
+        region.bytes_at(self.address, 4)[:] = np.array([first], np.uint32).view(np.uint8)
+        region.mark(self.address, 4, WRITTEN)
+        return True
+
+    def register(self, cohort: Cohort) -> bool:
+        memory = self.cta.tensor_memory
+        memory.waiters.append(cohort)
+        return memory.room(self.count) is not None
+
+    def __str__(self) -> str:
+        return f"{self.count} columns of tensor memory, allocated {self.cta.tensor_memory.allocated}"
+
+
+class TensorOperations:
+    """Mixin of Cohort."""
+
+    # wgmma
+
+    def _warpgroups(self, mask: np.ndarray | None) -> Iterable[tuple[WarpgroupQueue, slice]]:
+        active = self.active(mask).any(1)
+        for group in np.unique(self.warps[active] // 4):
+            rows = np.flatnonzero(self.warps // 4 == group)
+            yield self.cta.warpgroups.setdefault(int(group), WarpgroupQueue()), slice(int(rows[0]), int(rows[0]) + 4)
+
+    def wgmma(
+        self, modifiers: tuple[str, ...], registers: list[int], values: list[np.ndarray], a: object, b: np.ndarray,
+        scale_d: np.ndarray, immediates: tuple[int, ...], mask: np.ndarray | None, line: int,
+    ) -> None:  # fmt: skip
+        self.converged(mask)
+        modifiers = tuple(m for m in modifiers if m not in _NOT_FORM)
+        in_registers = isinstance(a, list)
+        options = {"negate_a": immediates[0] < 0, "negate_b": immediates[1] < 0}
+        for value in immediates[:2]:
+            if value not in (1, -1):
+                raise UnsupportedInstruction(f"imm-scale of {value}: expected 1 or -1")
+        transposes = immediates[2:]
+        if transposes:
+            options["transpose_b"] = bool(transposes[-1])
+            if not in_registers:
+                options["transpose_a"] = bool(transposes[0])
+        scale = np.broadcast_to(scale_d, self.shape)
+        for queue, rows in self._warpgroups(mask):
+            first = rows.start
+            left = [np.ascontiguousarray(x[rows]) for x in a] if in_registers else int(a[first, 0])
+            initial = {
+                r: None if r in queue.in_flight else np.ascontiguousarray(v[rows])
+                for r, v in zip(registers, values, strict=True)
+            }
+            options_here = options | {"scale_d": bool(scale[first, 0])}
+            queue.operations.append(
+                (queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here)
+            )
+            queue.in_flight.update(registers)
+            queue.written.update(dict.fromkeys(registers, queue.group))
+            if not self.launch.lazy:
+                self._carry_out(queue, queue.group)
+        self.launch.statistics.tensor_instructions += 1
+
+    def _carry_out(self, queue: WarpgroupQueue, last: int) -> None:
+        """Carries out the operations of the groups up to `last`."""
+        while queue.operations and queue.operations[0][0] <= last:
+            _, modifiers, registers, initial, a, b, options = queue.operations.pop(0)
+            accumulators = [
+                queue.results[r] if initial[r] is None else initial[r].view(np.uint32) for r in registers
+            ]
+            extra = {k: v for k, v in options.items() if k.startswith("transpose")}
+            self._check_shared(wgmma.shared_addresses(modifiers, a, b, **extra), self.cta)
+            results = wgmma.execute(modifiers, accumulators, a, b, self.cta.window, **options)
+            queue.results.update(zip(registers, results, strict=True))
+
+    def _check_shared(self, where: np.ndarray, cta: Cta) -> None:
+        if cta.window_valid is None or not len(where):
+            return
+        if int(where.max()) >= len(cta.window_valid):
+            raise MemoryFault("a matrix descriptor reaches beyond shared memory", address=int(where.max()))
+        bad = cta.window_valid[where] != WRITTEN
+        if bad.any():
+            state = "nothing has written" if cta.window_valid[where][bad][0] == 0 else "is being written asynchronously"
+            raise UninitializedRead(f"tensor core read of shared memory that {state}", address=int(where[bad][0]))
+
+    def in_flight(self, register: int, value: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """What an accumulator register shows until the wait."""
+        poison = self.launch.poison_of(register, len(self.warps))
+        return poison if mask is None else np.where(self.active(mask), poison, value)
+
+    def wgmma_fence(self, mask: np.ndarray | None) -> None:
+        self.converged(mask)
+
+    def wgmma_commit(self, mask: np.ndarray | None) -> None:
+        self.converged(mask)
+        for queue, _ in self._warpgroups(mask):
+            queue.group += 1
+
+    def on_wgmma_wait(self, mask: np.ndarray | None, count: int) -> None:
+        self.converged(mask)
+        for queue, rows in self._warpgroups(mask):
+            last = queue.group - 1 - count
+            self._carry_out(queue, last)
+            for register in [r for r, group in queue.written.items() if group <= last]:
+                old = self.registers[register]
+                new = old.copy()
+                new[rows] = queue.results.pop(register).view(old.dtype)
+                self.registers[register] = new
+                queue.in_flight.discard(register)
+                del queue.written[register]
+
+    # tcgen05
+
+    def _tmem(self) -> TensorMemory:
+        return self.cta.tensor_memory
+
+    def _group(self, modifiers: tuple[str, ...]) -> list[Cta]:
+        """The CTAs that an instruction works on, even rank first."""
+        if "cta_group::2" not in modifiers:
+            return [self.cta]
+        even = self.cta.rank & ~1
+        return [self.cta.peer(even), self.cta.peer(even + 1)]
+
+    def on_tmem_alloc(
+        self, mask: np.ndarray | None, modifiers: tuple[str, ...], address: np.ndarray, count: np.ndarray
+    ) -> Wait | None:
+        self.converged(mask)
+        memory = self._tmem()
+        rows = np.flatnonzero(self.active(mask).any(1))
+        if len(rows) != 1:
+            raise UnsupportedInstruction(f"tcgen05.alloc by {len(rows)} warps at once")
+        columns = int(count[rows[0], 0])
+        if columns not in (32, 64, 128, 256, 512):
+            raise UnsupportedInstruction(f"tcgen05.alloc of {columns} columns: expected a power of 2 from 32 to 512")
+        if memory.relinquished:
+            raise BarrierFault("tcgen05.alloc after relinquish_alloc_permit")
+        wait = AllocationWait(self.cta, int(address[rows[0], 0]), columns)
+        return None if wait.poll(self, mask) else wait
+
+    def tmem_dealloc(
+        self, modifiers: tuple[str, ...], address: np.ndarray, count: np.ndarray, mask: np.ndarray | None
+    ) -> None:
+        self.converged(mask)
+        memory = self._tmem()
+        for row in np.flatnonzero(self.active(mask).any(1)):
+            first, columns = int(address[row, 0]), int(count[row, 0])
+            if memory.allocated.get(first) != columns:
+                raise MemoryFault(
+                    f"tcgen05.dealloc of {columns} columns at {first}: allocated are {memory.allocated}", address=first
+                )
+            del memory.allocated[first]
+            waiters, memory.waiters = memory.waiters, []
+            for cohort in waiters:
+                cohort.wake()
+
+    def tmem_relinquish(self, mask: np.ndarray | None) -> None:
+        self._tmem().relinquished = True
+
+    def tmem_fence(self, action: str, mask: np.ndarray | None) -> None:
+        """Orders nothing here: tensor memory has one order, that of the queue."""
+
+    def tmem_wait(self, action: str, mask: np.ndarray | None) -> None:
+        """Loads and stores of tensor memory are complete when they are issued."""
+        self.converged(mask)
+
+    def _check_allocated(self, memory: TensorMemory, low: int, high: int) -> None:
+        for first, columns in memory.allocated.items():
+            if first <= low and high < first + columns:
+                return
+        raise MemoryFault(f"columns {low} to {high} of tensor memory are not allocated: {memory.allocated}")
+
+    def _transfers(
+        self, operation: str, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None, split: object
+    ) -> Iterable[tuple[int, int, int | None, tuple]]:
+        self.converged(mask)
+        form = tcgen05.transfer_form(operation, tuple(m for m in modifiers if m != operation))
+        for row in np.flatnonzero(self.active(mask).any(1)):
+            where = int(address[row, 0])
+            half = None if split is None else int(np.broadcast_to(split, self.shape)[row, 0])
+            cells = tcgen05.cells(form, where, int(self.warps[row]), half)
+            self._check_allocated(self._tmem(), int(cells[1].min()), int(cells[1].max()))
+            yield int(row), where, half, cells
+
+    def tmem_load(
+        self, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None, split: object
+    ) -> list[np.ndarray]:
+        form = tcgen05.transfer_form("ld", tuple(m for m in modifiers if m != "ld"))
+        memory = self._tmem()
+        result = np.zeros((*self.shape, form.registers), np.uint32)
+        for row, where, half, cells in self._transfers("ld", modifiers, address, mask, split):
+            if self.device.checks:
+                if memory.busy[cells].any():
+                    raise UninitializedRead("read of tensor memory while an mma or copy into it is in flight",
+                                            address=where, warp=row)  # fmt: skip
+                if not memory.written[cells].all():
+                    raise UninitializedRead("read of tensor memory that nothing has written", address=where, warp=row)
+            result[row] = tcgen05.load(form, memory.words, where, int(self.warps[row]), half)
+        return [result[..., r] for r in range(form.registers)]
+
+    def tmem_store(
+        self, modifiers: tuple[str, ...], address: np.ndarray, values: list[np.ndarray], mask: np.ndarray | None,
+        split: object,
+    ) -> None:  # fmt: skip
+        form = tcgen05.transfer_form("st", tuple(m for m in modifiers if m != "st"))
+        memory = self._tmem()
+        stacked = np.stack(values, -1)
+        for row, where, half, cells in self._transfers("st", modifiers, address, mask, split):
+            tcgen05.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
+            memory.written[cells] = True
+
+    def _post_tensor(self, name: str, ctas: list[Cta], run: object) -> None:
+        """Queues work behind all that the tensor cores of these CTAs were given before."""
+        before = [cta.tensor_queue for cta in ctas if cta.tensor_queue is not None]
+        operation = self.launch.operation(name, self.cta, [run], before)
+        for cta in ctas:
+            cta.tensor_queue = operation
+        self.launch.post(operation)
+
+    def tmem_mma(self, modifiers: tuple[str, ...], operands: tuple, mask: np.ndarray | None) -> None:
+        form_modifiers = tuple(m for m in modifiers if m != "mma")
+        for row, lane in self.lanes(mask):
+            self._issue_mma(form_modifiers, operands, row, lane)
+            self.launch.statistics.tensor_instructions += 1
+
+    def _issue_mma(self, modifiers: tuple[str, ...], operands: tuple, row: int, lane: int) -> None:
+        def number(operand: object) -> int:
+            value = operand[0] if isinstance(operand, tuple) else operand
+            return int(value) if isinstance(value, int) else int(np.broadcast_to(value, self.shape)[row, lane])
+
+        d, a, b, idesc, *rest = operands
+        options: dict[str, object] = {"a_in_tmem": isinstance(a, tuple)}
+        if "block_scale" in modifiers:
+            options["scale_a"], options["scale_b"] = number(rest.pop(0)), number(rest.pop(0))
+        footprint_options = dict(options)
+        if isinstance(rest[0], list):
+            options["disable_output_lane"] = [number(v) for v in rest.pop(0)]
+        accumulate = bool(number(rest.pop(0)))
+        if rest:
+            options["scale_input_d"] = number(rest.pop(0))
+        place = (number(d), number(a), number(b), number(idesc), accumulate)
+        ctas = self._group(modifiers)
+        if len(ctas) == 2 and self.cta.rank & 1:
+            raise UnsupportedInstruction("tcgen05.mma.cta_group::2 issued by the CTA of odd rank")
+        memories = [cta.tensor_memory for cta in ctas]
+        footprint = tcgen05.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
+        if footprint is not None:
+            for memory, writes in zip(memories, footprint.writes, strict=True):
+                columns = np.flatnonzero(writes.any(0))
+                self._check_allocated(memory, int(columns[0]), int(columns[-1]))
+                memory.busy += writes
+
+        def run() -> None:
+            if footprint is not None:
+                for cta, where, reads in zip(ctas, footprint.shared, footprint.reads, strict=True):
+                    self._check_shared(where, cta)
+                    if (reads & ~cta.tensor_memory.written).any():
+                        lane_, column = np.argwhere(reads & ~cta.tensor_memory.written)[0]
+                        raise UninitializedRead(
+                            f"tcgen05.mma reads tensor memory that nothing has written, lane {lane_} column {column}"
+                        )
+            tcgen05.mma(modifiers, [m.words for m in memories], [cta.window for cta in ctas], *place, **options)
+            if footprint is not None:
+                for memory, writes in zip(memories, footprint.writes, strict=True):
+                    memory.busy -= writes
+                    memory.written |= writes
+
+        self._post_tensor("tcgen05.mma", ctas, run)
+
+    def tmem_copy(
+        self, modifiers: tuple[str, ...], address: np.ndarray, descriptor: np.ndarray, mask: np.ndarray | None
+    ) -> None:
+        modifiers = tuple(m for m in modifiers if m != "cp")
+        form = tcgen05.copy_form(modifiers)
+        ctas = self._group(modifiers)
+        for row, lane in self.lanes(mask):
+            where, source = int(address[row, lane]), int(descriptor[row, lane])
+            cells = tcgen05.copy_cells(form, where)
+            for cta in ctas:
+                self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
+                cta.tensor_memory.busy[cells] += 1
+
+            def run(where=where, source=source, cells=cells) -> None:  # noqa: ANN001
+                for cta in ctas:
+                    self._check_shared(tcgen05.copy_addresses(form, source).reshape(-1), cta)
+                memories = [cta.tensor_memory.words for cta in ctas]
+                tcgen05.copy(modifiers, memories, [cta.window for cta in ctas], where, source)
+                for cta in ctas:
+                    cta.tensor_memory.busy[cells] -= 1
+                    cta.tensor_memory.written[cells] = True
+
+            self._post_tensor("tcgen05.cp", ctas, run)
+
+    def tmem_shift(self, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None) -> None:
+        modifiers = tuple(m for m in modifiers if m != "shift")
+        ctas = self._group(modifiers)
+        for row, lane in self.lanes(mask):
+            where = int(address[row, lane])
+            run = lambda w=where: tcgen05.shift([c.tensor_memory.words for c in ctas], modifiers, w)  # noqa: E731
+            self._post_tensor("tcgen05.shift", ctas, run)
+
+    def tmem_commit(
+        self, modifiers: tuple[str, ...], address: np.ndarray, targets: np.ndarray | None, mask: np.ndarray | None
+    ) -> None:
+        """tcgen05.commit: an arrival on each barrier when everything issued before is complete."""
+        ctas = self._group(modifiers)
+        for row, lane in self.lanes(mask):
+            where = int(address[row, lane])
+            places = [where]
+            if targets is not None:
+                places = [rank << 24 | where & 0xFFFFFF for rank in self._ranks(row, lane, where, targets)]
+            barriers = [self.mbarrier(place) for place in places]
+
+            def run(barriers=barriers) -> None:  # noqa: ANN001
+                for barrier in barriers:
+                    barrier.arrive(1)
+
+            self._post_tensor("tcgen05.commit", ctas, run)
