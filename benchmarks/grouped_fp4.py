@@ -52,7 +52,7 @@ def time_triton(timer: Timer, problem: Problem) -> float:
     operands = (activations, problem.inputs["b"], problem.b_groups, problem.inputs["alpha"], out)
     return min(
         time_checked(timer, problem, out, lambda tile=tile: triton_w4a16.launch(*operands, tile), f"Triton {tile}")
-        for tile in triton_w4a16.tiles(problem.rows)
+        for tile in triton_w4a16.tiles(problem.counts[0])
     )
 
 
@@ -83,9 +83,9 @@ def main() -> None:
     print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
     rows = []
     for n, k in LAYERS:
-        weights = make_problem(1, n, k, arguments.experts).weights()
+        weights = make_problem([1] * arguments.experts, n, k).weights()
         for m in arguments.rows:
-            problem = make_problem(m, n, k, arguments.experts)
+            problem = make_problem([m] * arguments.experts, n, k)
             row = {
                 "N": n, "K": k, "m": m, "experts": arguments.experts,
                 "floor": problem.bytes(problem.output()) / bandwidth * 1e6,

@@ -164,7 +164,7 @@ def main() -> None:
 
     nine = [torch.empty(1024, device="cuda") for _ in range(9)]
     triton_cost = per_launch(lambda: _nop9[(1,)](*nine))
-    problem = make_problem(1, 128, 256, 1)
+    problem = make_problem([1], 128, 256)
     costs = {
         "grouped_fp4": kernel_costs("grouped_fp4", {**problem.inputs, "out": problem.output()}),
         "nop9": kernel_costs("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -12,12 +14,12 @@ E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """E experts of ``rows`` rows each. Plain-order scales are kept beside those in the 128x4 layout."""
+    """E experts of ``counts`` rows. Plain-order scales are kept beside those in the 128x4 layout."""
 
     inputs: dict[str, torch.Tensor]  # by argument of grouped_fp4
     a_groups: torch.Tensor  # float8_e4m3fn [M, K/16]
     b_groups: torch.Tensor  # float8_e4m3fn [E, N, K/16]
-    rows: int
+    counts: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -48,7 +50,8 @@ class Problem:
         expert. NaN anywhere gives NaN."""
         squares, total = 0.0, 0.0
         for expert in (0, self.shape[3] - 1):
-            rows = slice(expert * self.rows, (expert + 1) * self.rows)
+            begin = sum(self.counts[:expert])
+            rows = slice(begin, begin + self.counts[expert])
             a = dequantize(self.inputs["a"][rows], self.a_groups[rows]).double()
             b = dequantize(self.inputs["b"][expert], self.b_groups[expert]).double()
             reference = a @ b.T * self.inputs["alpha"][expert].double()
@@ -72,26 +75,37 @@ def to_scale_layout(scales: torch.Tensor) -> torch.Tensor:
     return nested.permute(*range(d), d, d + 3, d + 2, d + 1, d + 4).reshape(scales.shape).contiguous()
 
 
-def make_problem(rows: int, n: int, k: int, experts: int, seed: int = 0) -> Problem:
-    """``rows`` for each of ``experts``; k % 64 == 0 and n % 128 == 0. The weights do not depend on ``rows``."""
+def routed_counts(rows: int, experts: int, seed: int = 0) -> list[int]:
+    """Rows of each expert when ``rows * experts`` of them pick an expert at random: ``rows`` on average."""
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(0, experts, (rows * experts,), generator=generator)
+    return torch.bincount(picks, minlength=experts).tolist()
+
+
+def make_problem(counts: Sequence[int], n: int, k: int, seed: int = 0) -> Problem:
+    """``counts`` rows of each expert; k % 64 == 0 and n % 128 == 0. The weights do not depend on the counts."""
     generator = torch.Generator("cuda").manual_seed(seed)
-    m, groups, padded = rows * experts, k // GROUP, -(-rows // 128) * 128
+    experts, m, groups = len(counts), sum(counts), k // GROUP
 
     def random_bytes(low: int, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(low, high, shape, dtype=torch.uint8, device="cuda", generator=generator)
 
+    def offsets(sizes: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device="cuda")
+
     b, b_groups = random_bytes(0, 256, experts, n, k // 2), random_bytes(0x30, 0x40, experts, n, groups)
     a, a_groups = random_bytes(0, 256, m, k // 2), random_bytes(0x30, 0x40, m, groups)
-    a_padded = torch.zeros(experts, padded, groups, dtype=torch.uint8, device="cuda")
-    a_padded[:, :rows] = a_groups.view(experts, rows, groups)
-    steps = torch.arange(experts + 1, dtype=torch.int32, device="cuda")
+    expert_offsets, scale_offsets = offsets(counts), offsets([-(-count // 128) * 128 for count in counts])
+    of_row = torch.repeat_interleave(torch.arange(experts, device="cuda"), torch.tensor(counts, device="cuda"))
+    a_padded = torch.zeros(int(scale_offsets[-1]), groups, dtype=torch.uint8, device="cuda")
+    a_padded[torch.arange(m, device="cuda") + (scale_offsets - expert_offsets)[of_row]] = a_groups
     inputs = {
         "a": a,
         "b": b,
-        "a_scale": to_scale_layout(a_padded).view(experts * padded, groups),
+        "a_scale": to_scale_layout(a_padded),
         "b_scale": to_scale_layout(b_groups),
         "alpha": torch.full((experts,), 1 / 64, device="cuda"),
-        "expert_offsets": steps * rows,
-        "scale_offsets": steps[:-1] * padded,
+        "expert_offsets": expert_offsets,
+        "scale_offsets": scale_offsets[:-1],
     }
-    return Problem(inputs, a_groups.view(torch.float8_e4m3fn), b_groups.view(torch.float8_e4m3fn), rows)
+    return Problem(inputs, a_groups.view(torch.float8_e4m3fn), b_groups.view(torch.float8_e4m3fn), tuple(counts))

@@ -11,12 +11,12 @@ from pathlib import Path
 import record
 import torch
 from grouped_fp4 import time_plan
-from problem import make_problem
+from problem import make_problem, routed_counts
 from timing import Timer
 from variants import runnable
 
 LAYERS = [(6144, 7168), (7168, 3072), (4096, 1536), (1536, 2048), (128, 7168)]  # N, K
-ROWS = [1, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert
+ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert on average; real routing is uneven
 EXPERTS = [8, 32, 128]
 MAX_ROWS = 32768  # of all experts together
 REPLAYS = 15
@@ -24,7 +24,7 @@ REPLAYS = 15
 
 def measure(timer: Timer, rows: int, n: int, k: int, experts: int) -> dict:
     """One row of ``select.measured``."""
-    problem = make_problem(rows, n, k, experts)
+    problem = make_problem(routed_counts(rows, experts), n, k)
     tiles = runnable("grouped_fp4", torch.cuda.get_device_capability(), out="bf16")
     times = {tile: round(time_plan(timer, problem, a.variant, REPLAYS), 1) for tile, a in tiles.items()}
     return {
