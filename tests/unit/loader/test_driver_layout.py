@@ -36,12 +36,13 @@ def test_tensor_map_codes():
     kind, swizzle = cuda.CUtensorMapDataType, cuda.CUtensorMapSwizzle
     names = {"u8": "UINT8", "u16": "UINT16", "u32": "UINT32", "f16": "FLOAT16", "f32": "FLOAT32", "bf16": "BFLOAT16"}
     assert driver.TENSOR_MAP_ELEMENTS == {
-        name: int(kind[f"CU_TENSOR_MAP_DATA_TYPE_{theirs}"]) for name, theirs in names.items()}
+        name: int(getattr(kind, f"CU_TENSOR_MAP_DATA_TYPE_{theirs}")) for name, theirs in names.items()}
     assert driver.TENSOR_MAP_SWIZZLES == {
-        size: int(swizzle[f"CU_TENSOR_MAP_SWIZZLE_{f'{size}B' if size else 'NONE'}"]) for size in (0, 32, 64, 128)}
+        size: int(getattr(swizzle, f"CU_TENSOR_MAP_SWIZZLE_{f'{size}B' if size else 'NONE'}"))
+        for size in (0, 32, 64, 128)}
     promotion = cuda.CUtensorMapL2promotion
     assert driver.TENSOR_MAP_L2_PROMOTIONS == {
-        size: int(promotion[f"CU_TENSOR_MAP_L2_PROMOTION_{f'L2_{size}B' if size else 'NONE'}"])
+        size: int(getattr(promotion, f"CU_TENSOR_MAP_L2_PROMOTION_{f'L2_{size}B' if size else 'NONE'}"))
         for size in (0, 64, 128, 256)}
 
 

@@ -1,0 +1,55 @@
+"""What the documents promise of the tree: commands, links, paths, and who imports whom."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+# Package -> packages of this project that it must not import: docs/design.md, the pieces.
+FORBIDDEN = {
+    "emulator": {"loader", "generator", "tests"},
+    "loader": {"generator", "tests"},
+    "generator": {"emulator", "tests"},
+    "benchmarks": {"generator", "emulator"},
+    "examples": {"generator", "emulator", "tests"},
+}
+
+
+@each_document
+def test_links_lead_somewhere(document):
+    """Relative links name files of the tree."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+    assert not [link for link in links if not (document.parent / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md"])
+def test_paths_exist(name):
+    """A path in backquotes is one of the tree."""
+    words = re.findall(r"`((?:\.\w+/|\w+/)[\w./]*)`", (ROOT / name).read_text())
+    assert words
+    assert not [word for word in words if not (ROOT / word).exists()]
+
+
+def test_ci_runs_the_second_command_of_the_readme():
+    """The two are one line."""
+    commands = re.findall(r"```bash\n(.+)\n```", (ROOT / "README.md").read_text())
+    assert len(commands) == 2
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == commands[1]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_go_one_way(package):
+    """Also inside functions."""
+    sources = sorted((ROOT / package).glob("*.py"))
+    assert sources
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found = {module.partition(".")[0] for module in modules} & FORBIDDEN[package]
+            assert not found, f"{path.relative_to(ROOT)}:{node.lineno} imports {', '.join(found)}"
