@@ -11,7 +11,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 __device__ __forceinline__ void init(Barrier* barrier, uint32_t num_arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(num_arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(num_arrivals)
+                 : "memory");
 }
 
 // Makes the initialised barriers visible to the async proxy and the cluster; a CTA barrier must follow.
@@ -46,6 +47,3 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
 }
 
 }  // namespace mbarrier
-
-// Makes this thread's shared-memory writes visible to the async proxy: TMA stores, wgmma, tcgen05 (section 9.7.13.4).
-__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -9,6 +9,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "device/integer.cuh"
+
 namespace scheduler {
 
 constexpr int kMaxExperts = 1024;
@@ -29,7 +31,8 @@ struct SharedStorage {
 // Fills storage; every thread of the CTA calls it, and a CTA barrier is inside. Rows are clamped to [0, num_rows] so
 // that offsets which are not what they should be cannot lead out of the buffers.
 template <int BLOCK_M, int kNumThreads>
-__device__ __forceinline__ void build(SharedStorage& storage, const int* expert_offsets, int num_experts, int num_rows) {
+__device__ __forceinline__ void build(SharedStorage& storage, const int* expert_offsets, int num_experts,
+                                      int num_rows) {
     static_assert(kNumThreads % 32 == 0, "the scan works on whole warps");
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int carry = 0;
@@ -39,7 +42,7 @@ __device__ __forceinline__ void build(SharedStorage& storage, const int* expert_
         if (expert < num_experts) {
             const int begin = max(0, min(expert_offsets[expert], num_rows));
             const int end = max(begin, min(expert_offsets[expert + 1], num_rows));
-            tiles = (end - begin + BLOCK_M - 1) / BLOCK_M;
+            tiles = ceil_div(end - begin, BLOCK_M);
         }
         int inclusive = tiles;
         for (int distance = 1; distance < 32; distance *= 2) {
@@ -70,7 +73,7 @@ public:
           expert_offsets_(expert_offsets),
           num_experts_(num_experts),
           num_rows_(num_rows),
-          column_tiles_((num_columns + BLOCK_N - 1) / BLOCK_N),
+          column_tiles_(ceil_div(num_columns, BLOCK_N)),
           next_(blockIdx.x) {}
 
     // The CTA's next tile; false when there is none left. All roles call it in step and get the same tiles.
@@ -78,7 +81,8 @@ public:
         const int index = next_;
         if (index >= storage_.tiles_before[num_experts_] * column_tiles_) return false;
         next_ += gridDim.x;
-        int low = 0, high = num_experts_;  // tiles_before[low] * column_tiles <= index < tiles_before[high] * column_tiles
+        // tiles_before[low] * column_tiles <= index < tiles_before[high] * column_tiles
+        int low = 0, high = num_experts_;
         while (high - low > 1) {
             const int middle = (low + high) / 2;
             if (storage_.tiles_before[middle] * column_tiles_ <= index) low = middle;

@@ -20,7 +20,8 @@ __device__ __forceinline__ void wait() {
 // Shared-memory matrix descriptor (section 9.7.15.5.1.2.2) of a K-major operand in rows of 128 bytes, 128-byte
 // swizzle, 1024-byte aligned: 8-row groups are 1024 bytes apart. Along k it advances by the bytes >> 4.
 __device__ __forceinline__ uint64_t descriptor_128b(const void* panel) {
-    constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 >> 4} << 32, kLeading = uint64_t{1} << 16;
+    constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 >> 4} << 32;
+    constexpr uint64_t kLeading = uint64_t{1} << 16;
     return kSwizzle128 | kGroupStride | kLeading | ((mbarrier::shared_address(panel) & 0x3FFFF) >> 4);
 }
 
@@ -37,8 +38,8 @@ __device__ __forceinline__ uint64_t descriptor_128b(const void* panel) {
 #define WGMMA_R6 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define WGMMA_R7 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// d[64 x kN] (+)= a[64 x 16] . b[kN x 16]^T: f16 operands, f32 accumulators, a in registers, b K-major in shared memory.
-// d and a are distributed as in section 9.7.15.5.1.1. With accumulate false, d is overwritten.
+// d[64 x kN] (+)= a[64 x 16] . b[kN x 16]^T: f16 operands, f32 accumulators, a in registers, b K-major in shared
+// memory. d and a are distributed as in section 9.7.15.5.1.1. With accumulate false, d is overwritten.
 template <int kN>
 __device__ __forceinline__ void mma_f16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
@@ -96,7 +97,8 @@ template <>
 __device__ __forceinline__ void mma_f16<256>(float (&d)[128], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 "}, "
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", "
+        WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 "}, "
         "{%128, %129, %130, %131}, %132, p, 1, 1, 0;\n}\n"
         : WGMMA_F64(0), WGMMA_F64(64)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
