@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +19,12 @@ _calls: dict[Any, Call] = {}
 
 
 def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call:
-    if packs is not None:
-        packs = (os.fspath(packs),) if isinstance(packs, (str, os.PathLike)) else tuple(map(os.fspath, packs))
+    packs = registry.directories_given(packs)
     key = (name, device, type(device), variant, packs)
-    found = _calls.get(key)
+    try:
+        found = _calls.get(key)
+    except TypeError:  # what cannot be hashed is no name of anything, and Call says which it is
+        return Call(name, device, variant, packs)
     if found is None:
         found = _calls[key] = Call(name, device, variant, packs)
     return found

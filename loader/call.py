@@ -18,6 +18,7 @@ from loader import stream as streams
 from loader.dlpack import Buffer
 from loader.errors import DeviceError, HostBufferError, UnknownArchError
 from loader.geometry import Geometry
+from loader.manifest import SCALAR_FORMATS
 from loader.plan import Plan, Prepared
 from loader.registry import Registry
 from loader.select import DeviceFacts, Selection
@@ -94,10 +95,17 @@ class Call:
         self._by_name = operator.itemgetter(*self.names) if len(self.names) > 1 else None
         # One DLTensor as five fields: data, the 16 bytes of device, rank and type, shape, strides, byte offset.
         self._unpack = struct.Struct("<" + "Q16sQQQ" * self.count).unpack_from
+        # Floats as doubles: what is checked is the number that was given, before it is rounded.
+        self._scalars = struct.Struct("<" + "".join("d" if scalar.dtype == "f32" else SCALAR_FORMATS[scalar.dtype][0]
+                                                    for scalar in self.family.scalars))
         self._headers: list[_Header] = []
         self._tensor_of: dict[type, Any] = {}
         self._layouts: dict[Any, _Layout] = {}
         self._problems: dict[Any, Any] = {}
+        self.checker = signature.Checker(self.family)
+        self._choices: dict[Any, select.Choice] = {}
+        self._evaluators: dict[tuple[str, str], geometry.Evaluator] = {}
+        self._remembered = 0  # problems in all of _layouts
 
     # Later calls of a problem
 
@@ -115,7 +123,7 @@ class Call:
             return
         if prepared is _SKIPPED:
             return
-        if type(stream) is not int or stream < 0:
+        if type(stream) is not int or stream >> 64:  # neither negative nor of more than 64 bits
             ordinal = prepared.device.ordinal
             stream = streams.handle(stream) if stream is not None else streams.current(values, ordinal)
         prepared.launch(found[2], stream)
@@ -132,7 +140,9 @@ class Call:
         tensor_of = self._tensor_of
         try:
             for value, address in zip(values, header.addresses):  # noqa: B905 (scalars follow the buffers)
-                tensor_of[type(value)](value, address)
+                if tensor_of[type(value)](value, address):
+                    raise BufferError
+            scalars = self._pack_scalars(values[self.count:]) if len(values) > self.count else b""
         except Exception:
             self._headers.append(header)
             return None
@@ -140,13 +150,17 @@ class Call:
         self._headers.append(header)
         key = (fields[1::5], fields[2::5], fields[3::5], fields[4::5])
         layout = self._layouts.get(key) or self._new_layout(key)
-        contents = b"".join([view.raw for view in layout.views])
-        if len(values) > self.count:
-            contents = (contents, _scalar_key(values[self.count:]))
+        contents = b"".join([view.raw for view in layout.views]) + scalars
         pointers = fields[0::5]
         if layout.offsets is not None:
             pointers = tuple(map(operator.add, pointers, layout.offsets))
         return layout.problems, contents, pointers
+
+    def _pack_scalars(self, scalars: Sequence[Any]) -> bytes:
+        """The values of the scalars, read from their objects now; raises for what ``scalar_value`` refuses."""
+        if bool in map(type, scalars):
+            raise TypeError
+        return self._scalars.pack(*scalars)
 
     def _new_layout(self, key: tuple[tuple[Any, ...], ...]) -> _Layout:
         if len(self._layouts) >= MAX_LAYOUTS:
@@ -168,6 +182,7 @@ class Call:
 
     def _launch_new(self, values: Sequence[Any], stream: Any) -> None:
         handle = self.stream(values, stream)
+        values = self._with_numbers(values)
         prepared, buffers = self.prepare(values, handle)
         if prepared is not None:
             prepared.launch(tuple(buffer.pointer for buffer in buffers), handle)
@@ -180,9 +195,22 @@ class Call:
         if None in apis.values() or not self.count:
             return
         self._tensor_of.update({kind: api.tensor for kind, api in apis.items()})
+        if self._remembered >= MAX_PROBLEMS:
+            self._start_over()
         found = self._locate(values)
         if found is not None:
             found[0][found[1]] = _SKIPPED if prepared is None else prepared
+            self._remembered += 1
+
+    def _with_numbers(self, values: Sequence[Any]) -> list[Any]:
+        """The values with checked Python numbers for scalars, so that each object is asked once."""
+        return [*values[:self.count], *(signature.scalar_value(self.family.name, scalar, value) for scalar, value
+                                        in zip(self.family.scalars, values[self.count:], strict=True))]
+
+    def _start_over(self) -> None:
+        self._problems.clear()
+        self._layouts.clear()
+        self._remembered = 0
 
     def stream(self, values: Sequence[Any], stream: Any) -> int:
         """Handle of the stream that was given, or of the producers' current one."""
@@ -193,22 +221,22 @@ class Call:
         return streams.LEGACY_DEFAULT if ordinal is None else streams.current(buffers, ordinal)
 
     def prepare(self, values: Sequence[Any], stream: int) -> tuple[Any, list[Buffer]]:
-        """The problem of these values and their buffers; the problem is None where there is nothing to compute."""
+        """The problem of values ``_with_numbers``, and their buffers; None where there is nothing to compute."""
         buffers = [dlpack.read(value, name, stream)
                    for name, value in zip(self.names, values[:self.count], strict=False)]
         scalars = values[self.count:]
-        key = (tuple(buffer[1:] for buffer in buffers), _scalar_key(scalars))
+        key = (tuple(buffer[1:] for buffer in buffers), self._pack_scalars(scalars))
         prepared = self._problems.get(key)
         if prepared is None:
             prepared = self._new_problem(buffers, scalars, stream)
             if len(self._problems) >= MAX_PROBLEMS:
-                self._problems.clear()
+                self._start_over()
             self._problems[key] = prepared
         return (None if prepared is _SKIPPED else prepared), buffers
 
     def _new_problem(self, buffers: Sequence[Buffer], scalars: Sequence[Any], stream: int) -> Any:
         place = signature.device_of(self.family, buffers)
-        problem = signature.check(self.family, buffers, scalars)
+        problem = self.checker.check(buffers, scalars)
         self._check_target(place)
         if place[0] == dlpack.CPU:
             from loader import emulated  # host buffers only
@@ -217,12 +245,11 @@ class Call:
             return _SKIPPED if found is None else found
         if self.family.skip is not None and expression.evaluate(self.family.skip, problem.values):
             return _SKIPPED
-        device = driver.get().device(self._ordinal(place, buffers))
+        device = driver.get().device(place[1] if place[1] >= 0 else self.target.ordinal or 0)
         selection = self.select(device.facts, problem)
         resolved = self.geometry(selection, problem, device.facts)
         function = module.function(selection.chosen, device, stream)
-        return Prepared(self.family, problem, selection.chosen.artifact, selection.decisions, resolved, device,
-                        function)
+        return Prepared(self.family, problem, selection, resolved, device, function)
 
     def _check_target(self, place: tuple[int, int]) -> None:
         kind, ordinal, _ = self.target
@@ -238,29 +265,25 @@ class Call:
             raise DeviceError(f"{self.family.name}: {first} is on {got}, {asked} was asked for", expected=asked,
                               **facts)
 
-    def _ordinal(self, place: tuple[int, int], buffers: Sequence[Buffer]) -> int:
-        if place[1] >= 0:
-            return place[1]
-        pointer = next((buffer.pointer for buffer in buffers if buffer.pointer), None)
-        if pointer is not None:
-            return driver.get().pointer_device(pointer)
-        return self.target.ordinal or 0
-
     def select(self, facts: DeviceFacts, problem: Problem) -> Selection:
-        return select.select(self.registry, self.family, facts, problem.dtypes, problem.values, self.variant)
+        key = (facts, *problem.dtypes.values())
+        choice = self._choices.get(key)
+        if choice is None:
+            choice = self._choices[key] = select.Choice(self.registry, self.family, facts, problem.dtypes, self.variant)
+        return choice.select(problem.values)
 
     def geometry(self, selection: Selection, problem: Problem, facts: DeviceFacts) -> Geometry:
         values = {**problem.values, "sm_count": facts.sm_count}
-        return geometry.evaluate(selection.chosen.artifact, self._arguments, values)
+        artifact = selection.chosen.artifact
+        key = artifact.variant, artifact.arch
+        evaluator = self._evaluators.get(key)
+        if evaluator is None:
+            evaluator = self._evaluators[key] = geometry.Evaluator(artifact, self._arguments)
+        return evaluator.evaluate(values)
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> Plan:
-        values = signature.order(self.family, args, kwargs)
+        values = self._with_numbers(signature.order(self.family, args, kwargs))
         prepared, buffers = self.prepare(values, self.stream(values, stream))
         if prepared is not None:
             prepared.check([buffer.pointer for buffer in buffers])
         return Plan(self.family, prepared, buffers, values[:self.count])
-
-
-def _scalar_key(scalars: Sequence[Any]) -> tuple[Any, ...]:
-    """Scalars with their types, since 1, 1.0 and True are equal keys."""
-    return tuple((type(scalar), scalar) for scalar in scalars)

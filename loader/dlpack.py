@@ -11,7 +11,8 @@ import ctypes
 import struct
 from typing import Any, NamedTuple
 
-from loader.errors import BufferProtocolError
+from loader import driver
+from loader.errors import BufferProtocolError, StreamError
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 DEVICE_NAMES = {1: "cpu", 2: "cuda", 3: "cuda_host (pinned)", 10: "rocm", 13: "cuda_managed", 14: "oneapi"}
@@ -36,13 +37,12 @@ TENSOR = struct.Struct("<QiiiBBHQQQ")
 _VERSION = struct.Struct("<II")
 _FLAGS_OFFSET, _VERSIONED_TENSOR_OFFSET = 24, 32
 _API_PREVIOUS_OFFSET, _API_TENSOR_OFFSET, _API_STREAM_OFFSET = 8, 40, 48
-MAX_RANK = 8
 
 
 class Buffer(NamedTuple):
     """One buffer as its producer describes it; ``strides`` in elements, None if row major and contiguous.
 
-    ``device_id`` is -1 where the producer does not say.
+    ``device_id`` is -1 for a CUDA array of no bytes at address 0, which lies nowhere.
     """
 
     pointer: int
@@ -58,7 +58,7 @@ class Exchange(NamedTuple):
     """Two functions of a type's C exchange API.
 
     ``tensor(object, address)`` writes a DLTensor that borrows from the object; ``stream(ordinal)`` is the handle of the
-    producer's current stream on a CUDA device.
+    producer's current stream on a CUDA device. ``tensor`` returns 0 where it succeeded.
     """
 
     tensor: Any
@@ -72,6 +72,7 @@ _capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
     ("PyCapsule_IsValid", ctypes.pythonapi))
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi))
+
 
 class _CurrentStream:
     """Calls a producer's ``current_work_stream`` without making a ctypes object a call."""
@@ -92,7 +93,10 @@ class _CurrentStream:
         device = self._ordinals.get(ordinal)
         if device is None:
             device = self._ordinals[ordinal] = ctypes.c_int(ordinal)
-        self._read(_CUDA_DEVICE, device, cell[1])
+        status = self._read(_CUDA_DEVICE, device, cell[1])
+        if status:
+            raise StreamError(f"stream: the producer does not tell its current one on cuda:{ordinal}, status {status}",
+                              argument="stream", expected="a CUDA stream", got=status)
         handle = cell[0].value
         self._cells.append(cell)
         return handle
@@ -134,7 +138,8 @@ def read(value: Any, argument: str, stream: int | None = None) -> Buffer:
     """The buffer behind an object.
 
     ``stream`` is the CUDA stream handle that will use the buffer, for producers that order themselves before it; None
-    asks for no ordering. Raises ``BufferProtocolError``.
+    asks for no ordering. Raises ``BufferProtocolError``, and ``StreamError`` for a CUDA array that asks to be ordered
+    after another stream.
     """
     kind = type(value)
     try:
@@ -150,7 +155,7 @@ def read(value: Any, argument: str, stream: int | None = None) -> Buffer:
         raise _unreadable(argument, kind, f"{type(error).__name__}: {error}") from error
     if interface is None:
         raise _unreadable(argument, kind, "it has neither __dlpack__ nor __cuda_array_interface__")
-    return _from_array_interface(interface, argument, kind)
+    return _from_array_interface(interface, argument, kind, stream)
 
 
 def cuda_ordinal(value: Any) -> int | None:
@@ -187,7 +192,9 @@ def _from_tensor(address: int, read_only: bool) -> Buffer:
 
 def _from_exchange(api: Exchange, value: Any) -> Buffer:
     tensor = ctypes.create_string_buffer(TENSOR.size)
-    api.tensor(value, ctypes.addressof(tensor))
+    status = api.tensor(value, ctypes.addressof(tensor))
+    if status:
+        raise BufferError(f"its exchange function answered status {status}")
     return _from_tensor(ctypes.addressof(tensor), False)
 
 
@@ -222,20 +229,28 @@ def _from_capsule(value: Any, argument: str, stream: int | None) -> Buffer:
 _KINDS = {"i": INT, "u": UINT, "f": FLOAT}
 
 
-def _from_array_interface(interface: Any, argument: str, kind: type) -> Buffer:
+def _from_array_interface(interface: Any, argument: str, kind: type, stream: int | None) -> Buffer:
     try:
         typestr, shape, (pointer, read_only) = interface["typestr"], tuple(interface["shape"]), interface["data"]
-        strides, mask = interface.get("strides"), interface.get("mask")
+        strides, mask, after = interface.get("strides"), interface.get("mask"), interface.get("stream")
         element, size = (_KINDS.get(typestr[1], -1), 8 * int(typestr[2:]), 1), int(typestr[2:])
         if strides is not None:
             if any(stride % size for stride in strides):
                 raise ValueError(f"strides {strides} are no multiples of {size} bytes")
             strides = tuple(stride // size for stride in strides)
+        if after is not None and (type(after) is not int or after < 1):
+            raise ValueError(f"{after!r} is no stream")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _unreadable(argument, kind, f"its __cuda_array_interface__ is malformed: {error}") from None
     if mask is not None or typestr[0] == ">":
         raise _unreadable(argument, kind, "masked and big-endian arrays are not supported")
-    return Buffer(pointer or 0, CUDA, -1, element, shape, strides, bool(read_only))
+    if after is not None and stream is not None and after != (stream or 1):  # 0 and 1 are the legacy default stream
+        raise StreamError(f"{argument}: its __cuda_array_interface__ asks for order after stream {after:#x}, the "
+                          f"launch goes to {stream:#x}; launch on that stream, or synchronise and export none",
+                          argument=argument, expected=stream, got=after)
+    # The interface does not name the device.
+    device = driver.get().pointer_device(pointer, argument=argument) if pointer else -1
+    return Buffer(pointer or 0, CUDA, device, element, shape, strides, bool(read_only))
 
 
 def describe(element: tuple[int, int, int]) -> str:

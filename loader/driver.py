@@ -169,11 +169,11 @@ class Driver:
             self.check(status, "cuCtxGetDevice")
         return ordinal.value
 
-    def pointer_device(self, pointer: int) -> int:
+    def pointer_device(self, pointer: int, /, **context: Any) -> int:
         """Ordinal of the device on which an allocation lies."""
         ordinal = c_int()
         self.call("cuPointerGetAttribute", ctypes.addressof(ordinal), POINTER_DEVICE_ORDINAL, pointer,
-                  pointer=hex(pointer))
+                  pointer=hex(pointer), **context)
         return ordinal.value
 
     def refuse_capture(self, stream: int, kernel: str) -> None:
@@ -259,10 +259,12 @@ class TensorMapEncoder:
         return ctypes.string_at(address + skip, 128)
 
 
-# One driver a process. The lock is for the cold path. `forked`: this is a child of a process that had a driver.
+# One driver a process. The lock is for the cold path, and reentrant: a finaliser that runs in between may launch.
+# `forked`: this is a child of a process that had a driver, or had begun to initialise one.
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _driver: Driver | None = None
+_initialising = False
 forked = False
 
 
@@ -274,21 +276,30 @@ def get() -> Driver:
 
 
 def _open() -> Driver:
-    global _driver
+    global _driver, _initialising
     with _lock:
         if _driver is None:
-            driver = Driver(open_library())
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=_mark_forked)
-            _driver = driver
+            library = open_library()
+            _initialising = True
+            try:
+                opened = Driver(library)
+            finally:
+                _initialising = False
+            _driver = _driver or opened  # the first one, where a finaliser asked for it meanwhile
     return _driver
 
 
-def _mark_forked() -> None:
-    global forked
+def _after_fork() -> None:
+    global forked, _lock
+    _lock = threading.RLock()  # another thread, which is not in this process, may have held it
     if _driver is not None:
-        forked = True
         _driver.launch_kernel = _refuse_launch
+    if _driver is not None or _initialising:
+        forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _refuse_launch(*_: Any) -> int:

@@ -16,7 +16,7 @@ from loader.errors import EmulationError, IntegrityError, UnknownArchError
 from loader.geometry import Geometry
 from loader.manifest import MAX_FILE_BYTES, Artifact, Family
 from loader.registry import Candidate
-from loader.select import Decision, DeviceFacts
+from loader.select import DeviceFacts, Selection
 from loader.signature import Problem
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class EmulatedPrepared:
 
     device = None
 
-    def __init__(self, family: Family, problem: Problem, candidate: Candidate, decisions: Sequence[Decision],
-                 geometry: Geometry, arch_name: str) -> None:
-        self.family, self.problem, self.artifact = family, problem, candidate.artifact
-        self.decisions, self.geometry = decisions, geometry
+    def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry,
+                 arch_name: str) -> None:
+        self.family, self.problem, self.selection, self.geometry = family, problem, selection, geometry
+        self.artifact = selection.chosen.artifact
         self.kernel = f"{self.artifact.family}/{self.artifact.variant}"
-        self._candidate, self._arch = candidate, arch_name
+        self._candidate, self._arch = selection.chosen, arch_name
 
     def check(self, pointers: Sequence[int]) -> None:
         signature.check_addresses(self.family, pointers, self.problem.bytes)
@@ -113,7 +113,7 @@ def prepare(call: Call, problem: Problem) -> EmulatedPrepared | None:
     device = facts(name)
     selection = call.select(device, problem)
     geometry = call.geometry(selection, problem, device)
-    return EmulatedPrepared(family, problem, selection.chosen, selection.decisions, geometry, name)
+    return EmulatedPrepared(family, problem, selection, geometry, name)
 
 
 def _check_size(family: Family, problem: Problem) -> None:

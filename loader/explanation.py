@@ -65,7 +65,7 @@ def explain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expla
         values = signature.order(family, args, kwargs)
         buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
         place = signature.device_of(family, buffers)
-        problem = signature.check(family, buffers, values[call.count:])
+        problem = call.checker.check(buffers, values[call.count:])
     facts = _device_facts(call, place)
     shown = {name: problem.values[name] for name in (*family.dimensions, *(s.name for s in family.scalars))}
     try:

@@ -16,6 +16,7 @@ from loader.errors import ExpressionError
 
 Expression = int | float | str | list
 Number = int | float | bool
+Function = Callable[[Mapping[str, Number]], Number]
 
 
 def _exact_divide(a: Number, b: Number) -> Number:
@@ -93,24 +94,65 @@ def evaluate(expression: Expression, values: Mapping[str, Number]) -> Number:
     ``values`` gives every name that the expression uses; a missing one, a division by zero or an inexact ``/``
     raises ``ExpressionError``.
     """
-    if isinstance(expression, str):
-        if expression not in values:
-            raise ExpressionError(f"{expression!r} has no value; known are {', '.join(sorted(values)) or 'none'}")
-        return values[expression]
-    if not isinstance(expression, list):
+    kind = type(expression)
+    if kind is str:
+        try:
+            return values[expression]
+        except KeyError:
+            raise ExpressionError(
+                f"{expression!r} has no value; known are {', '.join(sorted(values)) or 'none'}") from None
+    if kind is not list:
         return expression
-    name, *operands = expression
+    name = expression[0]
     if name == "if":
-        return evaluate(operands[1] if evaluate(operands[0], values) else operands[2], values)
+        return evaluate(expression[2] if evaluate(expression[1], values) else expression[3], values)
     if name == "and":
-        return bool(evaluate(operands[0], values)) and bool(evaluate(operands[1], values))
+        return bool(evaluate(expression[1], values)) and bool(evaluate(expression[2], values))
     if name == "or":
-        return bool(evaluate(operands[0], values)) or bool(evaluate(operands[1], values))
-    arguments = [evaluate(operand, values) for operand in operands]
+        return bool(evaluate(expression[1], values)) or bool(evaluate(expression[2], values))
+    count, function = OPERATORS[name]
+    first = evaluate(expression[1], values)
     try:
-        return OPERATORS[name][1](*arguments)
+        return function(first, evaluate(expression[2], values)) if count == 2 else function(first)
     except ZeroDivisionError:
         raise ExpressionError(f"{to_text(expression)} divides by zero") from None
+
+
+def function(expression: Expression) -> Function:
+    """A validated expression as a function of its values: ``evaluate``, several times as fast."""
+    compiled = _function(expression)
+
+    def call(values: Mapping[str, Number]) -> Number:
+        try:
+            return compiled(values)
+        except (KeyError, ZeroDivisionError):
+            return evaluate(expression, values)  # says what is wrong
+
+    return call
+
+
+def _function(expression: Expression) -> Function:
+    if isinstance(expression, str):
+        return operator.itemgetter(expression)
+    if not isinstance(expression, list):
+        return lambda values: expression
+    name, *operands = expression
+    a, b, c = (*map(_function, operands), None, None)[:3]
+    if name == "if":
+        return lambda values: b(values) if a(values) else c(values)
+    if name == "and":
+        return lambda values: bool(a(values)) and bool(b(values))
+    if name == "or":
+        return lambda values: bool(a(values)) or bool(b(values))
+    count, apply = OPERATORS[name]
+    if count == 1:
+        return lambda values: apply(a(values))
+    left, right = operands
+    if not isinstance(right, (list, str)):
+        return lambda values: apply(a(values), right)
+    if isinstance(left, str) and isinstance(right, str):
+        return lambda values: apply(values[left], values[right])
+    return lambda values: apply(a(values), b(values))
 
 
 def solvable(expression: Expression, name: str) -> bool:

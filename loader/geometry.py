@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from loader import expression
 from loader.errors import LaunchLimitError
-from loader.expression import Expression, Number
+from loader.expression import Expression, Function, Number
 from loader.manifest import (
     SCALAR_FORMATS,
     TENSOR_MAP_BYTES,
@@ -55,10 +55,6 @@ class Geometry(NamedTuple):
     maps: Mapping[int, TensorMap]
 
 
-def _integers(entries: tuple[Expression, ...], values: Mapping[str, Number]) -> tuple[int, ...]:
-    return tuple(expression.evaluate(entry, values) for entry in entries)
-
-
 def _limit(kernel: str, what: str, got: object, allowed: str) -> LaunchLimitError:
     return LaunchLimitError(f"{kernel}: {what} is {got}, allowed is {allowed}", kernel=kernel, what=what, got=got,
                             limit=allowed)
@@ -89,51 +85,66 @@ def _check_map(kernel: str, m: TensorMap) -> None:
         raise _limit(kernel, f"{m.name}: bytes of box[0]", m.box[0] * size, f"a multiple of 16{span}")
 
 
-def evaluate(artifact: Artifact, arguments: Mapping[str, int], values: Mapping[str, Number]) -> Geometry:
-    """The launch of an artifact for a problem.
+class Evaluator:
+    """The launches of an artifact; ``arguments`` are the family's argument indices by name."""
 
-    ``arguments`` are indices by name; ``values`` dimensions, scalars, element sizes and ``sm_count``.
-    ``LaunchLimitError`` names what hardware cannot take.
-    """
-    kernel = f"{artifact.family}/{artifact.variant}"
-    values = {**values, **artifact.axes}
-    grid = _integers(artifact.launch.grid, values)
-    _check_grid(kernel, grid, artifact.launch.cluster)
+    def __init__(self, artifact: Artifact, arguments: Mapping[str, int]) -> None:
+        self._kernel = f"{artifact.family}/{artifact.variant}"
+        self._artifact, launch = artifact, artifact.launch
+        self._grid = _functions(launch.grid)
+        codes, self._fields, self._pointers = ["<"], [], {}
+        self._scalars: list[tuple[int, ScalarParameter, Function]] = []
+        self._maps: list[tuple[int, TensorMapParameter, int, tuple[tuple[Function, ...], ...]]] = []
+        end = 0
+        for index, parameter in enumerate(artifact.parameters):
+            codes.append(f"{parameter.offset - end}x")
+            end = parameter.offset + parameter.size
+            if isinstance(parameter, PointerParameter):
+                codes.append("Q")
+                self._fields.append(0)
+                self._pointers[index] = arguments[parameter.argument]
+            elif isinstance(parameter, ScalarParameter):
+                codes.append(SCALAR_FORMATS[parameter.dtype][0])
+                self._fields.append(0)
+                self._scalars.append((index, parameter, expression.function(parameter.value)))
+            else:
+                codes.append(f"{TENSOR_MAP_BYTES}s")
+                self._fields.append(bytes(TENSOR_MAP_BYTES))
+                self._maps.append((index, parameter, arguments[parameter.argument], tuple(
+                    map(_functions, (parameter.dims, parameter.strides, parameter.box)))))
+        self._layout = struct.Struct("".join(codes))
+        self._offsets = tuple(parameter.offset for parameter in artifact.parameters)
 
-    codes, fields, pointers, maps = ["<"], [], {}, {}
-    end = 0
-    for index, parameter in enumerate(artifact.parameters):
-        codes.append(f"{parameter.offset - end}x")
-        end = parameter.offset + parameter.size
-        if isinstance(parameter, PointerParameter):
-            codes.append("Q")
-            fields.append(0)
-            pointers[index] = arguments[parameter.argument]
-        elif isinstance(parameter, ScalarParameter):
-            codes.append(SCALAR_FORMATS[parameter.dtype][0])
-            fields.append(_scalar(kernel, parameter, values))
-        else:
-            codes.append(f"{TENSOR_MAP_BYTES}s")
-            fields.append(bytes(TENSOR_MAP_BYTES))
-            maps[index] = _map(kernel, parameter, arguments, values)
-    launch = artifact.launch
-    return Geometry(grid, launch.block, launch.cluster, launch.shared, launch.pdl, struct.Struct("".join(codes)),
-                    tuple(parameter.offset for parameter in artifact.parameters), tuple(fields), pointers, maps)
+    def evaluate(self, values: Mapping[str, Number]) -> Geometry:
+        """The launch for a problem.
+
+        ``values`` are dimensions, scalars, element sizes and ``sm_count``. ``LaunchLimitError`` names what hardware
+        cannot take.
+        """
+        values = {**values, **self._artifact.axes}
+        launch = self._artifact.launch
+        grid = tuple([extent(values) for extent in self._grid])
+        _check_grid(self._kernel, grid, launch.cluster)
+        fields = self._fields.copy()
+        for index, parameter, value in self._scalars:
+            fields[index] = value(values)
+            _check_scalar(self._kernel, parameter, fields[index])
+        maps = {}
+        for index, parameter, argument, shape in self._maps:
+            dims, strides, box = [tuple([extent(values) for extent in extents]) for extents in shape]
+            maps[index] = TensorMap(parameter.name, argument, parameter.element, dims, strides, box,
+                                    parameter.swizzle, parameter.l2_promotion)
+            _check_map(self._kernel, maps[index])
+        return Geometry(grid, launch.block, launch.cluster, launch.shared, launch.pdl, self._layout, self._offsets,
+                        tuple(fields), self._pointers, maps)
 
 
-def _scalar(kernel: str, parameter: ScalarParameter, values: Mapping[str, Number]) -> Number:
-    value = expression.evaluate(parameter.value, values)
+def _functions(entries: tuple[Expression, ...]) -> tuple[Function, ...]:
+    return tuple(map(expression.function, entries))
+
+
+def _check_scalar(kernel: str, parameter: ScalarParameter, value: Number) -> None:
     try:
         struct.pack("<" + SCALAR_FORMATS[parameter.dtype][0], value)
     except (struct.error, OverflowError):
         raise _limit(kernel, parameter.name, value, f"what fits {parameter.dtype}") from None
-    return value
-
-
-def _map(kernel: str, parameter: TensorMapParameter, arguments: Mapping[str, int],
-         values: Mapping[str, Number]) -> TensorMap:
-    resolved = TensorMap(parameter.name, arguments[parameter.argument], parameter.element,
-                         _integers(parameter.dims, values), _integers(parameter.strides, values),
-                         _integers(parameter.box, values), parameter.swizzle, parameter.l2_promotion)
-    _check_map(kernel, resolved)
-    return resolved

@@ -17,22 +17,22 @@ from loader import stream as streams
 from loader.driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
 from loader.errors import DeviceError, DtypeError, ShapeError, UnknownArgumentError
 from loader.geometry import Geometry
-from loader.manifest import TENSOR_MAP_ALIGNMENT, Artifact, Family
-from loader.select import Decision
+from loader.manifest import TENSOR_MAP_ALIGNMENT, Family
+from loader.select import Decision, Selection
 from loader.signature import Problem
 
 # Encoded tensor maps kept for each parameter of a problem, and slots kept for each plan.
-MAX_ENCODED_MAPS = 1024
+MAX_ENCODED_MAPS = 64
 MAX_PLAN_SLOTS = 64
 
 
 class Prepared:
     """One problem on one CUDA device."""
 
-    def __init__(self, family: Family, problem: Problem, artifact: Artifact, decisions: Sequence[Decision],
-                 geometry: Geometry, device: Device, function: c_void_p) -> None:
-        self.family, self.problem, self.artifact = family, problem, artifact
-        self.decisions, self.geometry = decisions, geometry
+    def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry, device: Device,
+                 function: c_void_p) -> None:
+        self.family, self.problem, self.selection, self.geometry = family, problem, selection, geometry
+        artifact = self.artifact = selection.chosen.artifact
         self.device, self.function = device, function
         self.kernel = f"{artifact.family}/{artifact.variant}"
         self.pointer_fields = tuple(geometry.pointers.items())
@@ -183,17 +183,17 @@ class Plan:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every candidate with the reason for which it was taken or refused."""
-        return tuple(self._prepared.decisions) if self._prepared is not None else ()
+        return self._prepared.selection.decisions if self._prepared is not None else ()
 
     def launch(self, stream: Any = None) -> None:
         """Launch on ``stream``; None is the producers' current stream, as in ``loader.launch``."""
         if stream is None and self._current_stream is not None and not driver.forked:
             stream = self._current_stream(self._ordinal)
-        elif type(stream) is not int or stream < 0:
+        elif type(stream) is not int:
             stream = self._stream(stream)
         slot = self._slots.get(stream)
         if slot is None:
-            slot = self._new_slot(stream)
+            slot = self._new_slot(streams.handle(stream))
             if slot is None:
                 return
         slot.launch(stream)

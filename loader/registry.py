@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loader.errors import (
     DuplicateError,
@@ -224,8 +224,7 @@ def _named(directories: Iterable[str], source: str) -> list[str]:
 def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
     """Directories of the packs to use, and the source that named them."""
     if packs is not None:
-        given = [packs] if isinstance(packs, (str, os.PathLike)) else list(packs)
-        return _named([os.path.abspath(os.fspath(pack)) for pack in given], "the argument packs"), "the argument packs"
+        return _named(map(os.path.abspath, packs), "the argument packs"), "the argument packs"
     variable = os.environ.get(ENVIRONMENT_VARIABLE)
     if variable:
         directories = [os.path.abspath(entry) for entry in variable.split(os.pathsep) if entry]
@@ -242,22 +241,26 @@ def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
         tried=[ENVIRONMENT_VARIABLE, f"entry points {ENTRY_POINT_GROUP}", CHECKOUT_ARTIFACTS])
 
 
+def directories_given(packs: Any) -> tuple[str, ...] | None:
+    """The argument ``packs``, one directory or several, as a key; None where the default packs are asked for."""
+    if packs is None:
+        return None
+    try:
+        return tuple(map(os.fspath, [packs] if isinstance(packs, (str, os.PathLike)) else packs))
+    except TypeError:
+        raise PackNotFoundError(f"packs: {packs!r} is no directory and no list of directories", tried=[]) from None
+
+
 _registries: dict[tuple[str, ...] | None, Registry] = {}
 
 
 def registry(packs: Sequence[str] | None = None) -> Registry:
     """The registry of the given packs, or of the default ones; packs are found and read once a process."""
-    key = None if packs is None else tuple([os.fspath(packs)] if isinstance(packs, (str, os.PathLike)) else
-                                           [os.fspath(pack) for pack in packs])
+    key = directories_given(packs)
     if key not in _registries:
-        directories, source = resolve(packs)
+        directories, source = resolve(key)
         _registries[key] = Registry([open_pack(directory) for directory in dict.fromkeys(directories)], source)
     return _registries[key]
-
-
-def forget() -> None:
-    """Find and read packs anew at the next call."""
-    _registries.clear()
 
 
 class Verified(NamedTuple):

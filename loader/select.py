@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from loader import arch, expression
@@ -30,11 +30,6 @@ class Decision(NamedTuple):
     pack: str
     accepted: bool
     reason: str
-
-
-class Selection(NamedTuple):
-    chosen: Candidate
-    decisions: tuple[Decision, ...]
 
 
 def _hardware_refusal(artifact: Artifact, device: DeviceFacts, variant: str | None) -> str | None:
@@ -89,73 +84,87 @@ def _rank(candidate: Candidate) -> tuple[int, int, int]:
     return arch.rank(arch.ARCHS[candidate.artifact.arch])
 
 
-def _distance(features: Mapping[str, float], row: MeasuredRow) -> float:
-    """Euclidean distance of the features' binary logarithms; a feature of 0 counts as 2^-20."""
-    return math.dist(*([math.log2(max(values[key], 2.0**-20)) for key in row.features]
-                       for values in (features, row.features)))
+def _point(features: Mapping[str, float], keys: Iterable[str]) -> tuple[float, ...]:
+    """Features as binary logarithms; one of 0 counts as 2^-20."""
+    return tuple(math.log2(max(features[key], 2.0**-20)) for key in keys)
 
 
-def _nearest_row(family: Family, device: DeviceFacts, features: Mapping[str, float],
-                 candidates: Mapping[str, Candidate]) -> MeasuredRow | None:
-    """The nearest measured row that times a candidate; rows of this very device come first."""
-    timed = {(c.artifact.arch, c.artifact.tile) for c in candidates.values()}
-    rows = [row for row in family.measured if any((row.arch, tile) in timed for tile in row.microseconds)]
-    rows = [row for row in rows if row.device == device.name] or rows
-    return min(rows, key=lambda row: _distance(features, row), default=None)
+class Choice:
+    """The candidates of a family for one device and the dtypes of the arguments: selection, but for the problem.
 
-
-def _point(features: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in features.items())
-
-
-def _by_measurement(row: MeasuredRow, candidates: Mapping[str, Candidate]) -> tuple[str, dict[str, str]]:
-    times = {name: row.microseconds[c.artifact.tile] for name, c in candidates.items()
-             if c.artifact.arch == row.arch and c.artifact.tile in row.microseconds}
-    chosen = min(times, key=lambda name: (times[name], name))
-    where = f"measured at {_point(row.features)} on {row.device}"
-    return chosen, {name: f"{times[name]:g} us {where}" if name in times else f"not {where}" for name in candidates}
-
-
-def _by_cost(candidates: Mapping[str, Candidate],
-             values: Mapping[str, Number]) -> tuple[str | None, dict[str, str]]:
-    costs = {name: expression.evaluate(c.artifact.cost, {**values, **c.artifact.axes})
-             for name, c in candidates.items() if c.artifact.cost is not None}
-    chosen = min(costs, key=lambda name: (costs[name], name), default=None)
-    return chosen, {name: f"{costs[name]:g} us estimated" if name in costs else "neither measured nor estimated"
-                    for name in candidates}
-
-
-def select(registry: Registry, family: Family, device: DeviceFacts, dtypes: Mapping[str, str],
-           values: Mapping[str, Number], variant: str | None = None) -> Selection:
-    """The artifact for a problem.
-
-    ``dtypes`` are those of the arguments, ``values`` dimensions, scalars and element sizes. ``NoKernelError`` carries
-    the decisions.
+    A new problem of a known choice costs one estimate a candidate that fits, and no words: ``Selection`` finds the
+    reasons when it is asked.
     """
-    everything = _known_variant(registry, family, variant)
-    values = {**values, "sm_count": device.sm_count}
-    features = {key: expression.evaluate(value, values) for key, value in family.features.items()}
-    refusals = [(c, _refusal(c.artifact, family, device, dtypes, variant)) for c in everything]
-    fitting = _best_archs([candidate for candidate, refusal in refusals if refusal is None])
-    row = _nearest_row(family, device, features, fitting)
-    if row is not None:
-        chosen, reasons = _by_measurement(row, fitting)
-    else:
-        chosen, reasons = _by_cost(fitting, {**values, **features})
-    if chosen is None and len(fitting) == 1:  # the only one needs no estimate
-        chosen = next(iter(fitting))
 
+    def __init__(self, registry: Registry, family: Family, device: DeviceFacts, dtypes: Mapping[str, str],
+                 variant: str | None) -> None:
+        self.family, self.device = family, device
+        self.refusals = [(candidate, _refusal(candidate.artifact, family, device, dtypes, variant))
+                         for candidate in _known_variant(registry, family, variant)]
+        self.fitting = _best_archs([candidate for candidate, refusal in self.refusals if refusal is None])
+        self._features = {key: expression.function(value) for key, value in family.features.items()}
+        self._costs = {name: (expression.function(c.artifact.cost), c.artifact.axes)
+                       for name, c in self.fitting.items() if c.artifact.cost is not None}
+        self._rows = [(_point(row.features, self._features), row) for row in self._measured()]
+
+    def _measured(self) -> list[MeasuredRow]:
+        """The measured rows that time a candidate; only those of this very device, if there are some."""
+        timed = {(c.artifact.arch, c.artifact.tile) for c in self.fitting.values()}
+        rows = [row for row in self.family.measured if any((row.arch, tile) in timed for tile in row.microseconds)]
+        return [row for row in rows if row.device == self.device.name] or rows
+
+    def select(self, values: Mapping[str, Number]) -> Selection:
+        """The artifact for a problem: the fastest at the nearest measured point, else the lowest estimate.
+
+        ``values`` are dimensions, scalars and element sizes. ``NoKernelError`` carries the decisions.
+        """
+        values = {**values, "sm_count": self.device.sm_count}
+        features = {key: feature(values) for key, feature in self._features.items()}
+        row = None
+        if self._rows:
+            here = _point(features, features)
+            row = min(self._rows, key=lambda entry: math.dist(here, entry[0]))[1]
+            scores = {name: row.microseconds[c.artifact.tile] for name, c in self.fitting.items()
+                      if c.artifact.arch == row.arch and c.artifact.tile in row.microseconds}
+        else:
+            values.update(features)
+            scores = {name: cost({**values, **axes}) for name, (cost, axes) in self._costs.items()}
+        chosen = min(scores, key=lambda name: (scores[name], name), default=None)
+        if chosen is None and len(self.fitting) == 1:  # the only one needs no estimate
+            chosen = next(iter(self.fitting))
+        if chosen is None:
+            raise _no_kernel(self.family, self.device, _decisions(self, None, scores, row))
+        return Selection(self, self.fitting[chosen], scores, row)
+
+
+class Selection:
+    """The candidate chosen for a problem, and what it was chosen by."""
+
+    __slots__ = ("chosen", "_choice", "_scores", "_row")
+
+    def __init__(self, choice: Choice, chosen: Candidate, scores: Mapping[str, float], row: MeasuredRow | None) -> None:
+        self.chosen, self._choice, self._scores, self._row = chosen, choice, scores, row
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every candidate with its reason."""
+        return _decisions(self._choice, self.chosen, self._scores, self._row)
+
+
+def _decisions(choice: Choice, chosen: Candidate | None, scores: Mapping[str, float],
+               row: MeasuredRow | None) -> tuple[Decision, ...]:
+    how, without = "estimated", "neither measured nor estimated"
+    if row is not None:
+        how = f"measured at {', '.join(f'{key} {value:g}' for key, value in row.features.items())} on {row.device}"
+        without = f"not {how}"
     decisions = []
-    for candidate, refusal in refusals:
+    for candidate, refusal in choice.refusals:
         name = candidate.artifact.variant
-        accepted = refusal is None and chosen == name and fitting[name] is candidate
-        if refusal is None and fitting[name] is not candidate:
-            refusal = f"sm_{fitting[name].artifact.arch} is more specific"
-        decisions.append(Decision(name, candidate.artifact.arch, candidate.pack.directory, accepted,
-                                  refusal or reasons[name]))
-    if chosen is None:
-        raise _no_kernel(family, device, decisions)
-    return Selection(fitting[chosen], tuple(decisions))
+        if refusal is None and choice.fitting[name] is not candidate:
+            refusal = f"sm_{choice.fitting[name].artifact.arch} is more specific"
+        reason = refusal or (f"{scores[name]:g} us {how}" if name in scores else without)
+        decisions.append(Decision(name, candidate.artifact.arch, candidate.pack.directory, candidate is chosen, reason))
+    return tuple(decisions)
 
 
 def _no_kernel(family: Family, device: DeviceFacts, decisions: Sequence[Decision]) -> NoKernelError:
@@ -165,4 +174,4 @@ def _no_kernel(family: Family, device: DeviceFacts, decisions: Sequence[Decision
     return NoKernelError(
         f"no variant of {family.name} runs this on {device.name} (compute capability {major}.{minor}); the packs hold "
         f"{', '.join('sm_' + name for name in archs) or 'no artifact of it'}\n" + "\n".join(lines),
-        kernel=family.name, device=device.name, decisions=tuple(decisions))
+        kernel=family.name, device=device.name, decisions=decisions)

@@ -5,6 +5,7 @@ Every check names the argument and says what was expected and what came. Nothing
 
 from __future__ import annotations
 
+import math
 import operator
 import struct
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from loader.errors import (
     StrideError,
     UnknownArgumentError,
 )
-from loader.expression import Number
+from loader.expression import Expression, Function, Number
 from loader.manifest import DTYPE_BYTES, SCALAR_FORMATS, Argument, Family, Scalar
 from loader.registry import closest_names
 
@@ -78,6 +79,8 @@ def scalar_value(family: str, scalar: Scalar, value: Any) -> Number:
         raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, got a bool", **facts)
     try:
         number = float(value) if scalar.dtype == "f32" else operator.index(value)
+    except OverflowError:
+        raise ScalarError(f"{family}: {scalar.name} is an integer that does not fit {scalar.dtype}", **facts) from None
     except (TypeError, ValueError):
         raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, "
                           f"got {type(value).__name__}", **facts) from None
@@ -198,66 +201,86 @@ def device_of(family: Family, buffers: Sequence[Buffer]) -> tuple[int, int]:
     return device or (dlpack.CUDA, -1)
 
 
-def _solve(family: Family, shapes: Sequence[tuple[int, ...]], values: dict[str, Number]) -> None:
-    """Add every dimension to ``values``: each from the first shape entry that gives it, the others checked."""
-    entries = [(argument, axis, entry, shape[axis])
-               for argument, shape in zip(family.arguments, shapes, strict=True)
-               for axis, entry in enumerate(argument.shape)]
-    pending = entries
-    while pending:
-        unsolved = []
-        for argument, axis, entry, size in pending:
-            missing = expression.names(entry) - values.keys()
-            try:
-                if not missing:
-                    expected = expression.evaluate(entry, values)
-                elif len(missing) == 1 and expression.solvable(entry, *missing):
-                    name = missing.pop()
-                    solved = expression.solve(entry, name, size, values)
-                    expected = size if solved >= 0 else f"a size that gives {name} >= 0"
-                    values[name] = solved
-                else:
-                    unsolved.append((argument, axis, entry, size))
-                    continue
-            except ExpressionError as error:
-                expected = str(error)
-            if expected != size:
-                raise ShapeError(
-                    f"{family.name}: {argument.name} dimension {axis} ({expression.to_text(entry)}) expects "
-                    f"{expected}, got {size}" + _known(values), kernel=family.name, argument=argument.name,
-                    expected=expected, got=size)
-        if len(unsolved) == len(pending):
-            raise ShapeError(f"{family.name}: no shape gives {expression.to_text(unsolved[0][2])}",
-                             kernel=family.name, argument=unsolved[0][0].name, expected=None, got=unsolved[0][3])
-        pending = unsolved
-
-
 def _known(values: Mapping[str, Number]) -> str:
     return f" (with {', '.join(f'{name} = {value}' for name, value in values.items())})" if values else ""
 
 
-def check(family: Family, buffers: Sequence[Buffer], scalars: Sequence[Any]) -> Problem:
-    """Everything about a call that does not depend on the device. Raises an ``ArgumentError``."""
-    dtypes, shapes = {}, []
-    for argument, buffer in zip(family.arguments, buffers, strict=True):
-        dtypes[argument.name] = _dtype(family.name, argument, buffer)
-        shapes.append(_stored_shape(family.name, argument, buffer))
-        check_buffer(family.name, argument, buffer)
-    values: dict[str, Number] = {scalar.name: scalar_value(family.name, scalar, value)
-                                 for scalar, value in zip(family.scalars, scalars, strict=True)}
-    _solve(family, shapes, values)
-    sizes = []
-    for argument, shape in zip(family.arguments, shapes, strict=True):
-        values[f"sizeof_{argument.name}"] = DTYPE_BYTES[dtypes[argument.name]]
-        size = DTYPE_BYTES[dtypes[argument.name]]
-        for extent in shape:
-            size *= extent
-        sizes.append(size)
-    for constraint in family.constraints:
-        if not expression.evaluate(constraint.expression, values):
-            used = {name: values[name] for name in sorted(expression.names(constraint.expression))}
-            raise ConstraintError(f"{family.name}: {constraint.text} does not hold{_known(used)}", kernel=family.name,
-                                  argument=None, constraint=constraint.text, values=used, expected=constraint.text,
-                                  got=used)
-    check_addresses(family, [buffer.pointer for buffer in buffers], sizes)
-    return Problem(dtypes, values, tuple(sizes))
+class _Step(NamedTuple):
+    """One shape entry: it gives the dimension ``solves``, or where that is None its value is compared."""
+
+    index: int
+    axis: int
+    entry: Expression
+    solves: str | None
+    value: Function
+
+
+def _steps(family: Family) -> tuple[_Step, ...]:
+    """The shape entries in an order in which each needs only what those before it gave; a manifest has one."""
+    given = {scalar.name for scalar in family.scalars}
+    pending = [(index, axis, entry) for index, argument in enumerate(family.arguments)
+               for axis, entry in enumerate(argument.shape)]
+    steps = []
+    while pending:
+        later = []
+        for index, axis, entry in pending:
+            missing = expression.names(entry) - given
+            if not missing or (len(missing) == 1 and expression.solvable(entry, *missing)):
+                given |= missing
+                steps.append(_Step(index, axis, entry, next(iter(missing), None), expression.function(entry)))
+            else:
+                later.append((index, axis, entry))
+        pending = later
+    return tuple(steps)
+
+
+class Checker:
+    """Everything about a call of a family that does not depend on the device."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._steps = _steps(family)
+        self._constraints = [(constraint, expression.function(constraint.expression))
+                             for constraint in family.constraints]
+
+    def check(self, buffers: Sequence[Buffer], scalars: Sequence[Any]) -> Problem:
+        """The problem of a call. Raises an ``ArgumentError``."""
+        family = self.family
+        dtypes, shapes = {}, []
+        for argument, buffer in zip(family.arguments, buffers, strict=True):
+            dtypes[argument.name] = _dtype(family.name, argument, buffer)
+            shapes.append(_stored_shape(family.name, argument, buffer))
+            check_buffer(family.name, argument, buffer)
+        values: dict[str, Number] = {scalar.name: scalar_value(family.name, scalar, value)
+                                     for scalar, value in zip(family.scalars, scalars, strict=True)}
+        self._solve(shapes, values)
+        sizes = []
+        for argument, shape in zip(family.arguments, shapes, strict=True):
+            size = values[f"sizeof_{argument.name}"] = DTYPE_BYTES[dtypes[argument.name]]
+            sizes.append(size * math.prod(shape))
+        for constraint, holds in self._constraints:
+            if not holds(values):
+                used = {name: values[name] for name in sorted(expression.names(constraint.expression))}
+                raise ConstraintError(f"{family.name}: {constraint.text} does not hold{_known(used)}",
+                                      kernel=family.name, argument=None, constraint=constraint.text, values=used,
+                                      expected=constraint.text, got=used)
+        check_addresses(family, [buffer.pointer for buffer in buffers], sizes)
+        return Problem(dtypes, values, tuple(sizes))
+
+    def _solve(self, shapes: Sequence[tuple[int, ...]], values: dict[str, Number]) -> None:
+        """Add every dimension to ``values``: each from the first shape entry that gives it, the others checked."""
+        for index, axis, entry, name, value in self._steps:
+            size = shapes[index][axis]
+            try:
+                if name is None:
+                    expected = value(values)
+                else:
+                    solved = values[name] = expression.solve(entry, name, size, values)
+                    expected = size if solved >= 0 else f"a size that gives {name} >= 0"
+            except ExpressionError as error:
+                expected = str(error)
+            if expected != size:
+                family, argument = self.family.name, self.family.arguments[index].name
+                raise ShapeError(
+                    f"{family}: {argument} dimension {axis} ({expression.to_text(entry)}) expects {expected}, "
+                    f"got {size}" + _known(values), kernel=family, argument=argument, expected=expected, got=size)

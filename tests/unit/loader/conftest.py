@@ -26,7 +26,6 @@ def fresh_loader(monkeypatch):
     monkeypatch.setattr(driver, "forked", False)
     monkeypatch.setattr(emulated, "_modules", {})
     monkeypatch.setattr(emulated, "_warned", False)
-    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: None)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class FakeCuda:
         self.calls, self.launches, self.attributes = [], [], []
         self.capturing = set()
         self.streams = {}  # handle -> device
-        self.pointers = {}  # address -> device
+        self.pointers = {}  # address -> device; unnamed ones of `device_buffers.allocate` lie on device 0
         self.fail = {}  # function -> status to answer
         self.version = 13000
         self._handles, self._local, self._next = {}, threading.local(), 0x1000
@@ -162,7 +162,8 @@ class FakeCuda:
         return _put(c_int, out, self.stack[-1]) if self.stack else INVALID_CONTEXT
 
     def _cuPointerGetAttribute(self, out, attribute, pointer):
-        return _put(c_int, out, self.pointers[pointer]) if attribute == 9 and pointer in self.pointers else 1
+        device = self.pointers.get(pointer, 0 if pointer >= 0x7F00_0000_0000 else None)
+        return _put(c_int, out, device) if attribute == 9 and device is not None else INVALID_VALUE
 
     def _cuStreamIsCapturing(self, stream, out):
         if not self.stack:

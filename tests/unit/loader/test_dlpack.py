@@ -5,7 +5,17 @@ import gc
 
 import numpy as np
 import pytest
-from device_buffers import ArrayInterface, FastTensor, OldTensor, Tensor, api_capsule, exchange_table
+from device_buffers import (
+    _STREAM,
+    _TO_TENSOR,
+    ArrayInterface,
+    FastTensor,
+    OldTensor,
+    Tensor,
+    _to_tensor,
+    api_capsule,
+    exchange_table,
+)
 
 import loader
 from loader import dlpack
@@ -110,16 +120,77 @@ def test_exchange_api_without_the_function():
     assert dlpack.exchange(kind) is not None and dlpack.read(kind("i32", (4,)), "a").shape == (4,)
 
 
-def test_array_interface():
+def test_exchange_function_that_fails_in_silence(cuda, pack):
+    """A status other than 0 without an exception is an error, also once the problem is remembered."""
+    from sample_call import arguments
+
+    @_TO_TENSOR
+    def sometimes(value, out):
+        return -1 if value.fails else _to_tensor(value, out)
+
+    @_STREAM
+    def no_stream(device_type, device_id, out):
+        return -1
+
+    table = exchange_table(tensor=sometimes)
+    kind = type("Fails", (FastTensor,), {"__dlpack_c_exchange_api__": api_capsule(table), "fails": False})
+    call = arguments(out=kind("bf16", (96, 64)))
+    loader.launch("scale_rows", **call)
+    call["out"].fails = True
+    for attempt in (lambda: loader.launch("scale_rows", **call), lambda: dlpack.read(call["out"], "out")):
+        with pytest.raises(loader.BufferProtocolError, match="out: .* status -1"):
+            attempt()
+    table = exchange_table(stream=no_stream)
+    kind = type("Streamless", (FastTensor,), {"__dlpack_c_exchange_api__": api_capsule(table)})
+    plan = loader.plan("scale_rows", stream=0, **arguments(kind))
+    for attempt in (plan.launch, lambda: loader.launch("scale_rows", **arguments(kind))):
+        with pytest.raises(loader.StreamError, match="status -1"):
+            attempt()
+    assert len(cuda.launches) == 1
+
+
+def test_array_interface(cuda):
     """Strides of the CUDA array interface are bytes; the device is the driver's to tell."""
+    cuda.pointers[4096] = 1
     buffer = dlpack.read(ArrayInterface("<f4", (2, 3), strides=(12, 4), pointer=4096, read_only=True), "a")
-    assert buffer == (4096, 2, -1, (2, 32, 1), (2, 3), (3, 1), True)
+    assert buffer == (4096, 2, 1, (2, 32, 1), (2, 3), (3, 1), True)
 
 
 def test_array_interface_device(cuda, pack):
     """Where every producer leaves the device open, the driver says where the memory lies."""
     call = {"a": ArrayInterface("|u1", (96, 32)), "scale": ArrayInterface("|u1", (3, 4)),
             "offsets": ArrayInterface("<i4", (4,)), "out": ArrayInterface("<f4", (96, 64)), "top": 1}
-    cuda.pointers[call["a"].pointer] = 1
+    tensors = [call[name] for name in ("a", "scale", "offsets", "out")]
+    for device in (1, 0):  # the same problem on another device is another problem
+        cuda.pointers.update({tensor.pointer: device for tensor in tensors})
+        loader.launch("scale_rows", **call)
+        assert cuda.launches[-1].device == device
+    with pytest.raises(loader.DeviceError, match="a is on cuda:0, cuda:1 was asked for"):
+        loader.launch("scale_rows", device=1, **call)
+    plan = loader.plan("scale_rows", **call)
+    cuda.pointers[call["out"].pointer] = 1
+    with pytest.raises(loader.DeviceError, match="out is on cuda:1, a on cuda:0"):
+        loader.launch("scale_rows", **call)
+    with pytest.raises(loader.DeviceError, match="planned with device cuda:0, got cuda:1"):
+        plan.bind(out=call["out"])
+    assert len(cuda.launches) == 2
+
+
+def test_array_interface_stream(cuda, pack):
+    """Work that a producer has on the launch's own stream needs no order; 1 and 0 are the legacy default stream."""
+    from sample_call import arguments
+
+    cuda.streams[0x5000] = 0
+    for given, asked in ((0x5000, 0x5000), (0, 1), (None, 1), (0x5000, None)):
+        loader.launch("scale_rows", stream=given, **arguments(a=ArrayInterface("|u1", (96, 32), stream=asked)))
+    assert len(cuda.launches) == 4
+
+
+def test_empty_array_interface(cuda, pack):
+    """A buffer of no bytes may have address 0, which lies on no device."""
+    from sample_call import arguments
+
+    call = arguments(m=0, a=ArrayInterface("|u1", (0, 32), pointer=0))
     loader.launch("scale_rows", **call)
-    assert cuda.launches[0].device == 1
+    loader.launch("scale_rows", **{**call, "a": ArrayInterface("|u1", (0, 32), pointer=0)})
+    assert not cuda.launches

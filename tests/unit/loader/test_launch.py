@@ -1,5 +1,6 @@
 """What reaches the driver: geometry, attributes, parameter bytes, stream and device."""
 
+import gc
 import struct
 import threading
 
@@ -9,7 +10,9 @@ from fake_cuda import tensor_map
 from sample_call import arguments
 
 import loader
+from loader import call as calls
 from loader import driver
+from loader.plan import Prepared
 
 
 def expected_parameters(call, m=96, k=64, block=16):
@@ -74,6 +77,48 @@ def test_scalars_are_told_apart_by_type(cuda, pack):
     loader.launch("scale_rows", **call)
     with pytest.raises(loader.ScalarError):
         loader.launch("scale_rows", **{**call, "top": True})
+
+
+def test_scalars_are_read_at_every_call(cuda, pack):
+    """An object that is an integer gives its value at each call; 0.0 and -0.0 are two values, 2 and 2.0 one."""
+    class Count:
+        value = 3
+
+        def __index__(self):
+            return self.value
+
+    top, seen = Count(), []
+    for top.value in (3, 5, 3):
+        loader.launch("scale_rows", **arguments(top=top))
+        seen.append(struct.unpack_from("<i", cuda.launches[-1].parameters, 168)[0])
+    assert seen == [3, 5, 3]
+    for alpha in (0.0, -0.0, 2, 2.0):
+        loader.launch("scale_rows", **arguments(alpha=alpha))
+    assert [launch.parameters[156:160] for launch in cuda.launches[3:]] == [
+        struct.pack("<f", alpha) for alpha in (0.0, -0.0, 2.0, 2.0)]
+
+
+def test_remembered_problems_are_bounded(cuda, pack, monkeypatch):
+    """Past the limit a call starts over, whatever its tensors' layouts: no old problem stays alive."""
+    limit = 8
+    monkeypatch.setattr(calls, "MAX_PROBLEMS", limit)
+    tensors = arguments()
+    for top in range(1, 4 * limit):
+        loader.launch("scale_rows", **{**tensors, "top": top})
+    gc.collect()
+    alive = [thing for thing in gc.get_objects() if type(thing) is Prepared]
+    assert len(alive) <= limit
+    assert struct.unpack_from("<i", cuda.launches[-1].parameters, 168) == (4 * limit - 1,)
+
+
+def test_encoded_maps_are_few(cuda, pack):
+    """A problem whose buffer moves at every call keeps few tensor maps."""
+    call = arguments()
+    for _ in range(200):
+        call["a"].pointer += 0x1000_0000
+        loader.launch("scale_rows", **call)
+    (_, _, encoded, _), = loader.plan("scale_rows", **call)._prepared.map_fields
+    assert len(encoded) <= 64
 
 
 def test_default_scalar(cuda, pack):
@@ -239,6 +284,17 @@ def test_plan_bind_swaps_buffers(cuda, pack):
     assert cuda.launches[2] == cuda.launches[1]
 
 
+@pytest.mark.parametrize("stream", [1 << 64, -1, True, "default"])
+def test_wrong_stream_of_a_plan(cuda, pack, stream):
+    """A plan takes no stream that `launch` refuses, before its first launch and after."""
+    plan = loader.plan("scale_rows", **arguments())
+    for launches in range(2):
+        with pytest.raises(loader.StreamError, match="is no CUDA stream"):
+            plan.launch(stream)
+        assert len(cuda.launches) == launches
+        plan.launch(1)
+
+
 def test_plan_with_two_streams_does_not_mix_them(cuda, pack):
     """Launches of one plan on two streams keep their own configuration."""
     cuda.streams.update({0x5000: 0, 0x6000: 0})
@@ -307,7 +363,7 @@ def test_fork_is_refused(cuda, pack):
     call = arguments()
     plan = loader.plan("scale_rows", **call)
     loader.launch("scale_rows", **call)
-    driver._mark_forked()
+    driver._after_fork()
     for attempt in (plan.launch, lambda: loader.launch("scale_rows", **call),
                     lambda: loader.plan("scale_rows", **arguments(m=32))):
         with pytest.raises(loader.ForkError, match="spawn"):

@@ -200,6 +200,6 @@ def test_command_line_reports_damage(cuda, pack, capsys):
     assert main(["inspect", "other"]) == 2
     assert capsys.readouterr().err.startswith("UnknownKernelError: no kernel 'other'")
     (pack / "manifest.json").write_text(json.dumps(copy.deepcopy({"schema": 7})))
-    registry.forget()
+    registry._registries.clear()
     assert main(["list"]) == 2
     assert "SchemaError" in capsys.readouterr().err

@@ -70,3 +70,94 @@ loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
 print(before, child())
 """
     assert run(code).split() == ["0", "7"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_during_the_first_use():
+    """A child forked while another thread initialises CUDA gets ForkError; one forked before that may use it."""
+    code = f"""
+import os, signal, sys, threading
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from fake_cuda import FakeCuda
+import loader
+from loader import driver
+
+fake = FakeCuda()
+reached, go_on = threading.Event(), threading.Event()
+
+def wait():
+    reached.set()
+    go_on.wait()
+
+def open_library():
+    wait()
+    return fake
+
+def initialise(flags):
+    wait()
+    return 0
+
+def child():
+    reached.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        driver.open_library = lambda: FakeCuda()
+        try:
+            driver.get()
+            os._exit(0)
+        except loader.ForkError:
+            os._exit(7)
+    reached.clear()
+    go_on.set()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+driver.open_library = open_library
+fake._cuInit = initialise
+fake.cuInit = type(fake.cuInit)(fake._entry("cuInit"))
+thread = threading.Thread(target=driver.get)
+thread.start()
+opening = child()
+go_on.clear()
+initialising = child()
+thread.join()
+print(opening, initialising, driver.get().device_count)
+"""
+    assert run(code).split() == ["0", "7", "3"]
+
+
+def test_first_use_inside_the_first_use():
+    """A finaliser that launches while the driver is being opened neither waits for itself nor makes a second one."""
+    code = f"""
+import signal, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from fake_cuda import FakeCuda
+from loader import driver
+
+signal.alarm(10)
+fake, inner, again = FakeCuda(), [], True
+
+def finalise():
+    global again
+    if again:
+        again = False
+        inner.append(driver.get())
+
+def open_library():
+    if where == "open":
+        finalise()
+    return fake
+
+def initialise(flags):
+    if where == "initialise":
+        finalise()
+    return 0
+
+driver.open_library = open_library
+fake._cuInit = initialise
+fake.cuInit = type(fake.cuInit)(fake._entry("cuInit"))
+for where in ("open", "initialise"):
+    again, driver._driver = True, None
+    print(driver.get() is inner[-1])
+"""
+    assert run(code).split() == ["True", "True"]

@@ -47,6 +47,11 @@ WRONG = {
                        "no kernel 'scale_row'; known are scale_rows; did you mean scale_rows?"),
     "kernel far from any": (lambda: loader.launch("zzz"), loader.UnknownKernelError, None, "known are scale_rows"),
     "kernel is no text": (lambda: loader.launch(3), loader.UnknownKernelError, None, "no kernel 3"),
+    "kernel is a list": (lambda: loader.launch(["scale_rows"]), loader.UnknownKernelError, None, "no kernel ["),
+    "variant is a list": (options(variant=["m16_bf16"]), loader.UnknownVariantError, None, "no variant ['m16_bf16']"),
+    "device is a list": (options(device=[0]), loader.DeviceError, "device", "[0] is no device"),
+    "packs is a number": (options(packs=5), loader.PackNotFoundError, None, "packs: 5 is no directory"),
+    "packs holds a number": (options(packs=[5]), loader.PackNotFoundError, None, "packs: [5] is no directory"),
     "unknown variant": (options(variant="m16_bf17"), loader.UnknownVariantError, None, "did you mean m16_bf16"),
     "variant of another output": (options(variant="m16_f32"), loader.NoKernelError, None, "computes out as f32"),
     "missing argument": (call(scale=None), loader.MissingArgumentError, "scale", "missing scale"),
@@ -125,6 +130,8 @@ WRONG = {
                          "its buffer is read-only"),
     "read-only interface": (call(out=ArrayInterface("<f4", (96, 64), read_only=True)), loader.ReadOnlyError, "out",
                             "read-only"),
+    "interface of host memory": (call(a=ArrayInterface("|u1", (96, 32), pointer=0x9000)), loader.CudaError, None,
+                                 "[pointer 0x9000, argument a]"),
     # devices
     "host input": (call(a=tensor("fp4x2", (96, 32), device=HOST)), loader.HostBufferError, "a",
                    "a is a host buffer and scale is on the device"),
@@ -155,6 +162,8 @@ WRONG = {
     "scalar too large": (call(top=2**31), loader.ScalarError, "top", "does not fit i32"),
     "scalar too small": (call(top=-(2**31) - 1), loader.ScalarError, "top", "does not fit i32"),
     "float too large": (call(alpha=1e39), loader.ScalarError, "alpha", "does not fit f32"),
+    "list scalar": (call(alpha=[1.0]), loader.ScalarError, "alpha", "got list"),
+    "integer too large for a float": (call(alpha=10**400), loader.ScalarError, "alpha", "does not fit f32"),
     "complex scalar": (call(alpha=1j), loader.ScalarError, "alpha", "got complex"),
     # constraints
     "K not a multiple": (lambda: loader.launch("scale_rows", **arguments(k=48)), loader.ConstraintError, None,
@@ -164,6 +173,12 @@ WRONG = {
     "stream is text": (options(stream="default"), loader.StreamError, "stream", "'default' is no CUDA stream"),
     "stream is negative": (options(stream=-1), loader.StreamError, "stream", "-1 is no CUDA stream"),
     "stream is a bool": (options(stream=True), loader.StreamError, "stream", "True is no CUDA stream"),
+    "stream of 65 bits": (options(stream=1 << 64), loader.StreamError, "stream", "is no CUDA stream"),
+    "array on another stream": (lambda: loader.launch("scale_rows", stream=0x5000, **arguments(
+        a=ArrayInterface("|u1", (96, 32), stream=0x6000))), loader.StreamError, "a",
+        "a: its __cuda_array_interface__ asks for order after stream 0x6000, the launch goes to 0x5000"),
+    "array on stream 0": (call(a=ArrayInterface("|u1", (96, 32), stream=0)), loader.BufferProtocolError, "a",
+                          "malformed"),
     "stream object fails": (options(stream=BadStream()), loader.StreamError, "stream", "__cuda_stream__ failed: gone"),
     "stream of another device": (options(stream=0x6000), loader.CudaError, None, "cuLaunchKernelEx failed"),
 }
@@ -174,8 +189,6 @@ def test_wrong_call(cuda, pack, what):
     """The error has its own class, names the argument, carries expected and got, and nothing was launched."""
     attempt, error, argument, text = WRONG[what]
     cuda.streams[0x6000] = 1
-    for value in ("a", "out", "offsets"):
-        cuda.pointers[value] = 0
     with pytest.raises(loader.LoaderError) as caught:
         attempt()
     assert type(caught.value) is error

@@ -1,0 +1,64 @@
+"""Selection of new problems: the same answers as expressions evaluated one by one, and words only when asked."""
+
+import pytest
+from fake_cuda import FakeDevice
+from sample_call import arguments
+
+import loader
+from loader import call, select
+from loader.errors import ExpressionError
+from loader.expression import OPERATORS, evaluate, function
+
+VALUES = {"a": 7, "b": 2, "z": 0}
+OPERANDS = (7, 2, "a", "b", ["+", "a", 1], ["-", 9, "b"])
+EXPRESSIONS = [5, 2.5, "a", *([name, *operands] for name, (count, _) in OPERATORS.items() for operands in (
+    [(x,) for x in OPERANDS] if count == 1 else [(x, y) for x in OPERANDS for y in OPERANDS])),
+    *([name, x, y] for name in ("and", "or") for x in ("a", "z") for y in ("b", "z", ["//", 1, "z"])),
+    *(["if", x, ["+", "a", 1], ["//", 1, x]] for x in ("a", "z", "b"))]
+
+
+def answer(compute, *arguments):
+    try:
+        value = compute(*arguments)
+    except ExpressionError as error:
+        return str(error)
+    return type(value), value
+
+
+def test_function_is_evaluate():
+    """An expression as a function gives the value, the type of it and the error that `evaluate` gives."""
+    for expression in EXPRESSIONS:
+        assert answer(function(expression), VALUES) == answer(evaluate, expression, VALUES), expression
+
+
+@pytest.mark.parametrize(("expression", "text"), [(["//", "a", "z"], "a // z divides by zero"),
+                                                  (["+", 1, ["%", 1, "z"]], "1 % z divides by zero"),
+                                                  (["+", "c", 1], "'c' has no value")])
+def test_function_says_what_is_wrong(expression, text):
+    """Errors name the part of the expression that fails."""
+    with pytest.raises(ExpressionError, match=text):
+        function(expression)(VALUES)
+
+
+def test_new_problems_of_a_known_choice(cuda, pack, monkeypatch):
+    """A choice is made once for a device and its dtypes, an evaluator once an artifact; decisions are not worded."""
+    made, worded = [], []
+    choice, decisions = select.Choice, select._decisions
+    monkeypatch.setattr(select, "Choice", lambda *args: made.append(args) or choice(*args))
+    monkeypatch.setattr(select, "_decisions", lambda *args: worded.append(args) or decisions(*args))
+    evaluator = call.geometry.Evaluator
+    monkeypatch.setattr(call.geometry, "Evaluator", lambda *args: made.append(args) or evaluator(*args))
+    cuda.devices[1] = FakeDevice(sm_count=2)
+    for device, grid in ((0, [1, 2, 3]), (1, [1, 2, 2])):
+        for m in (64, 128, 192):
+            loader.launch("scale_rows", **arguments(m=m, device=(2, device)))
+        assert [launch.grid[0] for launch in cuda.launches[-3:]] == grid
+    assert len(made) == 3  # one choice a device, one evaluator
+    loader.launch("scale_rows", **arguments(m=64, output="f32"))
+    assert len(made) == 5 and cuda.launches[-1].symbol == "scale_rows_m64_f32"
+    plan = loader.plan("scale_rows", **arguments(m=96))
+    assert not worded
+    decisions = plan.decisions
+    assert len(decisions) == 16 and len(worded) == 1
+    accepted, = (decision for decision in decisions if decision.accepted)
+    assert (accepted.variant, accepted.arch, accepted.reason) == ("m64_bf16", "120a", "2 us estimated")
