@@ -1,4 +1,4 @@
 """From kernels.yaml and templates/ to a pack: load, validate, expand, render, compile, write the manifest."""
 
-# Part of `source_digest`; raise it when the same sources would give another pack.
-VERSION = 1
+# Part of every digest of sources; raise it when the same sources would give another pack or pass other checks.
+VERSION = 2

@@ -20,11 +20,15 @@ from generator.toolchain import Toolchain
 
 @dataclass
 class Result:
-    """What a build did: compiled or reused kernels, failures with their variant, and other archs' stale artifacts."""
+    """What a build did: compiled or reused kernels, failures with their variant, and what became of older artifacts.
+
+    stale: artifacts of the pack before, kept for kernels that failed. dropped: labels of those that could not be kept.
+    """
 
     kernels: list[Kernel] = field(default_factory=list)
     reused: set[str] = field(default_factory=set)
     failures: list[tuple[Variant, BuildError]] = field(default_factory=list)
+    stale: list[dict] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     changed: bool = False
 
@@ -37,7 +41,7 @@ class Build:
     templates: Path
     expansion: Expansion
     toolchain: Toolchain
-    launcher: str | None
+    launcher: list[str]
     file_format: str
     jobs: int
 
@@ -45,22 +49,23 @@ class Build:
         self.renderer = Renderer(self.templates, self.toolchain.version, FLAGS)
 
     def run(self, out: Path, selected: list[Variant]) -> Result:
-        """Compile what is not up to date and write the pack.
+        """Compile what is not up to date and write the pack. The caller holds ``pack.locked(out)``.
 
         Artifacts of the pack that were not selected stay where their sources are unchanged and are dropped where not.
+        Those of kernels that fail now stay as they are, and so does the manifest's digest of the sources.
         """
-        result = Result()
-        with pack.locked(out) as store:
-            sources = self._render(selected, result)
-            compiler = Compiler(self.toolchain, self.templates, store, self.launcher)
-            kept = self._keep(compiler, out, selected, result)
-            self._compile(compiler, sources, result)
-            writer = pack.Writer(out, self.toolchain)
-            artifacts = writer.add(result.kernels, self.file_format)
-            artifacts += [pack.artifact(kernel.source.variant, artifact) for kernel, artifact in kept]
-            digest = pack.source_digest(self.matrix, self.templates)
-            result.changed = writer.finish(self.expansion, digest, artifacts)
-            compiler.prune([*result.kernels, *(kernel for kernel, _ in kept)])
+        result, previous = Result(), pack.read(out)
+        sources = self._render(selected, result)
+        compiler = Compiler(self.toolchain, self.templates, out / pack.STORE, self.launcher)
+        kept = self._keep(compiler, out, previous, selected, result)
+        self._compile(compiler, sources, result)
+        self._fall_back(out, previous, result)
+        writer = pack.Writer(out, self.toolchain)
+        artifacts = writer.add(result.kernels, self.file_format)
+        artifacts += [pack.artifact(kernel.source.variant, artifact) for kernel, artifact in kept]
+        digest = previous["source_digest"] if result.stale else pack.source_digest(self.matrix, self.templates)
+        result.changed = writer.finish(self.expansion, digest, artifacts + result.stale, previous["artifacts"])
+        compiler.prune([*result.kernels, *(kernel for kernel, _ in kept)])
         return result
 
     def _render(self, variants: list[Variant], result: Result) -> list[Source]:
@@ -72,13 +77,13 @@ class Build:
                 result.failures.append((variant, error))
         return sources
 
-    def _keep(self, compiler: Compiler, out: Path, selected: list[Variant],
+    def _keep(self, compiler: Compiler, out: Path, previous: dict, selected: list[Variant],
               result: Result) -> list[tuple[Kernel, dict]]:  # fmt: skip
         """The artifacts that stay, each with its kernel of the store: same sources, same PTX, intact."""
         known = {pack.key(variant): variant for variant in self.expansion.variants}
         rebuilt = {pack.key(variant) for variant in selected}
         kept = []
-        for artifact in pack.read_artifacts(out):
+        for artifact in previous["artifacts"]:
             variant = known.get(pack.key(artifact))
             if pack.key(artifact) in rebuilt:
                 continue
@@ -89,8 +94,23 @@ class Build:
             if kernel and kernel.ptx_digest == artifact["ptx"]["sha256"] and pack.intact(out, artifact):
                 kept.append((kernel, artifact))
             else:
-                result.dropped.append("{family}/{variant}@{arch}".format_map(artifact))
+                result.dropped.append(pack.label(artifact))
         return kept
+
+    def _fall_back(self, out: Path, previous: dict, result: Result) -> None:
+        """Keep what the pack held of the kernels that failed, if it is intact and its family is called as before."""
+        def interface(family: dict) -> dict:
+            return {**family, "select": {**family["select"], "measured": []}}
+
+        failed = {pack.key(variant) for variant, _ in result.failures}
+        for artifact in previous["artifacts"]:
+            if pack.key(artifact) in failed:
+                name = artifact["family"]
+                same = interface(previous["families"][name]) == interface(self.expansion.families[name])
+                if same and pack.intact(out, artifact):
+                    result.stale.append(artifact)
+                else:
+                    result.dropped.append(pack.label(artifact))
 
     def _compile(self, compiler: Compiler, sources: list[Source], result: Result) -> None:
         pending = []

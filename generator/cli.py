@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import resource
+import shlex
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -49,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--out", type=Path, default=ROOT / "artifacts", metavar="DIR", help="the pack (artifacts/)")
     output.add_argument("--format", choices=("cubin", "fatbin"), default="cubin", help="one file an arch, or for all")
     output.add_argument("--jobs", type=int, default=_default_jobs(), metavar="N", help="compilers at once")
-    output.add_argument("--launcher", metavar="COMMAND", help="put before nvcc, e.g. ccache")
+    output.add_argument("--launcher", default="", metavar="COMMAND", help="put before nvcc, e.g. ccache")
     output.add_argument("--report", action="store_true", help="write report.html, a static profile of each kernel")
     output.add_argument("--lock", type=Path, metavar="FILE", help="instead of artifacts/lock.json")
     output.add_argument("--locked", action="store_true", help="fail where the result differs from the lock")
@@ -83,19 +86,32 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     toolchain = find_toolchain()
     if options.check_reproducible:
         return _check_reproducible(options, matrix, templates, selected, toolchain, console)
-    build = Build(matrix, templates, expansion, toolchain, options.launcher, options.format, options.jobs)
+    build = Build(matrix, templates, expansion, toolchain, _launcher(options.launcher), options.format, options.jobs)
     if options.dry_run:
         return _show_plan(build, options.out, selected, console)
-    result = build.run(options.out, selected)
-    console.print(_result_table(result))
-    if options.report and result.kernels:
-        from generator.report import write_report
+    with pack.locked(options.out):  # also while the store is read for tables and the lock
+        start = time.perf_counter()
+        result = build.run(options.out, selected)
+        console.print(_result_table(result))
+        if options.report and result.kernels:
+            from generator.report import write_report
 
-        console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain)}")
-    status = _show_outcome(options, result, console)
-    if lock_path is not None:
-        status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)
+            console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain)}")
+        status = _show_outcome(options, result, time.perf_counter() - start, console)
+        if lock_path is not None:
+            status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)
     return status
+
+
+def _launcher(text: str) -> list[str]:
+    """The words of --launcher, of which the first must be a program."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"--launcher: {error}, got {text!r}") from None
+    if words and shutil.which(words[0]) is None:
+        raise BuildError(f"--launcher: {words[0]} is no program on PATH")
+    return words
 
 
 def choose(variants: list[Variant], arch: list[str], kernel: list[str], variant: list[str]) -> list[Variant]:
@@ -149,10 +165,12 @@ def _check_reproducible(options: argparse.Namespace, matrix: Path, templates: Pa
             shutil.copytree(templates, place / "templates")
             shutil.copy(matrix, place / "kernels.yaml")
             build = Build(place / "kernels.yaml", place / "templates", load(place / "kernels.yaml"), toolchain,
-                          options.launcher, options.format, options.jobs)  # fmt: skip
-            result = build.run(place / "pack", selected)
+                          _launcher(options.launcher), options.format, options.jobs)  # fmt: skip
+            start = time.perf_counter()
+            with pack.locked(place / "pack"):
+                result = build.run(place / "pack", selected)
             if result.failures:
-                return _show_outcome(options, result, console)
+                return _show_outcome(options, result, time.perf_counter() - start, console)
             files = [path for path in (place / "pack").rglob("*") if path.is_file()]
             packs.append({path.relative_to(place / "pack").as_posix(): path.read_bytes() for path in files
                           if pack.STORE not in path.parts})  # fmt: skip
@@ -184,10 +202,14 @@ def _result_table(result: Result) -> Table:
         shared = variant.launch["shared"] + facts.static_shared
         table.add_row(variant.family, variant.variant, variant.arch, str(facts.registers), str(facts.spill_bytes),
                       f"{shared:,}", f"{len(kernel.cubin):,}", seconds)  # fmt: skip
+    for artifact in result.stale:
+        shared = artifact["launch"]["shared"] + artifact["static_shared"]
+        table.add_row(artifact["family"], artifact["variant"], artifact["arch"], str(artifact["registers"]),
+                      str(artifact["spill_bytes"]), f"{shared:,}", f"{artifact['size']:,}", "stale")  # fmt: skip
     return table
 
 
-def _show_outcome(options: argparse.Namespace, result: Result, console: Console) -> int:
+def _show_outcome(options: argparse.Namespace, result: Result, seconds: float, console: Console) -> int:
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, soft_wrap=True)
 
@@ -199,11 +221,16 @@ def _show_outcome(options: argparse.Namespace, result: Result, console: Console)
     for kernel in result.kernels:
         if kernel.facts.warnings.strip():
             say(f"{kernel.source.variant.label}: {kernel.facts.warnings.strip()}", "yellow")
+    if result.stale:
+        say(f"stale, kept as the build before left them: {', '.join(map(pack.label, result.stale))}", "yellow")
     if result.dropped:
         say(f"dropped from the pack, sources changed or files damaged: {', '.join(result.dropped)}", "yellow")
     built, failed = len(result.kernels) - len(result.reused), len(result.failures)
     say(f"{options.out}: {built} compiled, {len(result.reused)} up to date, {failed} failed"
         + ("" if result.changed else "; pack unchanged"))  # fmt: skip
+    if built + sum(isinstance(error, CompileError) for _, error in result.failures):
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
+        say(f"{seconds:.1f} s with --jobs {options.jobs}; the largest compiler process took {peak} MiB")
     return int(failed > 0)
 
 
@@ -218,6 +245,8 @@ def _settle_lock(options: argparse.Namespace, path: Path, toolchain: Toolchain, 
     if not path.exists():
         if options.locked:
             raise BuildError(f"{path} does not exist; --update-lock writes it")
+        console.print(f"{path} does not exist, digests were not compared; --update-lock writes it", style="yellow",
+                      markup=False, soft_wrap=True)  # fmt: skip
         return 0
     findings = lock.differences(path, toolchain.version, result.kernels)
     for finding in findings:

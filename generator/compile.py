@@ -7,7 +7,6 @@ go into a store that is keyed by ``Source.digest``; a folder of the store is com
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from generator.errors import CompileError
 from generator.expand import Variant
+from generator.files import sha256, write_synced
 from generator.render import Source
 from generator.toolchain import Toolchain
 from loader.arch import ARCHS, SHARED_MEMORY_LIMIT
@@ -30,6 +30,8 @@ NVCC_FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr")
 PTXAS_FLAGS = ("-O3",)
 FLAGS = (*NVCC_FLAGS, *(f"-Xptxas={flag}" for flag in PTXAS_FLAGS))
 
+# A remark of ptxas (C7510 and its neighbours): products that cannot overlap, often as an accumulator is read too early.
+_SERIALIZED = re.compile(r"^.*\bwgmma\S* instructions are serialized.*$", re.MULTILINE)
 # PTX type -> bytes, as far as kernel parameters use it.
 _PTX_BYTES = {f"{kind}{bits}": bits // 8 for kind in "usbf" for bits in (8, 16, 32, 64)}
 
@@ -68,15 +70,15 @@ class Kernel:
     @property
     def ptx_digest(self) -> str:
         """sha256 of the stored, compressed form."""
-        return _sha256(self.ptx)
+        return sha256(self.ptx)
 
 
 class Compiler:
-    """Compiles into ``store``. ``launcher`` (ccache, sccache) is put before nvcc."""
+    """Compiles into ``store``. ``launcher`` (ccache, sccache), a command in words, is put before nvcc."""
 
-    def __init__(self, toolchain: Toolchain, templates: Path, store: Path, launcher: str | None = None) -> None:
+    def __init__(self, toolchain: Toolchain, templates: Path, store: Path, launcher: Sequence[str] = ()) -> None:
         self.toolchain, self.templates, self.store = toolchain, templates.resolve(), store.resolve()
-        self.launcher = shlex.split(launcher) if launcher else []
+        self.launcher = launcher
 
     def commands(self, variant: Variant) -> tuple[list[str], list[str]]:
         """The nvcc and the ptxas command; both run in the folder of ``kernel.cu``."""
@@ -94,8 +96,8 @@ class Compiler:
         folder = self.store / source.digest
         try:
             kernel = Kernel(source, folder, Facts(**json.loads((folder / "facts.json").read_text())))
-            intact = _sha256(kernel.cubin) == kernel.facts.cubin_sha256
-            intact = intact and _sha256(gzip.decompress(kernel.ptx)) == kernel.facts.ptx_sha256
+            intact = sha256(kernel.cubin) == kernel.facts.cubin_sha256
+            intact = intact and sha256(gzip.decompress(kernel.ptx)) == kernel.facts.ptx_sha256
         except (OSError, ValueError, TypeError, EOFError):
             intact = False
         return kernel if intact else None
@@ -113,8 +115,9 @@ class Compiler:
             try:
                 messages, report = self._run(nvcc, folder), self._run(ptxas, folder)
                 ptx, cubin = (folder / "kernel.ptx").read_bytes(), (folder / "kernel.cubin").read_bytes()
-                facts = Facts(**parse_resources(report), cubin_sha256=_sha256(cubin), ptx_sha256=_sha256(ptx),
-                              seconds=round(time.perf_counter() - start, 3), warnings=messages)  # fmt: skip
+                facts = Facts(**parse_resources(report), cubin_sha256=sha256(cubin), ptx_sha256=sha256(ptx),
+                              seconds=round(time.perf_counter() - start, 3),
+                              warnings=messages + "\n".join(warnings(report)))  # fmt: skip
                 self._check(source.variant, ptx.decode(), cubin, facts, folder)
             except CompileError as error:
                 error.folder = self._keep_failed(source.variant, folder)
@@ -144,8 +147,11 @@ class Compiler:
 
     def _run(self, command: list[str], folder: Path) -> str:
         environment = {**self.toolchain.environment, "TMPDIR": str(folder)}
-        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, errors="replace")  # fmt: skip
+        try:
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, errors="replace")  # fmt: skip
+        except OSError as error:
+            raise CompileError(f"{command[0]} cannot be run: {error.strerror}", shlex.join(command)) from None
         if done.returncode:
             reason = f"{Path(command[0]).name} exited with {done.returncode}"
             raise CompileError(reason, shlex.join(command), done.stdout)
@@ -156,6 +162,8 @@ class Compiler:
         if not variant.may_use_local_memory and (facts.local_bytes or facts.spill_bytes):
             findings.append(f"uses {facts.local_bytes} bytes of local memory and {facts.spill_bytes} bytes of spills; "
                             f"local_memory of its target does not name {variant.variant}")  # fmt: skip
+        if slow := _SERIALIZED.search(facts.warnings):
+            findings.append(f"the compiler waits after every wgmma: {slow[0].strip()}")
         limit = SHARED_MEMORY_LIMIT[ARCHS[variant.arch].major]
         if facts.static_shared + variant.launch["shared"] > limit:
             findings.append(f"{facts.static_shared} static and {variant.launch['shared']} dynamic bytes "
@@ -165,6 +173,11 @@ class Compiler:
                 findings.append(f"the path {path} reached the compiled code (__FILE__ or assert)")
         if findings:
             raise CompileError("; ".join(findings), shlex.join(self.commands(variant)[0]))
+
+
+def warnings(log: str) -> list[str]:
+    """The lines of ``ptxas -v`` that say more than resources: warnings, and remarks on performance with a number."""
+    return [line for line in log.splitlines() if re.search(r"\bwarning\b|\(C7\d+\)", line)]
 
 
 def parse_resources(log: str) -> dict[str, int]:
@@ -228,13 +241,3 @@ def ptx_parameters(text: str) -> list[tuple[int, int]]:
     return layout
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write, and wait until the bytes are on disk, so that a rename never publishes a file that a crash empties."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

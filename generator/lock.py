@@ -11,6 +11,7 @@ from pathlib import Path
 
 from generator.compile import Kernel
 from generator.errors import PackError
+from generator.files import replace
 from generator.matrix import Expansion
 
 
@@ -32,7 +33,7 @@ def read(path: Path) -> dict:
 
 
 def differences(path: Path, nvcc: str, kernels: Sequence[Kernel]) -> list[str]:
-    """What was built otherwise than the lock says, a line each; only the line that says so where nvcc is another."""
+    """What was built otherwise than the lock says, a line each and one in all; only one where nvcc is another."""
     lock = read(path)
     if lock["nvcc"] != nvcc:
         return [f"{path.name} is of nvcc {lock['nvcc']}, this is {nvcc}: not compared"]
@@ -43,6 +44,8 @@ def differences(path: Path, nvcc: str, kernels: Sequence[Kernel]) -> list[str]:
         if changed:
             reason = f"another {' and '.join(changed)}" if expected else "not there"
             lines.append(f"{path.name}: {label}: {reason}")
+    if lines:
+        lines.append(f"{path.name}: {len(lines)} of {len(kernels)} kernels differ; --update-lock accepts them")
     return lines
 
 
@@ -52,4 +55,4 @@ def update(path: Path, nvcc: str, kernels: Sequence[Kernel], expansion: Expansio
     existing = {variant.label for variant in expansion.variants}
     kept = lock["kernels"] if lock["nvcc"] == nvcc else {}
     merged = {label: entry for label, entry in kept.items() if label in existing} | digests(kernels)
-    path.write_text(json.dumps({"nvcc": nvcc, "kernels": merged}, sort_keys=True, indent=1) + "\n")
+    replace(path, (json.dumps({"nvcc": nvcc, "kernels": merged}, sort_keys=True, indent=1) + "\n").encode())

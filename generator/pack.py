@@ -1,7 +1,8 @@
 """The output directory: writes the files of a pack, then its manifest, and holds the lock against a second build.
 
 File names carry the first digits of their content's digest, so the manifest that is in place, old or new, always names
-the bytes it was written for. The manifest is replaced last, in one step; files that it does not name go after that.
+the bytes it was written for. The manifest is replaced last, in one step. Files of the manifest before it stay until the
+next build, for processes that read that manifest and have not loaded all of its kernels yet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from generator import VERSION
-from generator.compile import FLAGS, Facts, Kernel, write_synced
+from generator.compile import FLAGS, Facts, Kernel
 from generator.errors import CompileError, PackError
 from generator.expand import Variant
+from generator.files import replace, sha256
 from generator.matrix import Expansion
+from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
 
 SCHEMA = 1
@@ -37,8 +39,8 @@ FACT_KEYS = ("registers", "spill_bytes", "local_bytes", "static_shared")
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[Path]:
-    """The store of ``out``, created and held for this process alone; leftovers of a killed build are removed."""
+def locked(out: Path) -> Iterator[None]:
+    """Hold ``out`` and its store for this process alone; leftovers of a killed build are removed."""
     store = out / STORE
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -54,18 +56,19 @@ def locked(out: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
         for leftover in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:
             leftover.unlink()
-        yield store
+        yield
 
 
-def read_artifacts(out: Path) -> list[dict[str, Any]]:
-    """The artifacts of the manifest in ``out``; none where there is no manifest."""
+def read(out: Path) -> dict[str, Any]:
+    """The manifest in ``out``, as far as a build needs it; without artifacts where there is none."""
     try:
         manifest = json.loads((out / MANIFEST).read_text())
         if manifest["schema"] != SCHEMA:
             raise PackError(f"{out / MANIFEST} has schema {manifest['schema']}, this build writes {SCHEMA}; remove it")
-        return list(manifest["artifacts"])
+        return {"families": dict(manifest["families"]), "artifacts": list(manifest["artifacts"]),
+                "source_digest": manifest["source_digest"]}  # fmt: skip
     except FileNotFoundError:
-        return []
+        return {"families": {}, "artifacts": [], "source_digest": None}
     except (ValueError, KeyError, TypeError) as error:
         raise PackError(f"{out / MANIFEST} is not a manifest ({error}); remove it to build here") from None
 
@@ -74,7 +77,7 @@ def intact(out: Path, artifact: Mapping[str, Any]) -> bool:
     """Whether both files of an artifact are what the manifest says."""
     files = [artifact, artifact["ptx"]]
     paths = [out / entry["file"] for entry in files]
-    return all(path.is_file() and _sha256(path.read_bytes()) == entry["sha256"]
+    return all(path.is_file() and sha256(path.read_bytes()) == entry["sha256"]
                for path, entry in zip(paths, files, strict=True))  # fmt: skip
 
 
@@ -83,6 +86,11 @@ def key(entry: Variant | Mapping[str, Any]) -> tuple[str, str, str]:
     if isinstance(entry, Variant):
         return entry.family, entry.arch, entry.variant
     return entry["family"], entry["arch"], entry["variant"]
+
+
+def label(artifact: Mapping[str, Any]) -> str:
+    """As ``Variant.label``."""
+    return "{family}/{variant}@{arch}".format_map(artifact)
 
 
 def artifact(variant: Variant, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,8 +128,9 @@ class Writer:
                 artifacts.append(artifact(variant, stored))
         return artifacts
 
-    def finish(self, expansion: Expansion, source_digest: str, artifacts: list[dict[str, Any]]) -> bool:
-        """Put the manifest in place and remove files that it does not name; whether it changed."""
+    def finish(self, expansion: Expansion, source_digest: str, artifacts: list[dict[str, Any]],
+               previous: Sequence[Mapping[str, Any]]) -> bool:  # fmt: skip
+        """Put the manifest in place and remove files that neither it nor ``previous`` names; whether it changed."""
         manifest = {
             "schema": SCHEMA, "abi": ABI, "source_digest": source_digest,
             "toolchain": {"nvcc": self.toolchain.version, "flags": list(FLAGS), "zlib": zlib.ZLIB_RUNTIME_VERSION},
@@ -132,17 +141,17 @@ class Writer:
         path = self.out / MANIFEST
         changed = not path.is_file() or path.read_bytes() != content
         if changed:
-            _replace(path, content)
-        self._remove_unnamed(artifacts)
+            replace(path, content)
+        self._remove_unnamed([*artifacts, *previous])
         return changed
 
     def _write(self, stem: str, suffix: str, content: bytes) -> dict[str, Any]:
-        digest = _sha256(content)
+        digest = sha256(content)
         name = f"{stem}-{digest[:12]}.{suffix}"
         path = self.out / name
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, content)
+            replace(path, content)
         return {"file": name, "sha256": digest, "size": len(content)}
 
     def _fatbin(self, group: Sequence[Kernel]) -> bytes:
@@ -167,30 +176,18 @@ class Writer:
 
 
 def source_digest(matrix: Path, templates: Path) -> str:
-    """sha256 over kernels.yaml, every template and header by its name under templates/, and the generator's version."""
+    """sha256 over kernels.yaml, every template and header by its name under templates/, and the generator's version.
+
+    Other files, such as an editor's, are no sources.
+    """
     digest = hashlib.sha256(f"generator {VERSION}\n".encode())
     files = [("kernels.yaml", matrix)]
-    files += [(path.relative_to(templates).as_posix(), path) for path in templates.rglob("*") if path.is_file()]
+    files += [(path.relative_to(templates).as_posix(), path) for path in templates.rglob("*")
+              if path.suffix in SUFFIXES and path.is_file()]  # fmt: skip
     for name, path in sorted(files):
-        digest.update(f"{name} {_sha256(path.read_bytes())}\n".encode())
+        digest.update(f"{name} {sha256(path.read_bytes())}\n".encode())
     return digest.hexdigest()
 
 
 def _facts(facts: Facts) -> dict[str, int]:
     return {name: getattr(facts, name) for name in FACT_KEYS}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step that survives a crash."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_synced(temporary, content)
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -16,11 +16,16 @@ from pathlib import Path
 
 import jinja2
 
+from generator import VERSION
 from generator.errors import RenderError
 from generator.expand import Variant
 from loader.arch import ARCHS
 
-_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
+# Of templates and headers. Files of other names are no sources, so none can be used.
+SUFFIXES = (".j2", ".cuh")
+
+# A name in quotes is looked up beside its file first, one in angle brackets on the include path alone.
+_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Renderer:
             "variant": variant.variant, "arch": variant.arch, "arch_major": arch.major, "arch_minor": arch.minor,
             "shared": variant.launch["shared"], "parameters": {entry["name"]: entry for entry in variant.parameters},
         }  # fmt: skip
+        self._check_suffix(Path(variant.template))
         try:
             text = self.environment.get_template(variant.template).render(names)
         except jinja2.TemplateSyntaxError as error:
@@ -61,41 +67,41 @@ class Renderer:
         return Source(variant, text, self._digest(variant, text))
 
     def _digest(self, variant: Variant, text: str) -> str:
-        headers = self._headers(text.encode(), Path(variant.template).parent)
         launch = {key: variant.launch[key] for key in ("block", "cluster", "shared", "pdl")}
         inputs = {
-            "compiler": self.compiler, "flags": [*self.flags, *variant.flags], "arch": variant.arch,
-            "source": hashlib.sha256(text.encode()).hexdigest(), "headers": headers, "launch": launch,
-            "symbol": variant.symbol, "local_memory": variant.may_use_local_memory,
+            "generator": VERSION, "compiler": self.compiler, "flags": [*self.flags, *variant.flags],
+            "source": hashlib.sha256(text.encode()).hexdigest(), "headers": self._headers(text.encode()),
+            "arch": variant.arch, "launch": launch, "symbol": variant.symbol,
+            "local_memory": variant.may_use_local_memory,
             "parameters": [(entry["offset"], entry["size"]) for entry in variant.parameters],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
-    def _headers(self, content: bytes, folder: Path) -> dict[str, str]:
+    def _headers(self, content: bytes) -> dict[str, str]:
         """Name -> sha256 of every header of the project that ``content`` includes, directly or not."""
         found: dict[str, str] = {}
-        pending = [(name, folder) for name in self._includes(content)]
+        pending = self._includes(content, Path())  # a kernel is compiled away from its template
         while pending:
-            name, beside = pending.pop()
-            path = self._resolve(name, beside)
-            if path is None or path.as_posix() in found:
-                continue
-            digest, includes = self._header(path)
-            found[path.as_posix()] = digest
-            pending += [(included, path.parent) for included in includes]
+            path = pending.pop()
+            if path.as_posix() not in found:
+                found[path.as_posix()], includes = self._header(path)
+                pending += includes
         return found
 
-    def _resolve(self, name: str, beside: Path) -> Path | None:
-        """The header relative to templates/; ``None`` for one of the toolkit, which the compiler version stands for."""
-        for folder in (beside, Path()):
-            if (self.templates / folder / name).is_file():
-                return folder / name
-        return None
-
-    def _read_header(self, path: Path) -> tuple[str, list[str]]:
-        content = (self.templates / path).read_bytes()
-        return hashlib.sha256(content).hexdigest(), self._includes(content)
-
     @staticmethod
-    def _includes(content: bytes) -> list[str]:
-        return [name.decode() for name in _INCLUDE.findall(content)]
+    def _check_suffix(path: Path) -> None:
+        if path.suffix not in SUFFIXES:
+            raise RenderError(f"templates/{path}: the name of a template ends in .j2, that of a header in .cuh")
+
+    def _read_header(self, path: Path) -> tuple[str, list[Path]]:
+        self._check_suffix(path)
+        content = (self.templates / path).read_bytes()
+        return hashlib.sha256(content).hexdigest(), self._includes(content, path.parent)
+
+    def _includes(self, content: bytes, beside: Path) -> list[Path]:
+        """Headers relative to templates/, less those of the toolkit, which the compiler version stands for."""
+        found = []
+        for mark, name in _INCLUDE.findall(content):
+            places = [folder / name.decode() for folder in ((beside, Path()) if mark == b'"' else (Path(),))]
+            found += [path for path in places if (self.templates / path).is_file()][:1]
+        return found

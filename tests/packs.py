@@ -1,10 +1,26 @@
-"""Which variants a pack holds."""
+"""Which variants a pack holds, and the pack of the shipped kernels that tests build and share."""
 
 from __future__ import annotations
 
+import fcntl
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from loader.registry import registry
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "tests" / ".cache" / "grouped_fp4"
+
+
+def build_grouped_fp4(archs: str) -> subprocess.CompletedProcess:
+    """Build all variants for ``archs`` into CACHE, incrementally. Test processes take turns; a build never waits."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with CACHE.with_suffix(".lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        command = [sys.executable, "build.py", "--arch", archs, "--kernel", "grouped_fp4", "--out", str(CACHE)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def output_types(family: str, runs: Callable[[str], bool], packs: Sequence[str] | None = None) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """build.py end to end on two small kernels: what it writes, what it reuses, how it fails."""
 
+import fcntl
 import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,13 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from generator import cli, toolchain
+from generator import cli, files, lock, pack, toolchain
 from generator.errors import ToolchainError
+from generator.matrix import load
 from loader import manifest as loader_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"
 
+# A body that reads accumulators of wgmma before it waits for them, so that ptxas puts a wait after every one.
+EAGER_WGMMA = """{
+    float d0 = 0, d1 = 0, d2 = 0, d3 = 0;
+    asm volatile("wgmma.fence.sync.aligned;");
+    for (int i = 0; i < 4; i++) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 { %0, %1, %2, %3 }, %4, %4, 1, 1, 1, 0, 0;"
+                     : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3) : "l"(0x4000000000010000ull));
+        d0 += a[i];
+    }
+    asm volatile("wgmma.commit_group.sync.aligned;");
+    asm volatile("wgmma.wait_group.sync.aligned 0;");
+    out[threadIdx.x] = d0 + d1 + d2 + d3;
+}"""
 # A body whose array cannot be kept in registers.
 LOCAL_ARRAY = "{ float v[64] = {}; for (int i = 0; i < 64; i++) v[(int)a[i]] = b[i]; out[0] = v[(int)c[0]]; }"
 
@@ -176,7 +192,50 @@ def test_stale_artifacts_are_dropped(project, capsys):
     output = capsys.readouterr().out
     assert "4 compiled, 1 up to date" in output  # nop9 does not include the header
     assert "dropped from the pack, sources changed or files damaged: scale/t256_f16_f16@90a" in output
+    assert project.build("--arch", "120a") == 0
     assert len([name for name in project.files() if name.endswith("cubin")]) == 6
+
+
+def test_files_of_the_manifest_before_stay_for_one_build(project):
+    """A process that read it may still load its kernels lazily."""
+    project.build("--arch", "120a", "--kernel", "nop9")
+    first = project.files()
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
+    project.build("--arch", "120a", "--kernel", "nop9")
+    second = project.files()
+    del first["manifest.json"]
+    assert len(first) == 2 and first.items() < second.items() and len(second) == 5
+    project.build("--arch", "120a", "--kernel", "nop9")
+    assert project.files() == {name: content for name, content in second.items() if name not in first}
+
+
+def test_headers_in_angle_brackets_count(project, capsys):
+    """A header of the project is part of the digest however it is included."""
+    project.edit(project.templates / "scale" / "scale.cu.j2", '"scale/convert.cuh"', "<scale/convert.cuh>")
+    project.build("--arch", "120a")
+    project.edit(project.templates / "scale" / "convert.cuh", "return value;", "return value + 0.0f;")
+    capsys.readouterr()
+    assert project.build("--arch", "120a") == 0
+    assert "4 compiled, 1 up to date" in capsys.readouterr().out
+
+
+def test_the_digest_of_the_sources_is_of_sources(project):
+    """An editor's files do not count, headers and templates do."""
+    before = pack.source_digest(project.matrix, project.templates)
+    for name in (".convert.cuh.swp", "convert.cuh~", "notes.txt"):
+        (project.templates / "scale" / name).write_text("anything")
+    assert pack.source_digest(project.matrix, project.templates) == before
+    (project.templates / "scale" / "more.cuh").write_text("")
+    assert pack.source_digest(project.matrix, project.templates) != before
+
+
+def test_a_header_that_would_not_count_is_refused(project, capsys):
+    """Its name has to end as headers of the project end."""
+    (project.templates / "scale" / "convert.cuh").rename(project.templates / "scale" / "convert.h")
+    project.edit(project.templates / "scale" / "scale.cu.j2", "convert.cuh", "convert.h")
+    assert project.build("--arch", "120a", "--variant", "t64_f32*") == 1
+    assert "templates/scale/convert.h: the name of a template ends in .j2, that of a header in .cuh" in (
+        capsys.readouterr().out)  # fmt: skip
 
 
 def test_launch_geometry_changes_without_a_compiler(project, capsys):
@@ -214,6 +273,53 @@ def test_a_failing_kernel_does_not_stop_the_others(project, capsys):
     assert again.returncode != 0 and "undeclared" in again.stderr
 
 
+def test_a_failing_kernel_leaves_what_the_pack_held(project, capsys):
+    """The artifact of the build before stays and is named; the digest of the sources stays with it."""
+    assert project.build("--arch", "120a,90a", "--kernel", "nop9") == 0
+    before = project.files()
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ undeclared(); }")
+    capsys.readouterr()
+    assert project.build("--arch", "120a,90a", "--kernel", "nop9") == 1
+    output = capsys.readouterr().out
+    assert "stale, kept as the build before left them: nop9/t32@120a, nop9/t32@90a" in output
+    assert [line.split()[-1] for line in output.splitlines() if line.strip().startswith("nop9 ")] == ["stale"] * 2
+    assert "0 compiled, 0 up to date, 2 failed; pack unchanged" in output
+    assert project.files() == before
+    artifact = next(a for a in project.manifest["artifacts"] if a["arch"] == "90a")
+    (project.out / artifact["file"]).write_bytes(b"damaged")
+    assert project.build("--arch", "120a,90a", "--kernel", "nop9") == 1
+    assert project.labels() == {"nop9/t32@120a"}
+    assert "sources changed or files damaged: nop9/t32@90a" in capsys.readouterr().out
+
+
+def test_a_failing_kernel_of_another_interface_does_not_stay(project, capsys):
+    """The artifact of the build before would get arguments that it does not know."""
+    project.build("--arch", "120a", "--kernel", "nop9")
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ undeclared(); }")
+    project.edit(project.matrix, 'name: h, direction: in, dtypes: [f32]', 'name: h, direction: in, dtypes: [f16]')
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+    assert project.labels() == set()
+    assert "sources changed or files damaged: nop9/t32@120a" in capsys.readouterr().out
+
+
+def test_warnings_of_ptxas_are_shown(project, capsys):
+    """Also by a build that only reuses the kernel."""
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "__launch_bounds__({{ threads }})",
+                 "__launch_bounds__(1024, 64)")  # fmt: skip
+    for _ in range(2):
+        assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+        assert "nop9/t32@120a: ptxas warning" in capsys.readouterr().out
+
+
+def test_serialized_wgmma_is_refused(project, capsys):
+    """ptxas only remarks on it, but such a kernel is several times slower."""
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", EAGER_WGMMA)
+    project.edit(project.matrix, "axes: {threads: [32]}", "axes: {threads: [128]}")
+    assert project.build("--arch", "90a", "--kernel", "nop9") == 1
+    output = capsys.readouterr().out
+    assert "the compiler waits after every wgmma" in output and "wgmma.mma_async instructions are serialized" in output
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "reason"),
     [
@@ -225,7 +331,8 @@ def test_a_failing_kernel_does_not_stop_the_others(project, capsys):
         ("nop9.cu.j2", "__launch_bounds__({{ threads }})", "__launch_bounds__(16)", "launch.block is [32, 1, 1]"),
         ("nop9.cu.j2", "{}", LOCAL_ARRAY, "uses 256 bytes of local memory and 0 bytes of spills"),
         ("kernels.yaml", "shared: 0, pdl: false", "shared: 0, pdl: true", "the kernel never waits for the grid"),
-        ("kernels.yaml", "template: nop9/nop9.cu.j2", "template: nop9/absent", "templates/nop9/absent does not exist"),
+        ("kernels.yaml", "template: nop9/nop9.cu.j2", "template: nop9/nop9.cu", "nop9/nop9.cu: the name of a"),
+        ("kernels.yaml", "template: nop9/nop9.cu.j2", "template: nop9/no.j2", "templates/nop9/no.j2 does not exist"),
     ],
 )  # fmt: skip
 def test_a_kernel_that_is_not_what_the_matrix_says_is_refused(project, capsys, file, old, new, reason):
@@ -261,6 +368,7 @@ def test_a_killed_build_leaves_the_old_pack(project):
             for stored in (artifact.binary, artifact.ptx):
                 assert hashlib.sha256((project.out / stored.file).read_bytes()).hexdigest() == stored.sha256
     assert project.build("--arch", "120a") == 0
+    assert project.build("--arch", "120a") == 0  # files of the manifest before the last one go
     finished = project.files()
     assert not [path for path in project.out.rglob("*tmp*")]
     shutil.rmtree(project.out)
@@ -282,12 +390,26 @@ def test_a_damaged_pack_is_mended(project, capsys):
 
 def test_only_one_build_writes_to_a_pack(project, capsys):
     """The second one says so and changes nothing."""
-    from generator import pack
-
     with pack.locked(project.out):
         assert project.build("--arch", "120a") == 1
     assert f"another build is writing to {project.out}" in capsys.readouterr().err
     assert not (project.out / "manifest.json").exists()
+
+
+def test_results_are_read_while_the_pack_is_held(project, monkeypatch):
+    """Table, report and lock read the store, which a second build may prune."""
+    held = []
+
+    def is_held(*arguments: object) -> int:
+        with (project.out / ".build" / "lock").open("w") as handle, pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(True)
+        return 0
+
+    for function in ("_result_table", "_show_outcome", "_settle_lock"):
+        monkeypatch.setattr(cli, function, is_held)
+    assert project.build("--arch", "120a", "--kernel", "nop9", "--lock", str(project.out / "lock.json")) == 0
+    assert len(held) == 3
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99}'])
@@ -302,21 +424,45 @@ def test_a_foreign_manifest_is_not_overwritten(project, capsys, content):
 
 def test_a_lock_says_what_differs(project, tmp_path, capsys):
     """Equal bytes pass, others are named, another compiler is not compared."""
-    lock = tmp_path / "lock.json"
-    options = ["--arch", "120a", "--kernel", "nop9", "--lock", str(lock)]
+    path = tmp_path / "lock.json"
+    options = ["--arch", "120a", "--kernel", "nop9", "--lock", str(path)]
     assert project.build(*options, "--locked") == 1
     assert "lock.json does not exist; --update-lock writes it" in capsys.readouterr().err
+    assert project.build(*options) == 0
+    assert f"{path} does not exist, digests were not compared; --update-lock writes it" in capsys.readouterr().out
     assert project.build(*options, "--update-lock") == 0
     assert project.build(*options, "--locked") == 0
     project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
     capsys.readouterr()
     assert project.build(*options, "--locked") == 1
-    assert "lock.json: nop9/t32@120a: another cubin and ptx" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "lock.json: nop9/t32@120a: another cubin and ptx" in output
+    assert "lock.json: 1 of 1 kernels differ" in output
     assert project.build(*options) == 0
-    lock.write_text(lock.read_text().replace(toolchain.find_toolchain().version, "1.0.0"))
+    path.write_text(path.read_text().replace(toolchain.find_toolchain().version, "1.0.0"))
     capsys.readouterr()
     assert project.build(*options) == 0
     assert "lock.json is of nvcc 1.0.0" in capsys.readouterr().out
+
+
+def test_a_lock_is_replaced_in_one_step(project, tmp_path, monkeypatch):
+    """An update that is cut short leaves the lock before it."""
+    path = tmp_path / "lock.json"
+    lock.update(path, "1.0.0", [], load(project.matrix))
+    before = path.read_bytes()
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        lock.update(path, "2.0.0", [], load(project.matrix))
+    assert path.read_bytes() == before
+
+
+def test_the_last_line_says_what_the_build_took(project, capsys):
+    """Seconds, compilers at once, and the peak of one process; nothing where nothing was compiled."""
+    line = re.compile(r"^\d+\.\d s with --jobs 1; the largest compiler process took (\d+) MiB$", re.MULTILINE)
+    project.build("--arch", "120a", "--kernel", "nop9")
+    assert 10 < int(line.search(capsys.readouterr().out)[1]) < 3 << 10
+    project.build("--arch", "120a", "--kernel", "nop9")
+    assert not line.search(capsys.readouterr().out)
 
 
 def test_list_and_dry_run_write_nothing(project, capsys):
@@ -339,6 +485,8 @@ def test_list_and_dry_run_write_nothing(project, capsys):
         (["--variant", "absent*"], "the options select nothing"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--update-lock"], "need --lock FILE"),
+        (["--launcher", "nosuchtool"], "--launcher: nosuchtool is no program on PATH"),
+        (["--launcher", "'"], "--launcher: No closing quotation"),
     ],
 )
 def test_options_that_select_nothing_are_errors(project, capsys, options, message):
@@ -355,6 +503,15 @@ def test_a_launcher_runs_the_compiler(project, tmp_path):
     launcher.chmod(0o755)
     assert project.build("--arch", "120a", "--kernel", "nop9", "--launcher", str(launcher)) == 0
     assert (tmp_path / "calls").read_text().splitlines() == [str(toolchain.find_toolchain().nvcc)]
+
+
+def test_a_launcher_that_cannot_run_fails_its_kernels(project, tmp_path, capsys):
+    """As any other tool that fails: the kernel is named."""
+    launcher = tmp_path / "launcher"
+    launcher.write_text("no program")
+    launcher.chmod(0o755)
+    assert project.build("--arch", "120a", "--kernel", "nop9", "--launcher", str(launcher)) == 1
+    assert f"nop9/t32@120a: {launcher} cannot be run: Exec format error" in capsys.readouterr().out
 
 
 def test_another_flag_compiles_again(project, capsys):

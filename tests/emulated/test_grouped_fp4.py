@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+from packs import CACHE, build_grouped_fp4
 from raw_buffer import RawBuffer
 
 import emulator
@@ -36,11 +36,7 @@ def build() -> subprocess.CompletedProcess | None:
     """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
     if os.environ.get("LOADER_ARTIFACTS"):
         return None
-    command = [sys.executable, "build.py", "--arch", ",".join(ARCHS), "--kernel", "grouped_fp4", "--out", CACHE]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-CACHE = ROOT / "tests" / ".cache" / "grouped_fp4"
+    return build_grouped_fp4(",".join(ARCHS))
 
 
 @pytest.fixture
