@@ -39,17 +39,18 @@ def _nop9(a, b, c, d, e, f, g, h, out):
     pass
 
 
-def per_launch(launch: Callable[[], object]) -> float:
-    """Median over batches of the microseconds of one call."""
-    times = []
+def per_launch(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Microseconds of one call each way: the median over batches, taken in turn so that all see the same machine."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(BATCHES + 3):  # the first three warm up
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(BATCH):
-            launch()
-        times.append((time.perf_counter() - begin) / BATCH * 1e6)
+        for way, launch in ways.items():
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(BATCH):
+                launch()
+            times[way].append((time.perf_counter() - begin) / BATCH * 1e6)
     torch.cuda.synchronize()
-    return statistics.median(times[3:])
+    return {way: statistics.median(taken[3:]) for way, taken in times.items()}
 
 
 def bare_launches(plan: loader.Plan, stream: int) -> dict[str, Callable[[], object]]:
@@ -88,17 +89,16 @@ def bare_launches(plan: loader.Plan, stream: int) -> dict[str, Callable[[], obje
     return {"bare, ctypes": with_ctypes, "bare, cuda.bindings": with_bindings}
 
 
-def kernel_costs(name: str, buffers: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Microseconds of a launch of one kernel, by way of launching."""
+def ways_to_launch(name: str, buffers: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
+    """Every way to launch one kernel."""
     stream = torch.cuda.current_stream()
     plan = loader.plan(name, **buffers)
-    ways = {
+    return {
         **bare_launches(plan, stream.cuda_stream),
         "plan.launch(stream)": lambda: plan.launch(stream.cuda_stream),
         "plan.launch()": plan.launch,
         "loader.launch": lambda: loader.launch(name, **buffers),
     }
-    return {way: per_launch(launch) for way, launch in ways.items()}
 
 
 COLD = """
@@ -163,12 +163,13 @@ def main() -> None:
     print(found)
 
     nine = [torch.empty(1024, device="cuda") for _ in range(9)]
-    triton_cost = per_launch(lambda: _nop9[(1,)](*nine))
     problem = make_problem([1], 128, 256)
-    costs = {
-        "grouped_fp4": kernel_costs("grouped_fp4", {**problem.inputs, "out": problem.output()}),
-        "nop9": kernel_costs("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))),
+    launches = {
+        "grouped_fp4": ways_to_launch("grouped_fp4", {**problem.inputs, "out": problem.output()}),
+        "nop9": ways_to_launch("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))),
     }
+    triton_launch = {"Triton JIT": lambda: _nop9[(1,)](*nine)}
+    costs = {kernel: per_launch(ways | triton_launch) for kernel, ways in launches.items()}
     cold = {
         "import loader, ms": fresh_process(True, arguments.runs),
         "first launch beyond cuInit and context, ms": fresh_process(False, arguments.runs),
@@ -178,13 +179,13 @@ def main() -> None:
     for kernel, ways in costs.items():
         bare = ways["bare, ctypes"]
         for way, cost in ways.items():
-            rows.append([kernel, way, cost, cost / bare, cost / triton_cost])
-    rows.append(["9 tensors, no-op", "Triton JIT", triton_cost, None, 1.0])
+            name = kernel if way != "Triton JIT" else "9 tensors, no-op"
+            rows.append([name, way, cost, cost / bare, cost / ways["Triton JIT"]])
     print(record.table("one launch", ["kernel", "way", "microseconds", "x bare", "x Triton"], rows))
     print(record.table("a fresh process", ["what", "median"], list(cold.items())))
     modules = foreign_modules()
     print("modules outside the standard library after import:", ", ".join(modules) or "none")
-    results = {"microseconds": costs, "triton": triton_cost, "fresh_process": cold, "foreign_modules": modules}
+    results = {"microseconds": costs, "fresh_process": cold, "foreign_modules": modules}
     record.finish(arguments.json, "launch_cost", found, results)
 
 

@@ -16,6 +16,7 @@ CONTENDERS = {
     "grouped_mm": ("torch grouped_mm, bf16 weights", "tab:orange", "-"),
     "triton": ("Triton by hand, W4A16", "tab:green", "-"),
     "grouped_fp4": ("grouped_fp4", "tab:blue", "-"),
+    "best tile": ("grouped_fp4, best tile", "tab:blue", ":"),
 }
 
 

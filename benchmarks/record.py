@@ -17,9 +17,12 @@ def environment(packages: Sequence[str] = ("torch", "triton", "numpy")) -> dict[
     """Device, driver, versions and date."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
     name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    return {"device": name, "driver": driver} | host(packages)
+
+
+def host(packages: Sequence[str]) -> dict[str, str]:
+    """Processor, versions and date."""
     found = {
-        "device": name,
-        "driver": driver,
         "python": platform.python_version(),
         "cpu": _cpu_model(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
