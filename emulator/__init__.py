@@ -1,8 +1,9 @@
 """Executes PTX on the CPU: `load` a module, make a `Device`, map host buffers, launch.
 
-Pure Python and numpy. Modelled: threads, warps, CTAs and clusters, every state space, barriers, asynchronous copies and tensor cores
-with the order that the seed gives them. Not modelled: time, caches, register limits, textures, device-side calls.
-Memory is sequentially consistent, and grids run one after another, so griddepcontrol has nothing to wait for.
+Pure Python and numpy. Modelled: threads, warps, CTAs and clusters, every state space, barriers, asynchronous copies
+and tensor cores with the order that the seed gives them. Not modelled: time, caches, register limits, textures,
+device-side calls. Memory is sequentially consistent, and grids run one after another, so griddepcontrol has nothing
+to wait for.
 """
 
 from emulator.device import Device as Device

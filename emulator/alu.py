@@ -1,10 +1,10 @@
 """Arithmetic of PTX on numpy arrays, where it differs from numpy's.
 
-Every function is element-wise over lanes. The differences: integer division truncates and division by zero gives all ones
-(9.7.1.8), shift amounts are clamped (9.7.8), float-to-integer conversion saturates (9.7.9.21), fma rounds once (9.7.3.6),
-directed rounding, flush to zero, minimum and maximum of NaN (9.7.3.11). Payloads of NaN results are numpy's.
-The approximate functions (rcp.approx, ex2.approx, ...) are computed in float64 and rounded: hardware is within the error that the
-ISA allows of them, but not equal bit for bit.
+Every function is element-wise over lanes. The differences: integer division truncates and division by zero gives all
+ones (9.7.1.8), shift amounts are clamped (9.7.8), float-to-integer conversion saturates (9.7.9.21), fma rounds once
+(9.7.3.6), directed rounding, flush to zero, minimum and maximum of NaN (9.7.3.11). Payloads of NaN results are numpy's.
+The approximate functions (rcp.approx, ex2.approx, ...) are computed in float64 and rounded: hardware is within the
+error that the ISA allows of them, but not equal bit for bit.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def leading_zeros(a: np.ndarray) -> np.ndarray:
 
 
 def population(a: np.ndarray) -> np.ndarray:
-    return np.bitwise_count(a).astype(u32)
+    ones = np.array([n.bit_count() for n in range(256)], u32)
+    octets = np.ascontiguousarray(a).view(u8).reshape(*a.shape, a.dtype.itemsize)
+    return ones[octets].sum(-1, dtype=u32)
 
 
 def reverse_bits(a: np.ndarray) -> np.ndarray:
@@ -285,7 +287,9 @@ def fma32_directed(a: np.ndarray, b: np.ndarray, c: np.ndarray, mode: str) -> np
 def _per_lane(function: object, *operands: np.ndarray) -> np.ndarray:
     arrays = np.broadcast_arrays(*operands)
     flat = [array.ravel() for array in arrays]
-    return np.array([function(*(float(x) for x in row)) for row in zip(*flat, strict=True)], f64).reshape(arrays[0].shape)
+    return np.array([function(*(float(x) for x in row)) for row in zip(*flat, strict=True)], f64).reshape(
+        arrays[0].shape
+    )
 
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

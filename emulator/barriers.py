@@ -12,7 +12,7 @@ MAX_COUNT = (1 << 20) - 1
 class MBarrier:
     """Counts of one mbarrier object. A phase completes when no arrivals and no bytes are pending."""
 
-    __slots__ = ("name", "expected", "pending", "bytes", "phase", "waiters", "arrivals")
+    __slots__ = ("name", "expected", "pending", "bytes", "phase", "waiters", "arrivals", "closed")
 
     def __init__(self, name: str, count: int):
         if not 1 <= count <= MAX_COUNT:
@@ -23,6 +23,7 @@ class MBarrier:
         self.phase = 0
         self.waiters: list = []
         self.arrivals = 0
+        self.closed = False  # its CTA has exited
 
     def __str__(self) -> str:
         return (
@@ -38,7 +39,12 @@ class MBarrier:
         """Whether the phase of this parity, the current or the one before, has completed. Only bit 0 counts."""
         return (self.phase ^ parity) & 1 != 0
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BarrierFault(f"arrival or transaction after the exit of the CTA that owns {self}")
+
     def arrive(self, count: int, drop: bool = False, keep_phase: bool = False) -> None:
+        self._check_open()
         if count > self.pending:
             raise BarrierFault(f"arrival of {count} overruns the phase of {self}")
         if keep_phase and count == self.pending and not self.bytes:
@@ -50,10 +56,12 @@ class MBarrier:
         self._advance()
 
     def expect(self, size: int) -> None:
+        self._check_open()
         self.bytes += size
         self._check_bytes()
 
     def complete(self, size: int) -> None:
+        self._check_open()
         self.bytes -= size
         self._check_bytes()
         self._advance()

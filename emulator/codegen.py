@@ -1,9 +1,9 @@
 """Generated numpy source for basic blocks: control flow, liveness, register access.
 
-A block becomes a Python function of (cohort, registers, mask) over lanes [warps, 32], in two versions: for all lanes, and for the
-lanes of a mask. It returns what comes next: a block number, a boolean array (lanes that take the branch), or
-a tuple (handler, mask, operands ...) for an instruction that may block. Registers are arrays that are never written in place.
-The instructions themselves are in `codegen_alu`, `codegen_memory` and `codegen_sync`.
+A block becomes a Python function of (cohort, registers, mask) over lanes [warps, 32], in two versions: for all
+lanes, and for the lanes of a mask. It returns what comes next: a block number, a boolean array (lanes that take the
+branch), or a tuple (handler, mask, operands ...) for an instruction that may block. Registers are arrays that are
+never written in place. The instructions themselves are in `codegen_alu`, `codegen_memory` and `codegen_sync`.
 """
 
 from __future__ import annotations
@@ -37,19 +37,34 @@ from emulator.parse import (
 _NO_RESULT = {
     "st", "red", "bra", "brx", "bar", "barrier", "fence", "membar", "prefetch", "prefetchu", "applypriority", "discard",
     "cp", "stmatrix", "wgmma", "setmaxnreg", "griddepcontrol", "nanosleep", "ret", "exit", "trap", "brkpt", "call",
-    "pmevent", "tensormap", "clusterlaunchcontrol", "multimem", "createpolicy_",
+    "pmevent", "tensormap", "clusterlaunchcontrol", "multimem",
 }  # fmt: skip
-_CONVERGENT = {"shfl", "vote", "match", "redux", "elect", "mma", "ldmatrix", "stmatrix", "wgmma", "setmaxnreg", "movmatrix"}
+_CONVERGENT = {
+    "shfl",
+    "vote",
+    "match",
+    "redux",
+    "elect",
+    "mma",
+    "ldmatrix",
+    "stmatrix",
+    "wgmma",
+    "setmaxnreg",
+    "movmatrix",
+}
 _TCGEN05_CONVERGENT = {"alloc", "dealloc", "relinquish_alloc_permit", "ld", "st", "wait::ld", "wait::st"}
 
 NUMPY = {
-    "pred": np.bool_, "b8": np.uint8, "u8": np.uint8, "s8": np.int8, "b16": np.uint16, "u16": np.uint16, "s16": np.int16,
-    "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64,
+    "pred": np.bool_, "b8": np.uint8, "u8": np.uint8, "s8": np.int8,
+    "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "b32": np.uint32, "u32": np.uint32,
+    "s32": np.int32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64,
     "f16": np.float16, "bf16": np.uint16, "f32": np.float32, "f64": np.float64, "f16x2": np.uint32, "bf16x2": np.uint32,
     "f32x2": np.uint64, "b128": np.uint64,
 }  # fmt: skip
-_FLOAT_OPCODES = {"add", "sub", "mul", "fma", "mad", "div", "max", "min", "neg", "abs", "rcp", "sqrt", "rsqrt", "ex2", "lg2",
-                  "setp", "cvt", "tanh", "sin", "cos"}  # fmt: skip
+_FLOAT_OPCODES = {
+    "add", "sub", "mul", "fma", "mad", "div", "max", "min", "neg", "abs", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "setp",
+    "cvt", "tanh", "sin", "cos",
+}  # fmt: skip
 
 
 def result_count(instruction: Instruction) -> int:
@@ -80,7 +95,7 @@ def is_terminator(i: Instruction) -> bool:
         return "wait_group" in modifiers or "wait_all" in modifiers
     if opcode == "wgmma":
         return modifiers[0] == "wait_group"
-    return opcode == "tcgen05" and modifiers[0] == "alloc"
+    return opcode == "tcgen05" and modifiers[0] in ("alloc", "wait::ld")
 
 
 def is_convergent(i: Instruction) -> bool:
@@ -377,7 +392,11 @@ class Emitter:
         """Expression for the lanes that execute an instruction; "None" for all."""
         if i.guard is None:
             return "m" if self.is_masked else "None"
-        register, negated = i.guard
+        return self.guarded(i.guard)
+
+    def guarded(self, guard: tuple[Reg, bool]) -> str:
+        """Name of the lanes that a guard leaves of those that execute the block."""
+        register, negated = guard
         value = self.register(register)
         if negated:
             value = self.cached.get((register.index, "not")) or self._cache((register.index, "not"), f"~{value}")
@@ -522,7 +541,7 @@ class Emitter:
         name = f"v{operand.index}"
         if i.guard is not None:
             old = self.register(operand)
-            lanes = self.mask(Instruction(i.opcode, (), (), i.guard, i.line, i.text, None, i.scope))
+            lanes = self.guarded(i.guard)
             if operand.type == "b128":
                 lanes += "[..., None]"
             value = f"where({lanes}, {value}, {old})"

@@ -392,7 +392,9 @@ def _pairs(e: Emitter, operand: object, kind: str) -> str:
 
 def _write_pairs(e: Emitter, i: Instruction, kind: str, value: str) -> None:
     width = "u64" if kind == "f32x2" else "u32"
-    e.write(i.operands[0], "b64" if kind == "f32x2" else "b32", f"np.ascontiguousarray({value}).view({width})[..., 0]", i)
+    e.write(
+        i.operands[0], "b64" if kind == "f32x2" else "b32", f"np.ascontiguousarray({value}).view({width})[..., 0]", i
+    )
 
 
 def _float_binary(e: Emitter, i: Instruction) -> None:
@@ -728,7 +730,10 @@ def _cvt(e: Emitter, i: Instruction) -> None:
     flags = {name: m.flag(name) for name in ("relu", "satfinite", "sat", "ftz")}
     m.done()
     d, *sources = i.operands
-    integer_source, integer_result = source[0] in "us" and source != "ue8m0x2", result[0] in "us" and result != "ue8m0x2"
+    integer_source, integer_result = (
+        source[0] in "us" and source != "ue8m0x2",
+        result[0] in "us" and result != "ue8m0x2",
+    )
     if integer_source and integer_result:
         if len(sources) != 1:
             raise e.fail("expected one source")
@@ -832,7 +837,6 @@ def _getctarank(e: Emitter, i: Instruction) -> None:
 
 def _not(e: Emitter, i: Instruction) -> None:
     _unary_integer("~{0}", "pred", "b16", "b32", "b64")(e, i)
-
 
 
 EMITTERS: dict[str, Callable[[Emitter, Instruction], None]] = {

@@ -22,12 +22,32 @@ _PREFETCH = ("L2::64B", "L2::128B", "L2::256B")
 _SPACES = (
     "global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const",
 )  # fmt: skip
-_TYPES = ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64", "b128", "f16", "bf16")
+_TYPES = (
+    "b8",
+    "u8",
+    "s8",
+    "b16",
+    "u16",
+    "s16",
+    "b32",
+    "u32",
+    "s32",
+    "f32",
+    "b64",
+    "u64",
+    "s64",
+    "f64",
+    "b128",
+    "f16",
+    "bf16",
+)
 _WIDE = {"b8": "u8", "b16": "u16", "b32": "u32", "b64": "u64", "f16": "u16", "bf16": "u16"}
 
 
 def _access(e: Emitter, i: Instruction) -> tuple[str, int, str, bool]:
-    """(space, elements, type, takes a cache policy) of ld and st; orders, scopes and cache hints change no value here."""
+    """(space, elements, type, takes a cache policy) of ld and st; orders, scopes and cache hints change no value
+    here.
+    """
     m = Modifiers(e, i)
     kind = m.type(*_TYPES)
     space = m.take(*_SPACES)
@@ -59,9 +79,7 @@ def _load(e: Emitter, i: Instruction) -> None:
             _write_loaded(e, item, kind, value, i)
         return
     size, parts = (8, count * 2) if width == 16 else (width, count)
-    value = e.temporary(
-        f"C.load_{space}({_address(e, a, space)}, {e.mask(i)}, {size}, {parts}, {e.program.site()})"
-    )
+    value = e.temporary(f"C.load_{space}({_address(e, a, space)}, {e.mask(i)}, {size}, {parts}, {e.program.site()})")
     for position, item in enumerate(items):
         if width == 16:
             e.write(item, "b128", f"{value}[..., {2 * position}:{2 * position + 2}]", i)
@@ -88,6 +106,8 @@ def _store(e: Emitter, i: Instruction) -> None:
         raise e.fail(f"{len(operands)} operands, expected 2")
     a, d = operands
     items = d.items if isinstance(d, Vector) else (d,)
+    if space == "param" and isinstance(a.base, Symbol) and a.base.name not in e.program.function.offsets:
+        return None  # an argument of the call that follows, and that is refused
     if len(items) != count or space in ("param", "const"):
         raise e.fail("this store is not implemented")
     values = []
@@ -98,9 +118,7 @@ def _store(e: Emitter, i: Instruction) -> None:
         else:
             values.append(e.array(item, f"b{8 * WIDTHS[kind]}"))
     size = min(WIDTHS[kind], 8)
-    e.line(
-        f"C.store_{space}({_address(e, a, space)}, {e.mask(i)}, {size}, [{', '.join(values)}], {e.program.site()})"
-    )
+    e.line(f"C.store_{space}({_address(e, a, space)}, {e.mask(i)}, {size}, [{', '.join(values)}], {e.program.site()})")
 
 
 def _store_async(e: Emitter, i: Instruction) -> None:
@@ -121,7 +139,22 @@ def _store_async(e: Emitter, i: Instruction) -> None:
     e.line(f"C.store_async({where}, {e.mask(i)}, {WIDTHS[kind]}, [{values}])")
 
 
-_ATOMIC_TYPES = ("b16", "b32", "b64", "u32", "s32", "u64", "s64", "f32", "f64", "f16", "f16x2", "bf16", "bf16x2", "b128")
+_ATOMIC_TYPES = (
+    "b16",
+    "b32",
+    "b64",
+    "u32",
+    "s32",
+    "u64",
+    "s64",
+    "f32",
+    "f64",
+    "f16",
+    "f16x2",
+    "bf16",
+    "bf16x2",
+    "b128",
+)
 
 
 def _atomic(e: Emitter, i: Instruction) -> None:
@@ -162,7 +195,10 @@ def _prefetch(e: Emitter, i: Instruction) -> None:
     """A hint. An address of a tensor map must still be one."""
     m = Modifiers(e, i)
     tensormap = m.flag("tensormap")
-    for group in (("global", "local", "const", "param", "param::entry"), ("L1", "L2", "L2::evict_last", "L2::evict_normal")):
+    for group in (
+        ("global", "local", "const", "param", "param::entry"),
+        ("L1", "L2", "L2::evict_last", "L2::evict_normal"),
+    ):
         m.take(*group)
     m.done()
     if tensormap:
@@ -172,8 +208,9 @@ def _prefetch(e: Emitter, i: Instruction) -> None:
 def _fence(e: Emitter, i: Instruction) -> None:
     """Memory is sequentially consistent here; a fence tells the proxy checks what it orders."""
     known = {
-        "sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys", "proxy", "alias", "async", "async::global",
-        "async::shared::cta", "async::shared::cluster", "async::generic", "tensormap::generic", "mbarrier_init", "global",
+        "sc", "acq_rel", "acquire", "release", "cta", "cluster", "gpu", "sys", "proxy", "alias", "async",
+        "async::global", "async::shared::cta", "async::shared::cluster", "async::generic", "tensormap::generic",
+        "mbarrier_init", "global",
         "shared::cta", "shared::cluster", "gl", "sync_restrict::shared::cta", "sync_restrict::shared::cluster",
         "async.shared::cta",
     }  # fmt: skip
@@ -209,12 +246,12 @@ def _cp(e: Emitter, i: Instruction) -> None:
                 raise e.fail("unknown copy")
             noinc = "noinc" in i.modifiers
             space = "generic" if not any(n.startswith("shared") for n in i.modifiers) else "shared"
-            e.line(f"C.copy_arrive({_shared_address(e, i.operands[0], space)}, {mask}, {noinc})")
+            e.line(f"C.copy_arrive({shared_address(e, i.operands[0], space)}, {mask}, {noinc})")
         case _:
             raise e.fail("unknown copy")
 
 
-def _shared_address(e: Emitter, operand: Address, space: str = "shared") -> str:
+def shared_address(e: Emitter, operand: Address, space: str = "shared") -> str:
     if space == "generic":
         return e.temporary(f"C.to_shared({e.address(operand, 'u64')}, {e.mask(e.current)})")
     return e.address(operand, "u32")
@@ -289,7 +326,8 @@ def _bulk(e: Emitter, i: Instruction) -> None:
         kind = m.type("s32", "u32", "s64", "u64", "f16", "bf16", "f32", "f64", "b32", "b64")
         operation = m.take("add", "min", "max", "inc", "dec", "and", "or", "xor")
     if m.flag("cp_mask") or spaces not in (
-        ["shared::cluster", "global"], ["shared::cta", "global"], ["global", "shared::cta"], ["shared::cluster", "shared::cta"]
+        ["shared::cluster", "global"], ["shared::cta", "global"], ["global", "shared::cta"],
+        ["shared::cluster", "shared::cta"],
     ):  # fmt: skip
         raise e.fail("this bulk copy is not implemented")
     m.done()
@@ -301,7 +339,8 @@ def _bulk(e: Emitter, i: Instruction) -> None:
     into, out = (e.address(o, "u64" if space == "global" else "u32") for o, space in zip((d, s), spaces, strict=True))
     direction = f"{spaces[0].split('::')[0]}_{spaces[1].split('::')[0]}"
     e.line(
-        f"C.bulk({direction!r}, {into}, {out}, {e.array(size, 'u32')}, {barrier}, {targets}, {operation!r}, {kind!r}, {mask})"
+        f"C.bulk({direction!r}, {into}, {out}, {e.array(size, 'u32')}, {barrier}, {targets}, {operation!r}, {kind!r}, "
+        f"{mask})"
     )
 
 
@@ -322,7 +361,8 @@ def _bulk_tensor(
     coordinates = ", ".join(e.array(c, "s32") for c in tensor.coordinates)
     name = "tensor_store" if spaces[0] == "global" else "tensor_load"
     e.line(
-        f"C.{name}({e.address(shared, 'u32')}, {e.address(Address(tensor.base, tensor.offset), 'u64')}, [{coordinates}], "
+        f"C.{name}({e.address(shared, 'u32')}, {e.address(Address(tensor.base, tensor.offset), 'u64')}, "
+        f"[{coordinates}], "
         f"{barrier}, {targets}, {operation!r}, {mode!r}, {group}, {mask})"
     )
 
@@ -351,7 +391,7 @@ def _tensormap(e: Emitter, i: Instruction) -> None:
 # Tensor cores
 
 
-def _list(e: Emitter, operand: object, kind: str = "b32") -> str:
+def list_of(e: Emitter, operand: object, kind: str = "b32") -> str:
     items = operand.items if isinstance(operand, Vector) else (operand,)
     return "[" + ", ".join(e.array(item, kind) for item in items) + "]"
 
@@ -362,7 +402,7 @@ def _write_list(e: Emitter, operand: object, value: str, i: Instruction, kind: s
         e.write(item, kind, f"{value}[{position}]", i)
 
 
-def _no_guard(e: Emitter, i: Instruction) -> None:
+def require_whole_warps(e: Emitter, i: Instruction) -> None:
     if i.guard is not None:
         e.line(f"C.converged({e.mask(i)})")
     elif e.is_masked:
@@ -372,11 +412,11 @@ def _no_guard(e: Emitter, i: Instruction) -> None:
 def _mma(e: Emitter, i: Instruction) -> None:
     from emulator import mma
 
-    _no_guard(e, i)
+    require_whole_warps(e, i)
     e.program.namespace.setdefault("mma_execute", mma.execute)
     d, a, b, c, *scales = i.operands
     modifiers = tuple(i.modifiers)
-    arguments = f"{modifiers!r}, {_list(e, a)}, {_list(e, b)}, {_list(e, c)}"
+    arguments = f"{modifiers!r}, {list_of(e, a)}, {list_of(e, b)}, {list_of(e, c)}"
     if scales:
         scale_a, ids_a, scale_b, ids_b = scales
         selectors = [item.value for ids in (ids_a, ids_b) for item in ids.items if isinstance(item, Imm)]
@@ -389,20 +429,20 @@ def _mma(e: Emitter, i: Instruction) -> None:
 
 
 def _ldmatrix(e: Emitter, i: Instruction) -> None:
-    _no_guard(e, i)
+    require_whole_warps(e, i)
     d, a = i.operands
     shared = any(n.startswith("shared") for n in i.modifiers)
-    address = _shared_address(e, a, "shared" if shared else "generic")
+    address = shared_address(e, a, "shared" if shared else "generic")
     value = e.temporary(f"C.load_matrix({address}, {e.mask(i)}, {i.modifiers!r})")
     _write_list(e, d, value, i)
 
 
 def _stmatrix(e: Emitter, i: Instruction) -> None:
-    _no_guard(e, i)
+    require_whole_warps(e, i)
     a, s = i.operands
     shared = any(n.startswith("shared") for n in i.modifiers)
-    address = _shared_address(e, a, "shared" if shared else "generic")
-    e.line(f"C.store_matrix({address}, {e.mask(i)}, {i.modifiers!r}, {_list(e, s)})")
+    address = shared_address(e, a, "shared" if shared else "generic")
+    e.line(f"C.store_matrix({address}, {e.mask(i)}, {i.modifiers!r}, {list_of(e, s)})")
 
 
 def _nothing(e: Emitter, i: Instruction) -> None:

@@ -1,11 +1,13 @@
-"""Emitters of control flow, warp-level communication, barriers, and the asynchronous tensor cores (PTX ISA 9.7.12 to 9.7.16)."""
+"""Emitters of control flow, warp-level communication, barriers, and the asynchronous tensor cores (PTX ISA 9.7.12 to
+9.7.16).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from emulator.codegen import Emitter, Modifiers
-from emulator.codegen_memory import _list, _no_guard, _shared_address, _write_list
+from emulator.codegen_memory import list_of, require_whole_warps, shared_address
 from emulator.parse import Address, Imm, Instruction, Negated, Pair, Reg, Vector
 
 # Control flow
@@ -49,7 +51,7 @@ def _no_effect(e: Emitter, i: Instruction) -> None:
         count = i.operands[0].value
         if i.modifiers[0] not in ("inc", "dec") or count % 8 or not 24 <= count <= 256:
             raise e.fail(f"setmaxnreg of {count}: expected a multiple of 8 from 24 to 256")
-        _no_guard(e, i)
+        require_whole_warps(e, i)
 
 
 # Warp-level communication
@@ -105,9 +107,7 @@ def _redux(e: Emitter, i: Instruction) -> None:
     absolute, nan = m.flag("abs"), m.flag("NaN")
     m.done()
     d, a, members = i.operands
-    value = (
-        f"C.reduce({operation!r}, {e.array(a, kind)}, {e.array(members, 'b32')}, {e.mask(i)}, {absolute}, {nan})"
-    )
+    value = f"C.reduce({operation!r}, {e.array(a, kind)}, {e.array(members, 'b32')}, {e.mask(i)}, {absolute}, {nan})"
     e.write(d, kind, value, i)
 
 
@@ -184,7 +184,7 @@ def _mbarrier(e: Emitter, i: Instruction) -> None:
     m.done()
     operands = list(i.operands)
     state = None if isinstance(operands[0], Address) else operands.pop(0)
-    address = _shared_address(e, operands.pop(0), "shared" if space else "generic")
+    address = shared_address(e, operands.pop(0), "shared" if space else "generic")
     mask = e.mask(i)
     match action:
         case "init":
@@ -218,7 +218,7 @@ def _cluster_launch_control(e: Emitter, i: Instruction) -> None:
     if m[0] == "try_cancel":
         a, b = i.operands
         shared = any(n.startswith("shared") for n in m)
-        where = ", ".join(_shared_address(e, o, "shared" if shared else "generic") for o in (a, b))
+        where = ", ".join(shared_address(e, o, "shared" if shared else "generic") for o in (a, b))
         return e.line(f"C.try_cancel({where}, {any('multicast' in n for n in m)}, {e.mask(i)})")
     if m[0] != "query_cancel":
         raise e.fail("unknown clusterlaunchcontrol")
@@ -238,6 +238,15 @@ def _cluster_launch_control(e: Emitter, i: Instruction) -> None:
 # Hopper and Blackwell tensor cores
 
 
+def _set_in_flight(e: Emitter, registers: tuple[Reg, ...], mask: str) -> None:
+    """Poisons results of asynchronous instructions: whoever reads them before the wait gets this."""
+    for r in registers:
+        e.line(f"v{r.index} = C.in_flight({r.index}, {e.register(r)}, {mask})")
+        e.written.add(r.index)
+        for key in [key for key in e.cached if key[0] == r.index]:
+            del e.cached[key]
+
+
 def _wgmma(e: Emitter, i: Instruction) -> None:
     mask = e.mask(i)
     match i.modifiers[0]:
@@ -255,16 +264,12 @@ def _wgmma(e: Emitter, i: Instruction) -> None:
                 raise e.fail("imm-scale and imm-trans must be constants")
             numbers = [r.index for r in d.items]
             values = "[" + ", ".join(f"({e.read(r, 'b' + r.type[1:])})" for r in d.items) + "]"
-            left = _list(e, a) if isinstance(a, Vector) else e.array(a, "b64")
+            left = list_of(e, a) if isinstance(a, Vector) else e.array(a, "b64")
             e.line(
                 f"C.wgmma({i.modifiers!r}, {numbers}, {values}, {left}, {e.array(b, 'b64')}, "
                 f"{e.read(scale_d, 'pred')}, {tuple(o.value for o in immediates)}, {mask}, {i.line})"
             )
-            for r in d.items:  # in flight: whatever reads the accumulator before the wait gets this
-                e.line(f"v{r.index} = C.in_flight({r.index}, {e.register(r)}, {mask})")
-                e.written.add(r.index)
-                for key in [key for key in e.cached if key[0] == r.index]:
-                    del e.cached[key]
+            _set_in_flight(e, d.items, mask)
         case _:
             raise e.fail("unknown wgmma instruction")
 
@@ -277,7 +282,7 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
         case "alloc":
             a, count = i.operands
             shared = any(n.startswith("shared") for n in m)
-            address = _shared_address(e, a, "shared" if shared else "generic")
+            address = shared_address(e, a, "shared" if shared else "generic")
             e.leave(f"('tmem_alloc', {mask}, {m!r}, {address}, {e.array(count, 'u32')})")
         case "dealloc":
             a, count = i.operands
@@ -286,17 +291,23 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
             e.line(f"C.tmem_relinquish({mask})")
         case "fence::before_thread_sync" | "fence::after_thread_sync":
             e.line(f"C.tmem_fence({action!r}, {mask})")
-        case "wait::ld" | "wait::st":
-            e.line(f"C.tmem_wait({action!r}, {mask})")
+        case "wait::ld":
+            e.leave(f"('tmem_wait', {mask})")
+        case "wait::st":
+            require_whole_warps(e, i)  # stores are complete when they are issued
         case "ld":
             d, a, *offset = i.operands
+            registers = d.items if isinstance(d, Vector) else (d,)
+            if not all(isinstance(r, Reg) for r in registers):
+                raise e.fail("expected registers as the results")
             extra = e.array(offset[0], "u64") if offset else "None"
-            value = e.temporary(f"C.tmem_load({m!r}, {e.address(a, 'u32')}, {mask}, {extra})")
-            _write_list(e, d, value, i)
+            numbers = [r.index for r in registers]
+            e.line(f"C.tmem_load({m!r}, {numbers}, {e.address(a, 'u32')}, {mask}, {extra})")
+            _set_in_flight(e, registers, mask)
         case "st":
             a, *offset, s = i.operands
             extra = e.array(offset[0], "u64") if offset else "None"
-            e.line(f"C.tmem_store({m!r}, {e.address(a, 'u32')}, {_list(e, s)}, {mask}, {extra})")
+            e.line(f"C.tmem_store({m!r}, {e.address(a, 'u32')}, {list_of(e, s)}, {mask}, {extra})")
         case "cp":
             a, s = i.operands
             e.line(f"C.tmem_copy({m!r}, {e.address(a, 'u32')}, {e.array(s, 'u64')}, {mask})")
@@ -316,7 +327,7 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
                 if isinstance(o, Address):
                     operands.append(f"({e.address(o, 'u32')},)")  # a tuple marks tensor memory
                 elif isinstance(o, Vector):
-                    operands.append(_list(e, o))
+                    operands.append(list_of(e, o))
                 elif isinstance(o, Imm):
                     operands.append(str(o.value))
                 else:

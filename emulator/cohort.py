@@ -1,8 +1,9 @@
 """A cohort: warps of one CTA that execute together as one wide vector, and the places where their lanes are.
 
-Lanes that diverge are entries with a program counter and a mask; the lowest program counter runs first. Entries whose warps are
-disjoint become cohorts of their own when one of them blocks or when the time slice ends; cohorts that wait for the same thing at the
-same place merge. Registers are kept as a list of arrays [warps, 32], replaced and never written in place.
+Lanes that diverge are entries with a program counter and a mask; the lowest program counter runs first. Entries
+whose warps are disjoint become cohorts of their own when one of them blocks or when the time slice ends; cohorts
+that wait for the same thing at the same place merge. Registers are kept as a list of arrays [warps, 32], replaced
+and never written in place.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _MASKED_BY_OPERAND = {"shfl", "vote", "match", "redux", "elect"}
 
 
 class Entry:
-    """Lanes at one place. `mask` None: all lanes of the cohort. `wait`: what they wait for, before the block `pc` runs."""
+    """Lanes at one place. `mask` None: all lanes of the cohort. `wait`: what they wait for, before the block `pc`
+    runs.
+    """
 
     __slots__ = ("pc", "mask", "wait", "blocked", "deferred")
 
@@ -141,7 +144,11 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
                 needed = alive & ((first[:, None] >> LANES) & 1 != 0)
             elif isinstance(members, Imm):
                 needed = alive & ((np.uint32(members.value & 0xFFFFFFFF) >> LANES) & 1 != 0)
-        elif instruction.opcode in ("bar", "barrier") and instruction.opcode != "bar" and "aligned" not in instruction.modifiers:
+        elif (
+            instruction.opcode in ("bar", "barrier")
+            and instruction.opcode != "bar"
+            and "aligned" not in instruction.modifiers
+        ):
             return mask.any(1)
         return mask.any(1) & ~(needed & ~mask).any(1)
 
@@ -155,7 +162,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
         registers = launch.poison(count)
         for index in live:
             registers[index] = self.registers[index][rows]
-        return Cohort(self.cta, self.warps[rows], registers, None if self.alive is None else self.alive[rows])
+        return type(self)(self.cta, self.warps[rows], registers, None if self.alive is None else self.alive[rows])
 
     def separate(self) -> list[Cohort]:
         """This cohort as cohorts that share no warp between entries; also drops warps that have exited."""
@@ -215,7 +222,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
         for index in launch.live(first.entries):
             value = np.concatenate([c.registers[index] for c in cohorts])
             registers[index] = value if sorted_already else value[order]
-        merged = Cohort(first.cta, warps[order], registers, None)
+        merged = type(first)(first.cta, warps[order], registers, None)
         entry = first.entries[0]
         merged.entries.append(Entry(entry.pc, None, entry.wait))
         for cohort in cohorts:

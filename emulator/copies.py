@@ -1,7 +1,8 @@
-"""Asynchronous copies of a cohort: cp.async, cp.async.bulk, its tensor forms, st.async, and their completion (PTX ISA 9.7.9.25).
+"""Asynchronous copies of a cohort: cp.async, cp.async.bulk, its tensor forms, st.async, and their completion (PTX
+ISA 9.7.9.25).
 
-A copy is posted as an operation and carried out later, at a point that the seed decides; until then the destination holds poison
-and is marked as in flight.
+A copy is posted as an operation and carried out later, at a point that the seed decides; until then the destination
+holds poison and is marked as in flight.
 """
 
 from __future__ import annotations
@@ -31,7 +32,12 @@ class CopyOperations:
     # Shared memory as asynchronous operations see it
 
     def _shared(self, address: int) -> Region:
-        return self.cta.peer(address >> 24).shared
+        owner = self.cta.peer(address >> 24)
+        if not owner.alive.any():
+            raise MemoryFault(
+                f"asynchronous access to shared memory of CTA {owner.index}, which has exited", address=address
+            )
+        return owner.shared
 
     def _poison(self, address: int, size: int, alignment: int) -> np.ndarray:
         """Marks a destination as in flight; returns its bytes."""
@@ -39,9 +45,17 @@ class CopyOperations:
         if address % alignment:
             raise MemoryFault(f"destination of {size} bytes is not a multiple of {alignment}", address=address)
         data = region.bytes_at(address, size)
+        if region.valid is not None:
+            self._check_not_in_flight(region.valid[address - region.base :][:size], address)
         data[:] = POISON
         region.mark(address, size, IN_FLIGHT)
         return data
+
+    def _check_not_in_flight(self, valid: np.ndarray, address: int) -> None:
+        if (valid == IN_FLIGHT).any():
+            raise MemoryFault(
+                "asynchronous write to shared memory while another one to it is in flight", address=address
+            )
 
     def _read_shared(self, address: int, size: int) -> np.ndarray:
         region = self._shared(address)
@@ -70,6 +84,8 @@ class CopyOperations:
         if (destination % size).any() or (index < 0).any() or (index >= region.size).any():
             raise MemoryFault(f"cp.async of {size} bytes: destination outside shared memory or not aligned",
                               address=int(destination[0]))  # fmt: skip
+        if region.valid is not None:
+            self._check_not_in_flight(region.valid[index].reshape(-1), int(destination[0]))
         region.data[index] = POISON
         if region.valid is not None:
             region.valid[index] = IN_FLIGHT
@@ -189,7 +205,7 @@ class CopyOperations:
             signal = self.mbarrier(barrier if targets is None else barrier & 0xFFFFFF | rank << 24)
             data = self._poison(own, size, 16)
 
-            def run(data=data, own=own, signal=signal) -> None:  # noqa: ANN001
+            def run(data=data, own=own, signal=signal) -> None:
                 data[:] = space.find(out, size).bytes_at(out, size)
                 self._shared(own).mark(own, size, WRITTEN)
                 signal.complete(size)
@@ -250,7 +266,7 @@ class CopyOperations:
             signal = self.mbarrier(int(barrier[row, lane]))
             target = self._poison(where, len(data), len(data))
 
-            def run(target=target, data=data, where=where, signal=signal) -> None:  # noqa: ANN001
+            def run(target=target, data=data, where=where, signal=signal) -> None:
                 target[:] = np.frombuffer(data, np.uint8)
                 self._shared(where).mark(where, len(data), WRITTEN)
                 signal.complete(len(data))
@@ -392,7 +408,7 @@ class CopyOperations:
             for _, address, _ in targets:
                 self._poison(address, 16, 16)
 
-            def run(targets=targets) -> None:  # noqa: ANN001
+            def run(targets=targets) -> None:
                 index = self.launch.cancel_cluster()
                 words = (0, 0) if index is None else (1 | index[0] << 32, index[1] | index[2] << 32)
                 data = np.array(words, np.uint64).view(np.uint8)
@@ -407,4 +423,3 @@ class CopyOperations:
 
     def fence_async(self, mask: np.ndarray | None) -> None:
         """fence.proxy.async orders nothing here: generic writes are visible at once."""
-

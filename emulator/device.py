@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +17,7 @@ from emulator.scheduler import Launch, Statistics
 
 _SHARED_LIMITS = {"90": 227 << 10, "100": 227 << 10, "103": 227 << 10, "120": 99 << 10, "121": 99 << 10}
 _SWIZZLES = {0: "none", 32: "32B", 64: "64B", 128: "128B"}
+launcher: ContextVar[Callable[..., Launch]] = ContextVar("launcher", default=Launch)  # `emulator.profile` sets another
 
 
 class Module:
@@ -41,26 +42,9 @@ class Module:
 
 
 @lru_cache(maxsize=64)
-def _load(digest: str, text: _Text) -> Module:
-    return Module(parse(text.value))
-
-
-class _Text:
-    """PTX text that takes no part in the comparison of cache keys: the digest does."""
-
-    def __init__(self, value: str):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Text)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 def load(ptx_text: str) -> Module:
     """The module of a PTX text, parsed once per text. Raises PtxSyntaxError."""
-    return _load(hashlib.sha256(ptx_text.encode()).hexdigest(), _Text(ptx_text))
+    return Module(parse(ptx_text))
 
 
 class Device:
@@ -68,8 +52,9 @@ class Device:
 
     Args:
         seed: decides the schedule of warps and of asynchronous operations.
-        lazy: asynchronous operations are carried out late, at points that the seed decides; otherwise when they are issued.
-        checks: reads of shared and tensor memory that nothing has written, or that is being written asynchronously, fault.
+        lazy: asynchronous operations are carried out late, at points that the seed decides; otherwise when they are
+        issued. checks: reads of shared and tensor memory that nothing has written, or that is being written
+        asynchronously, fault.
             Bounds, alignment and barriers are checked always.
     """
 
@@ -84,14 +69,22 @@ class Device:
         self._variables: dict[int, tuple[Module, dict[str, int], list[np.ndarray]]] = {}
 
     def map_buffer(self, pointer: int, size: int, writable: bool, name: str) -> None:
-        """Makes host memory reachable at its own address; it is used in place. Raises MemoryFault where buffers overlap."""
+        """Makes host memory reachable at its own address; it is used in place. Raises MemoryFault where buffers
+        overlap.
+        """
         self.space.map(Region(name, pointer, host_bytes(pointer, size), writable))
 
     def unmap_buffer(self, pointer: int) -> None:
         self.space.unmap(pointer)
 
     def encode_tensor_map(
-        self, pointer: int, element: str, dims: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: int | str
+        self,
+        pointer: int,
+        element: str,
+        dims: Sequence[int],
+        strides: Sequence[int],
+        box: Sequence[int],
+        swizzle: int | str,
     ) -> bytes:
         """The 128 bytes of a tensor map (`emulator.tma` describes them).
 
@@ -118,7 +111,7 @@ class Device:
         target = module.source.target
         self._check_target(target)
         shapes = [tuple(int(n) for n in (*shape, 1, 1)[:3]) for shape in (grid, block, cluster)]
-        return Launch(self, module, entry, *shapes, int(shared_bytes), bytes(parameters)).run()
+        return launcher.get()(self, module, entry, *shapes, int(shared_bytes), bytes(parameters)).run()
 
     def _check_target(self, target: str) -> None:
         """a: this architecture alone; f: the same major number and a minor not lower; neither: this or newer."""
@@ -134,7 +127,9 @@ class Device:
             raise LaunchError(f"PTX for {target} on a device of architecture {self.arch}")
 
     def module_variables(self, module: Module) -> dict[str, int]:
-        """Addresses of the module's .global and .const variables, which are allocated on first use and live as long as the device."""
+        """Addresses of the module's .global and .const variables, which are allocated on first use and live as long
+        as the device.
+        """
         held = self._variables.get(id(module))
         if held is not None:
             return held[1]

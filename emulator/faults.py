@@ -20,8 +20,8 @@ class LaunchError(EmulatorError):
 class EmulatorFault(EmulatorError):
     """A fault of a running kernel, located at an instruction.
 
-    `kernel`, `line` (of the PTX), `text` (the instruction), `source` (CUDA file and line where -lineinfo gives it), `cta`,
-    `warp`, `lane` and `address` are filled in as far as they are known.
+    `kernel`, `line` (of the PTX), `text` (the instruction), `source` (CUDA file and line where -lineinfo gives it),
+    `cta`, `warp`, `lane` and `address` are filled in as far as they are known.
     """
 
     def __init__(self, message: str, *, address: int | None = None, warp: int | None = None, lane: int | None = None):

@@ -1,8 +1,8 @@
 """State spaces: host buffers, shared, local and parameter memory, and the windows of the generic address space.
 
 Global device addresses are host addresses. Generic addresses of the other spaces lie in windows above all of them.
-A shared address has the CTA's rank in its cluster in bits 24 and up, so that a shared::cta address is also the shared::cluster
-address of the same byte; the first 1024 bytes are reserved, as on hardware.
+A shared address has the CTA's rank in its cluster in bits 24 and up, so that a shared::cta address is also the
+shared::cluster address of the same byte; the first 1024 bytes are reserved, as on hardware.
 
 Accesses are vectors: an integer array of addresses, one a lane, and an optional mask. They return unsigned integers.
 """
@@ -25,6 +25,7 @@ RESERVED_SHARED = 1024
 
 UNWRITTEN, WRITTEN, IN_FLIGHT = 0, 1, 2
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_ANY_IN_FLIGHT = {size: kind(int.from_bytes(bytes([IN_FLIGHT] * size), "little")) for size, kind in _UNSIGNED.items()}
 _ALL_WRITTEN = {size: kind(int.from_bytes(bytes([WRITTEN] * size), "little")) for size, kind in _UNSIGNED.items()}
 
 
@@ -36,7 +37,9 @@ def host_bytes(pointer: int, size: int) -> np.ndarray:
 
 
 class Region:
-    """A contiguous piece of one state space. `valid` holds, per byte, UNWRITTEN, WRITTEN or IN_FLIGHT where that is tracked."""
+    """A contiguous piece of one state space. `valid` holds, per byte, UNWRITTEN, WRITTEN or IN_FLIGHT where that is
+    tracked.
+    """
 
     def __init__(self, name: str, base: int, data: np.ndarray, writable: bool = True, valid: np.ndarray | None = None):
         self.name, self.base, self.data, self.writable, self.valid = name, base, data, writable, valid
@@ -44,7 +47,9 @@ class Region:
         self._views: dict[int, tuple] = {}
 
     def view(self, size: int, count: int) -> tuple:
-        """(elements, origin address, index shift, misalignment mask, valid bytes): the part that aligned accesses can reach."""
+        """(elements, origin address, index shift, misalignment mask, valid bytes): the part that aligned accesses
+        can reach.
+        """
         key = size << 8 | count
         found = self._views.get(key)
         if found is None:
@@ -105,6 +110,8 @@ def scatter(region: Region, address: np.ndarray, size: int, values: list[np.ndar
     if not shift and kind is np.uint64 and np.count_nonzero(index < 0):
         raise OutOfRegion
     try:
+        if valid is not None and np.count_nonzero(valid[index] & _ANY_IN_FLIGHT[size]):
+            _report_in_flight(region, address, size, count, valid[index])
         elements[index] = values[0] if count == 1 else np.stack(values, -1)
         if valid is not None:
             valid[index] = _ALL_WRITTEN[size]
@@ -120,6 +127,13 @@ def _report_unwritten(region: Region, address: np.ndarray, size: int, count: int
     octets = region.valid[first - region.base : first - region.base + size * count]
     what = "an asynchronous write is in flight" if (octets == IN_FLIGHT).any() else "nothing has written"
     raise UninitializedRead(f"read of {size * count} bytes of {region.name} that {what}", address=first, **_lane(where))
+
+
+def _report_in_flight(region: Region, address: np.ndarray, size: int, count: int, valid: np.ndarray) -> None:
+    flags = (valid & _ANY_IN_FLIGHT[size]) != 0
+    where = np.unravel_index(int(np.argmax(flags.any(-1) if count > 1 else flags)), address.shape)
+    message = f"write of {size * count} bytes to {region.name} while an asynchronous write to them is in flight"
+    raise MemoryFault(message, address=int(address[where]), **_lane(where))
 
 
 def _lane(where: tuple) -> dict[str, int]:
@@ -158,14 +172,12 @@ class Space:
     def _why(self, address: int, size: int) -> str:
         if address == 0:
             return f"access of {size} bytes through a null pointer"
-        near = min(
-            self.regions, key=lambda r: min(abs(address - r.base), abs(address - r.base - r.size)), default=None
-        )
+        near = min(self.regions, key=lambda r: min(abs(address - r.base), abs(address - r.base - r.size)), default=None)
         if near is None:
             return f"access of {size} bytes to global memory, but no buffer is mapped"
         return (
-            f"access of {size} bytes outside every buffer: nearest is {near.name}, {near.size} bytes at {near.base:#x}, "
-            f"offset {address - near.base}"
+            f"access of {size} bytes outside every buffer: nearest is {near.name}, {near.size} bytes at "
+            f"{near.base:#x}, offset {address - near.base}"
         )
 
     def each_region(
@@ -277,7 +289,9 @@ def atomic(
     b: np.ndarray,
     c: np.ndarray | None,
 ) -> np.ndarray:
-    """One read-modify-write a lane on 1-D `address`; lanes of equal address go one after another. Returns the old values."""
+    """One read-modify-write a lane on 1-D `address`; lanes of equal address go one after another. Returns the old
+    values.
+    """
     old = np.zeros(address.shape, b.dtype)
     rest = np.arange(len(address))
     while len(rest):

@@ -30,7 +30,9 @@ _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PAR
 
 
 class MemoryOperations:
-    """Mixin of Cohort. Loads return unsigned integers [warps, 32] or [warps, 32, count]; masked-off lanes hold anything."""
+    """Mixin of Cohort. Loads return unsigned integers [warps, 32] or [warps, 32, count]; masked-off lanes hold
+    anything.
+    """
 
     def _prepare(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, bool]:
         """Addresses whose inactive lanes repeat an active one; whether any lane is active."""
@@ -45,9 +47,7 @@ class MemoryOperations:
     def _zeros(self, size: int, count: int) -> np.ndarray:
         return np.zeros(self.shape if count == 1 else (*self.shape, count), unsigned(size))
 
-    def load_global(
-        self, address: np.ndarray, mask: np.ndarray | None, size: int, count: int, site: int
-    ) -> np.ndarray:
+    def load_global(self, address: np.ndarray, mask: np.ndarray | None, size: int, count: int, site: int) -> np.ndarray:
         address, some = self._prepare(address, mask)
         return load_global(self.device.space, address, size, count, site) if some else self._zeros(size, count)
 
@@ -76,7 +76,9 @@ class MemoryOperations:
         self, address: np.ndarray, mask: np.ndarray | None, size: int, count: int, site: int = 0
     ) -> np.ndarray:
         address, some = self._prepare(address, mask)
-        return self._load_single(self.cta.local, self._local(address), size, count) if some else self._zeros(size, count)
+        return (
+            self._load_single(self.cta.local, self._local(address), size, count) if some else self._zeros(size, count)
+        )
 
     def load_param(
         self, address: np.ndarray, mask: np.ndarray | None, size: int, count: int, site: int = 0
@@ -103,7 +105,7 @@ class MemoryOperations:
             return load_global(self.device.space, address, size, count, site)
         result = self._zeros(size, count)
         for name, lanes, inner in self._by_window(address, windows):
-            value = getattr(self, f"load_{name}")(inner, lanes, size, count, site)
+            value = getattr(self, f"load_{name}")(inner, lanes & self.active(mask), size, count, site)
             result[lanes] = value[lanes]
         return result
 
@@ -268,9 +270,8 @@ class MemoryOperations:
         return address.astype(np.uint32)
 
     def map_rank(self, address: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """mapa: the same byte of another CTA; a rank that the cluster lacks faults when the address is used."""
         kind = address.dtype.type
-        if np.count_nonzero(rank >= len(self.cta.cluster.ctas)):
-            raise MemoryFault(f"mapa to rank {int(rank.max())} of a cluster of {len(self.cta.cluster.ctas)} CTAs")
         return (address & kind((1 << RANK_SHIFT) - 1)) | (rank.astype(kind) << kind(RANK_SHIFT))
 
     # ldmatrix and stmatrix
@@ -321,7 +322,9 @@ class MemoryOperations:
         used = rows[:, : form.rows]
         if np.count_nonzero(used & np.uint32(ldmatrix.ROW_BYTES - 1)):
             where = np.argwhere(used & np.uint32(ldmatrix.ROW_BYTES - 1))[0]
-            raise MemoryFault("row address is not a multiple of 16", address=int(used[tuple(where)]), lane=int(where[1]))
+            raise MemoryFault(
+                "row address is not a multiple of 16", address=int(used[tuple(where)]), lane=int(where[1])
+            )
 
 
 @cache

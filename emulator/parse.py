@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from emulator.faults import PtxSyntaxError
 
 WIDTHS = {
-    "pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4, "s32": 4,
-    "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "f32x2": 8, "b128": 16,
+    "pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4,
+    "s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "f32x2": 8, "b128": 16,
 }  # fmt: skip
 
 
@@ -433,9 +433,7 @@ class _Parser:
         else:
             raise self.fail("unknown directive", start)
 
-    def instruction(
-        self, scope: Scope, statement: str, position: int, location: tuple[int, int] | None
-    ) -> Instruction:
+    def instruction(self, scope: Scope, statement: str, position: int, location: tuple[int, int] | None) -> Instruction:
         text = " ".join(statement.split())
         guard = None
         rest = text

@@ -1,7 +1,8 @@
 """Running a grid: CTAs, their cohorts, time slices, asynchronous operations, deadlock.
 
-A slice runs one cohort for a random number of blocks; the next cohort is drawn at random from all that can run, of all resident CTAs.
-Asynchronous operations are carried out at random slices, or when nothing else can run. All randomness comes from one seed.
+A slice runs one cohort for a random number of blocks; the next cohort is drawn at random from all that can run, of
+all resident CTAs. Asynchronous operations are carried out at random slices, or when nothing else can run. All
+randomness comes from one seed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from emulator.codegen import Block
     from emulator.device import Device, Module
 
-RESIDENT = 8  # CTAs that start together; more are admitted when these are stuck or take long
-ADMISSION = 4000  # slices after which one more cluster is admitted
+RESIDENT = 16  # CTAs that start together; more are admitted when these are stuck or take long
+ADMISSION = 250  # slices after which as many clusters again are admitted: those that run may wait for them
 STALLED = 100_000  # slices of nothing but failing polls after which a kernel counts as deadlocked
 POISON_WORD = 0x7FFFDEAD  # a NaN, and no plausible index
+
+_TENSOR_INSTRUCTIONS = ("mma.", "wgmma.mma_async.", "tcgen05.mma.")
 
 
 @dataclass
@@ -85,7 +88,9 @@ class Cta:
         for offset, data in launch.shared_data:
             self.window[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
             self.shared.mark(self.shared.base - RESERVED_SHARED + offset, len(data), WRITTEN)
-        self.local = Region(f"local memory of CTA {index}", 0, np.full(launch.local_size * launch.warps * 32, 0xFF, np.uint8))
+        self.local = Region(
+            f"local memory of CTA {index}", 0, np.full(launch.local_size * launch.warps * 32, 0xFF, np.uint8)
+        )
         self.mbarriers: dict = {}
         self.barriers: dict[int, CtaBarrier] = {}
         threads = np.arange(launch.warps * 32).reshape(-1, 32) < launch.threads
@@ -97,12 +102,15 @@ class Cta:
         self.copy_waiters: list[Cohort] = []
         self.warpgroups: dict[int, WarpgroupQueue] = {}
         self._tensor_memory: TensorMemory | None = None
+        self.tensor_loads: dict[int, dict[int, np.ndarray]] = {}  # warp -> register -> value that the wait writes
         self.tensor_queue: Operation | None = None
         self.cohorts: list[Cohort] = []
 
     def start(self) -> Cohort:
         count = self.launch.warps
-        cohort = Cohort(self, np.arange(count), self.launch.poison(count), None if self.alive.all() else self.alive)
+        cohort = self.launch.cohort_type(
+            self, np.arange(count), self.launch.poison(count), None if self.alive.all() else self.alive
+        )
         cohort.entries.append(Entry(0, None if cohort.alive is None else cohort.alive))
         self.cohorts = [cohort]
         return cohort
@@ -119,7 +127,12 @@ class Cta:
         if rank >= len(self.cluster.ctas):
             raise MemoryFault(f"shared address of CTA rank {rank} in a cluster of {len(self.cluster.ctas)}",
                               address=rank << RANK_SHIFT)  # fmt: skip
-        return self.cluster.ctas[rank]
+        found = self.cluster.ctas[rank]
+        if not found.alive.any():
+            raise MemoryFault(
+                f"access to shared memory of CTA {found.index}, which has exited", address=rank << RANK_SHIFT
+            )
+        return found
 
     def address_of(self, name: str) -> int:
         launch = self.launch
@@ -137,6 +150,15 @@ class Cta:
         for barrier in self.barriers.values():
             self._complete(barrier)
         self.cluster.check_barrier()
+        if not self.alive.any():
+            self._close()
+
+    def _close(self) -> None:
+        """The last thread has exited: tensor memory must be free, and nothing may arrive at the barriers any more."""
+        if self._tensor_memory is not None and self._tensor_memory.allocated:
+            raise MemoryFault(f"the CTA exits with tensor memory allocated: {self._tensor_memory.allocated}")
+        for barrier in self.mbarriers.values():
+            barrier.closed = True
 
     # CTA barriers
 
@@ -177,7 +199,7 @@ class Cta:
             if count < barrier.expected:
                 return
             if count > barrier.expected:
-                        raise BarrierFault(f"{count} threads arrived at {barrier}")
+                raise BarrierFault(f"{count} threads arrived at {barrier}")
         generation = barrier.generation
         barrier.arrived[:] = False
         barrier.generation = None
@@ -190,6 +212,8 @@ class Cta:
 
 
 class Launch:
+    cohort_type = Cohort
+
     def __init__(
         self, device: Device, module: Module, name: str, grid: tuple[int, int, int], block: tuple[int, int, int],
         cluster: tuple[int, int, int], shared_bytes: int, parameters: bytes,
@@ -220,19 +244,23 @@ class Launch:
         self._poison: dict[int, list[np.ndarray]] = {}
         self._live: dict[int, frozenset[int]] = {}
         counts = tuple(g // c for g, c in zip(grid, cluster, strict=True))
-        self.waiting = deque(
-            (x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0])
-        )
+        self.waiting = deque((x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0]))
         self.resident: list[Cluster] = []
 
     def _check(self, parameters: bytes) -> None:
         function = self.function
         if len(parameters) != function.parameter_bytes:
-            raise LaunchError(f"{function.name} takes {function.parameter_bytes} bytes of parameters, got {len(parameters)}")
+            raise LaunchError(
+                f"{function.name} takes {function.parameter_bytes} bytes of parameters, got {len(parameters)}"
+            )
         if not 1 <= self.threads <= 1024:
             raise LaunchError(f"{function.name}: block of {self.threads} threads, expected 1 to 1024")
         if min(self.grid) < 1 or any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
-            raise LaunchError(f"{function.name}: grid {self.grid} is empty or no multiple of the cluster {self.cluster}")
+            raise LaunchError(
+                f"{function.name}: grid {self.grid} is empty or no multiple of the cluster {self.cluster}"
+            )
+        if np.prod(self.cluster) > 16:
+            raise LaunchError(f"{function.name}: cluster {self.cluster} of more than 16 CTAs")
         required = function.directives.get("reqntid")
         if required is not None and np.prod(required) != self.threads:
             raise LaunchError(f"{function.name}: block {self.block}, the kernel requires {required}")
@@ -244,7 +272,9 @@ class Launch:
             raise LaunchError(f"{function.name}: cluster {self.cluster}, the kernel requires {needed}")
 
     def _lay_out(self) -> None:
-        """Offsets of shared variables, static ones first, in the shared window; of local ones in a thread's local memory."""
+        """Offsets of shared variables, static ones first, in the shared window; of local ones in a thread's local
+        memory.
+        """
         used = self.program.symbols
         variables = list(self.function.variables.values())
         variables += [v for v in self.module.source.variables.values() if v.name in used]
@@ -267,7 +297,8 @@ class Launch:
         self.shared_size = offset - RESERVED_SHARED + self.dynamic_shared
         if self.shared_size > self.device.shared_limit:
             raise LaunchError(
-                f"{self.function.name}: {self.shared_size} bytes of shared memory, the device has {self.device.shared_limit}"
+                f"{self.function.name}: {self.shared_size} bytes of shared memory, the device has "
+                f"{self.device.shared_limit}"
             )
         for v in variables:
             if v.space == "local":
@@ -321,9 +352,7 @@ class Launch:
         sets = [blocks[entry.pc].live_in for entry in entries if entry.pc < len(blocks)]
         return frozenset().union(*sets)
 
-    def operation(
-        self, name: str, cta: Cta, steps: list, after: list[Operation] | None = None
-    ) -> Operation:
+    def operation(self, name: str, cta: Cta, steps: list, after: list[Operation] | None = None) -> Operation:
         return Operation(name, cta, steps, after or [], self._origin())
 
     def _origin(self) -> Instruction | None:
@@ -362,8 +391,9 @@ class Launch:
                 self._admit()
             while True:
                 self.step += 1
-                if self.step % ADMISSION == 0 and self.waiting:
-                    self._admit()
+                if self.waiting and self.step % ADMISSION == 0:
+                    for _ in range(min(len(self.resident), len(self.waiting))):
+                        self._admit()
                 if self.pending:
                     self._run_due()
                 if self.runnable:
@@ -608,6 +638,8 @@ class Launch:
                     totals[instruction.name] = totals.get(instruction.name, 0) + count
         self.statistics.instructions = dict(sorted(totals.items()))
         self.statistics.warp_instructions = sum(totals.values())
+        tensor = (count for name, count in totals.items() if name.startswith(_TENSOR_INSTRUCTIONS))
+        self.statistics.tensor_instructions = sum(tensor)
         self.statistics.slices = self.step
 
     def _instruction_of(self, error: BaseException) -> Instruction | None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class Operation:
-    """Work of the asynchronous engines. It starts when those in `after` are done and, unless nothing else can run, when the clock
-    reaches `due`. The first step reads its sources; after the last one it is done.
+    """Work of the asynchronous engines. It starts when those in `after` are done and, unless nothing else can run,
+    when the clock reaches `due`. The first step reads its sources; after the last one it is done.
     """
 
     __slots__ = ("name", "cta", "steps", "after", "due", "read_done", "done", "origin")

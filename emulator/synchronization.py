@@ -1,6 +1,7 @@
 """Barriers as a cohort executes them: mbarrier, bar.sync and its kin, cluster barriers, and waits on groups of copies.
 
-An instruction that may block returns a wait. A wait is polled before its lanes go on: True, False, or the lanes that are ready.
+An instruction that may block returns a wait. A wait is polled before its lanes go on: True, False, or the lanes that
+are ready.
 """
 
 from __future__ import annotations
@@ -317,7 +318,9 @@ class SynchronizationOperations:
             counts = np.unique(threads[active])
             expected = int(counts[0])
             if len(counts) != 1 or expected % 32 or not expected or expected > self.launch.warps * 32:
-                raise BarrierFault(f"barrier {barrier.number} with {counts.tolist()} threads of {self.launch.warps * 32}")
+                raise BarrierFault(
+                    f"barrier {barrier.number} with {counts.tolist()} threads of {self.launch.warps * 32}"
+                )
         return self.cta.arrive(barrier, self, active, expected, waits)
 
     def on_bar_sync(

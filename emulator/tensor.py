@@ -1,4 +1,6 @@
-"""wgmma and tcgen05 as a cohort issues them: queues, asynchrony, and what is in flight. The arithmetic is in `wgmma` and `tcgen05`."""
+"""wgmma and tcgen05 as a cohort issues them: queues, asynchrony, and what is in flight. The arithmetic is in `wgmma`
+and `tcgen05`.
+"""
 
 from __future__ import annotations
 
@@ -119,22 +121,17 @@ class TensorOperations:
                 for r, v in zip(registers, values, strict=True)
             }
             options_here = options | {"scale_d": bool(scale[first, 0])}
-            queue.operations.append(
-                (queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here)
-            )
+            queue.operations.append((queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here))
             queue.in_flight.update(registers)
             queue.written.update(dict.fromkeys(registers, queue.group))
             if not self.launch.lazy:
                 self._carry_out(queue, queue.group)
-        self.launch.statistics.tensor_instructions += 1
 
     def _carry_out(self, queue: WarpgroupQueue, last: int) -> None:
         """Carries out the operations of the groups up to `last`."""
         while queue.operations and queue.operations[0][0] <= last:
             _, modifiers, registers, initial, a, b, options = queue.operations.pop(0)
-            accumulators = [
-                queue.results[r] if initial[r] is None else initial[r].view(np.uint32) for r in registers
-            ]
+            accumulators = [queue.results[r] if initial[r] is None else initial[r].view(np.uint32) for r in registers]
             extra = {k: v for k, v in options.items() if k.startswith("transpose")}
             self._check_shared(wgmma.shared_addresses(modifiers, a, b, **extra), self.cta)
             results = wgmma.execute(modifiers, accumulators, a, b, self.cta.window, **options)
@@ -226,9 +223,14 @@ class TensorOperations:
     def tmem_fence(self, action: str, mask: np.ndarray | None) -> None:
         """Orders nothing here: tensor memory has one order, that of the queue."""
 
-    def tmem_wait(self, action: str, mask: np.ndarray | None) -> None:
-        """Loads and stores of tensor memory are complete when they are issued."""
+    def on_tmem_wait(self, mask: np.ndarray | None) -> None:
+        """tcgen05.wait::ld: the registers of the loads before it get their values."""
         self.converged(mask)
+        for row in np.flatnonzero(self.active(mask).any(1)):
+            for register, value in self.cta.tensor_loads.pop(int(self.warps[row]), {}).items():
+                new = self.registers[register].copy()
+                new[row] = value.view(new.dtype)
+                self.registers[register] = new
 
     def _check_allocated(self, memory: TensorMemory, low: int, high: int) -> None:
         for first, columns in memory.allocated.items():
@@ -249,11 +251,18 @@ class TensorOperations:
             yield int(row), where, half, cells
 
     def tmem_load(
-        self, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None, split: object
-    ) -> list[np.ndarray]:
+        self,
+        modifiers: tuple[str, ...],
+        registers: list[int],
+        address: np.ndarray,
+        mask: np.ndarray | None,
+        split: object,
+    ) -> None:
+        """Reads tensor memory now; the registers are written at the wait."""
         form = tcgen05.transfer_form("ld", tuple(m for m in modifiers if m != "ld"))
+        if len(registers) != form.registers:
+            raise UnsupportedInstruction(f"tcgen05.ld with {len(registers)} registers, expected {form.registers}")
         memory = self._tmem()
-        result = np.zeros((*self.shape, form.registers), np.uint32)
         for row, where, half, cells in self._transfers("ld", modifiers, address, mask, split):
             if self.device.checks:
                 if memory.busy[cells].any():
@@ -261,8 +270,9 @@ class TensorOperations:
                                             address=where, warp=row)  # fmt: skip
                 if not memory.written[cells].all():
                     raise UninitializedRead("read of tensor memory that nothing has written", address=where, warp=row)
-            result[row] = tcgen05.load(form, memory.words, where, int(self.warps[row]), half)
-        return [result[..., r] for r in range(form.registers)]
+            warp = int(self.warps[row])
+            values = np.ascontiguousarray(tcgen05.load(form, memory.words, where, warp, half).T)
+            self.cta.tensor_loads.setdefault(warp, {}).update(zip(registers, values, strict=True))
 
     def tmem_store(
         self, modifiers: tuple[str, ...], address: np.ndarray, values: list[np.ndarray], mask: np.ndarray | None,
@@ -287,7 +297,6 @@ class TensorOperations:
         form_modifiers = tuple(m for m in modifiers if m != "mma")
         for row, lane in self.lanes(mask):
             self._issue_mma(form_modifiers, operands, row, lane)
-            self.launch.statistics.tensor_instructions += 1
 
     def _issue_mma(self, modifiers: tuple[str, ...], operands: tuple, row: int, lane: int) -> None:
         def number(operand: object) -> int:
@@ -346,7 +355,7 @@ class TensorOperations:
                 self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
                 cta.tensor_memory.busy[cells] += 1
 
-            def run(where=where, source=source, cells=cells) -> None:  # noqa: ANN001
+            def run(where=where, source=source, cells=cells) -> None:
                 for cta in ctas:
                     self._check_shared(tcgen05.copy_addresses(form, source).reshape(-1), cta)
                 memories = [cta.tensor_memory.words for cta in ctas]
@@ -377,7 +386,7 @@ class TensorOperations:
                 places = [rank << 24 | where & 0xFFFFFF for rank in self._ranks(row, lane, where, targets)]
             barriers = [self.mbarrier(place) for place in places]
 
-            def run(barriers=barriers) -> None:  # noqa: ANN001
+            def run(barriers=barriers) -> None:
                 for barrier in barriers:
                     barrier.arrive(1)
 

@@ -15,8 +15,8 @@ A tensor map is 128 bytes, little endian, 64-byte aligned in memory:
     92  u32[5]   element strides
     112          zeros
 
-A tile lies in shared memory row by row, innermost dimension first, without gaps; the swizzle permutes the 16-byte chunks of
-absolute shared addresses. Elements out of bounds read as the fill and are not written.
+A tile lies in shared memory row by row, innermost dimension first, without gaps; the swizzle permutes the 16-byte
+chunks of absolute shared addresses. Elements out of bounds read as the fill and are not written.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def swizzled_chunks(tensor: TensorMap, shared: int, size: int) -> np.ndarray:
 
 
 REPLACEMENTS = {
-    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype", "interleave_layout",
-    "swizzle_mode", "swizzle_atomicity", "fill_mode",
+    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype",
+    "interleave_layout", "swizzle_mode", "swizzle_atomicity", "fill_mode",
 }  # fmt: skip
 _REPLACED_SWIZZLE = {0: "none", 1: "32B", 2: "64B", 3: "128B"}
 _REPLACED_ATOM = {1: "128B_atom_32B", 2: "128B_atom_32B_flip_8B", 3: "128B_atom_64B"}
@@ -264,8 +264,10 @@ def replace_field(data: np.ndarray, name: str, index: int, value: int) -> None:
             put(16, "B", value)
 
 
-_TYPED = {"u8": "u1", "u16": "u2", "u32": "u4", "s32": "i4", "u64": "u8", "s64": "i8", "f16": "f2", "f32": "f4", "f64": "f8",
-          "f32_ftz": "f4", "b32": "u4", "b64": "u8"}  # fmt: skip
+_TYPED = {
+    "u8": "u1", "u16": "u2", "u32": "u4", "s32": "i4", "u64": "u8", "s64": "i8", "f16": "f2", "f32": "f4", "f64": "f8",
+    "f32_ftz": "f4", "b32": "u4", "b64": "u8",
+}  # fmt: skip
 
 
 def combine(element: str, operation: str, target: np.ndarray, data: np.ndarray) -> None:
@@ -293,4 +295,3 @@ def read_map(region: Region, address: int) -> TensorMap:
     if address % 64:
         raise MemoryFault("tensor map at an address that is not a multiple of 64", address=address)
     return TensorMap.decode(region.bytes_at(address, 128).tobytes(), address)
-

@@ -22,7 +22,9 @@ class WarpOperations:
     def shuffle(
         self, mode: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, members: np.ndarray, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """shfl.sync: (value, whether the source lane was in range). c holds the clamp and, in bits 8 to 12, the segment mask."""
+        """shfl.sync: (value, whether the source lane was in range). c holds the clamp and, in bits 8 to 12, the
+        segment mask.
+        """
         b, c = b.astype(np.int64) & 31, c.astype(np.int64)
         segment, clamp = (c >> 8) & 31, c & 31
         top = (LANES & segment) | (clamp & ~segment)

@@ -40,7 +40,7 @@ def strides(major: str, mode: str, rows: int, k_bytes: int, bits: int) -> tuple[
         return 512, 512 * atoms + 1024
     span = 16 * MODES[mode][1]
     if major == "K":
-        return (rows * 16 + 256, 128 + 0) if mode == "none" else (16, 8 * span)
+        return (rows * 16 + 256, 128) if mode == "none" else (16, 8 * span + 1024 * (rows <= 64))
     atoms = -(-rows * bits // 8 // span)
     if mode == "none":
         return 128 * atoms + 512, 128
