@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from emulator.faults import BarrierFault
+from emulator.races import joined
 
 MAX_COUNT = (1 << 20) - 1
 
@@ -12,7 +13,7 @@ MAX_COUNT = (1 << 20) - 1
 class MBarrier:
     """Counts of one mbarrier object. A phase completes when no arrivals and no bytes are pending."""
 
-    __slots__ = ("name", "expected", "pending", "bytes", "phase", "waiters", "arrivals", "closed")
+    __slots__ = ("name", "expected", "pending", "bytes", "phase", "waiters", "arrivals", "closed", "arriving", "clock")
 
     def __init__(self, name: str, count: int):
         if not 1 <= count <= MAX_COUNT:
@@ -24,6 +25,7 @@ class MBarrier:
         self.waiters: list = []
         self.arrivals = 0
         self.closed = False  # its CTA has exited
+        self.arriving = self.clock = None  # clocks of those who arrive in this phase, and who did before
 
     def __str__(self) -> str:
         return (
@@ -60,8 +62,9 @@ class MBarrier:
         self.bytes += size
         self._check_bytes()
 
-    def complete(self, size: int) -> None:
+    def complete(self, size: int, clock: object = None) -> None:
         self._check_open()
+        self.arriving = joined(self.arriving, clock)
         self.bytes -= size
         self._check_bytes()
         self._advance()
@@ -74,6 +77,7 @@ class MBarrier:
         if self.pending or self.bytes:
             return
         self.phase += 1
+        self.clock = self.arriving
         self.pending = self.expected
         self.wake()
 
@@ -103,6 +107,7 @@ class ClusterBarrier:
 
     def __init__(self) -> None:
         self.phase = 0
+        self.arriving = self.clock = None
         self.waiters: list = []
 
     def __str__(self) -> str:
@@ -110,6 +115,7 @@ class ClusterBarrier:
 
     def advance(self) -> None:
         self.phase += 1
+        self.clock = self.arriving
         waiters, self.waiters = self.waiters, []
         for cohort in waiters:
             cohort.wake()

@@ -229,6 +229,24 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
             cohort.dead = True
         return merged
 
+    # Races
+
+    def agents(self, mask: np.ndarray | None) -> np.ndarray:
+        """Numbers in the cluster of the warps that execute."""
+        warps = self.warps if mask is None and self.alive is None else self.warps[self.active(mask).any(1)]
+        return warps + self.cta.rank * self.launch.warps
+
+    def agent(self, row: int) -> int:
+        return int(self.warps[row]) + self.cta.rank * self.launch.warps
+
+    def accesses(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(agents, addresses), flat, of the lanes that execute."""
+        who = np.broadcast_to((self.warps + self.cta.rank * self.launch.warps)[:, None], address.shape)
+        if mask is None and self.alive is None:
+            return who.reshape(-1), address.reshape(-1)
+        active = self.active(mask)
+        return who[active], address[active]
+
     # Values that generated code asks for
 
     def full(self, value: object) -> np.ndarray:

@@ -25,6 +25,7 @@ from emulator.memory import (
     store_global,
     unsigned,
 )
+from emulator.races import RaceFault
 
 _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAM_WINDOW >> 56: "param"}
 
@@ -59,6 +60,8 @@ class MemoryOperations:
         address, some = self._prepare(address, mask)
         if not some:
             return self._zeros(size, count)
+        if self.cta.races is not None:
+            self.cta.races.read(*self.accesses(address, mask), size * count)
         region = self.cta.shared
         try:
             return gather(region, address, size, count)
@@ -155,6 +158,8 @@ class MemoryOperations:
     def store_shared(
         self, address: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray], site: int = 0
     ) -> None:
+        if self.cta.races is not None:
+            self._check_write(address, mask, size, values)
         if mask is not None or self.alive is not None:
             active = self.active(mask)
             address, values = address[active], [v[active] for v in values]
@@ -170,6 +175,22 @@ class MemoryOperations:
                 scatter(other, address[lanes], size, [v[lanes] for v in values])
             except OutOfRegion:
                 raise single_region_fault(other, address[lanes], size * len(values), True) from None
+
+    def _check_write(self, address: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray]) -> None:
+        try:
+            self.cta.races.write(*self.accesses(address, mask), size * len(values))
+        except RaceFault as fault:
+            # Several warps may write one value: compilers' kernels have all warps store what is uniform.
+            who, where = self.accesses(address, mask)
+            data = np.stack([value[self.active(mask)] for value in values], -1).view(np.uint8)
+            order = np.argsort(where, kind="stable")
+            agree = (where[order][1:] != where[order][:-1]) | (data[order][1:] == data[order][:-1]).all(-1)
+            region = self.cta.shared
+            index = where.astype(np.int64)[:, None] - region.base + np.arange(data.shape[-1])
+            inside = (index >= 0).all() and (index < region.size).all()
+            if not (agree.all() and inside and (fault.together or (region.data[index] == data).all())):
+                raise
+            self.cta.races.write(who, where, size * len(values), same=True)
 
     def store_local(
         self, address: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray], site: int = 0
@@ -279,8 +300,12 @@ class MemoryOperations:
     def load_matrix(self, rows: np.ndarray, mask: np.ndarray | None, modifiers: tuple[str, ...]) -> list[np.ndarray]:
         form = ldmatrix.load_form(modifiers)
         warps = None if mask is None and self.alive is None else self.active(mask).any(1)
+        who = self.agents(mask)
         rows = rows if warps is None else rows[warps]
         self._check_rows(rows, form)
+        if self.cta.races is not None:
+            used = rows[:, : form.rows]
+            self.cta.races.read(np.repeat(who, used.shape[1]), used.reshape(-1), 16)
         if form.bits < 8:
             data = ldmatrix.unpack(form, self._gather_shared(ldmatrix.packed_addresses(form, rows.astype(np.int64)), 1))
             registers = ldmatrix.to_registers(data)
@@ -301,6 +326,9 @@ class MemoryOperations:
         warps = self.active(mask).any(1)
         rows = rows[warps]
         self._check_rows(rows, form)
+        if self.cta.races is not None:
+            used = rows[:, : form.rows]
+            self.cta.races.write(np.repeat(self.agents(mask), used.shape[1]), used.reshape(-1), 16)
         address = ldmatrix.addresses(form, rows.astype(np.int64))
         octets = ldmatrix.to_bytes(np.stack([v[warps] for v in values], -1))
         region = self.cta.shared

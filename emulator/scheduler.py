@@ -21,6 +21,7 @@ from emulator.faults import BarrierFault, DeadlockFault, EmulatorFault, LaunchEr
 from emulator.illegal import IllegalInstruction
 from emulator.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
 from emulator.parse import WIDTHS, Instruction
+from emulator.races import Races, joined
 from emulator.scheduling import Operation
 from emulator.synchronization import Generation, WarpgroupWait
 from emulator.tensor import TensorMemory, WarpgroupQueue
@@ -56,6 +57,8 @@ class Cluster:
         self.barrier = ClusterBarrier()
         self.ctas: list[Cta] = []
         x, y, z = launch.cluster
+        size = RESERVED_SHARED + launch.shared_size
+        self.races = Races(x * y * z, launch.warps, size) if launch.device.checks else None
         for rank in range(x * y * z):
             place = (rank % x, rank // x % y, rank // (x * y))
             cta = tuple(i * n + p for i, n, p in zip(index, launch.cluster, place, strict=True))
@@ -76,6 +79,7 @@ class Cta:
 
     def __init__(self, cluster: Cluster, index: tuple[int, int, int], rank: int):
         self.cluster, self.launch, self.index, self.rank = cluster, cluster.launch, index, rank
+        self.races = cluster.races
         launch = self.launch
         self.slot = launch.next_slot()
         total = RESERVED_SHARED + launch.shared_size
@@ -181,6 +185,8 @@ class Cta:
         if (barrier.arrived[cohort.warps] & active).any():
             raise BarrierFault(f"a warp arrives twice in one use of {barrier}")
         barrier.arrived[cohort.warps] |= active
+        if self.races is not None:
+            generation.clock = joined(generation.clock, self.races.release(cohort.agents(active)))
         generation.name = str(barrier)
         self._complete(barrier)
         return generation

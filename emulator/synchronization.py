@@ -12,6 +12,7 @@ import numpy as np
 
 from emulator.barriers import MBarrier
 from emulator.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
+from emulator.races import joined
 
 if TYPE_CHECKING:
     from emulator.cohort import Cohort
@@ -47,11 +48,15 @@ class MbarrierWait(Wait):
 
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
         if len(self.groups) == 1:
-            return self._done(*self.groups[0][:3])
+            if not self._done(*self.groups[0][:3]):
+                return False
+            cohort.acquire(mask, self.groups[0][0].clock)
+            return True
         ready = np.zeros(cohort.shape, bool)
         for barrier, wanted, parity, lanes in self.groups:
             if self._done(barrier, wanted, parity):
                 ready |= lanes
+                cohort.acquire(lanes, barrier.clock)
         needed = cohort.active(mask)
         if not (ready & needed).any():
             return False
@@ -86,10 +91,13 @@ class Generation(Wait):
         self.name, self.done = name, False
         self.waiters: list[Cohort] = []
         self.key = None
+        self.clock = None
         self.reductions: list[tuple[Cohort, np.ndarray | None, np.ndarray]] = []
         self.result: int | None = None
 
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        if self.done:
+            cohort.acquire(mask, self.clock)
         return self.done
 
     def register(self, cohort: Cohort) -> bool:
@@ -127,7 +135,7 @@ class ReductionResult(Wait):
         self.generation, self.target, self.kind, self.operation = generation, register, kind, operation
 
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        if not self.generation.done:
+        if not self.generation.poll(cohort, mask):
             return False
         values = np.concatenate(self.generation.reductions)
         result = {"popc": values.sum(), "and": values.all(), "or": values.any()}[self.operation]
@@ -150,7 +158,10 @@ class ClusterWait(Wait):
         self.key = (id(barrier), phase)
 
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        return self.barrier.phase > self.phase
+        if self.barrier.phase <= self.phase:
+            return False
+        cohort.acquire(mask, self.barrier.clock)
+        return True
 
     def register(self, cohort: Cohort) -> bool:
         self.barrier.waiters.append(cohort)
@@ -197,6 +208,35 @@ class WarpgroupWait(Wait):
 class SynchronizationOperations:
     """Mixin of Cohort. `on_` methods handle what ends a block: they return a wait, or None to go on."""
 
+    # Clocks
+
+    def acquire(self, mask: np.ndarray | None, clock: object) -> None:
+        if self.cta.races is not None:
+            self.cta.races.acquire(self.agents(mask), clock)
+
+    def _use(self, where: int, lanes: np.ndarray) -> None:
+        if self.cta.races is not None:
+            for row in np.flatnonzero(lanes.any(1)):
+                self.cta.races.use(self.agent(row), where)
+
+    def issued(self, row: int) -> object:
+        """The clock that an asynchronous operation of a warp carries to those who wait for it."""
+        return None if self.cta.races is None else self.cta.races.release(np.array([self.agent(row)]))
+
+    def asynchronous_read(self, row: int, address: np.ndarray, mark: bool = True) -> None:
+        """Checks a read of shared addresses by the asynchronous proxy."""
+        if self.cta.races is not None and len(address):
+            words = np.unique((address & 0xFFFFFF) >> 2)
+            self.cta.races.asynchronous_read(self.agent(row), self.cta.rank, words, mark)
+
+    def asynchronous_write(self, row: int, address: int, size: int, signal: int | None) -> None:
+        if self.cta.races is None:
+            return
+        races, agent = self.cta.races, self.agent(row)
+        races.write(np.full(size // 16, agent), address + 16 * np.arange(size // 16), 16, generic=False)
+        if signal is not None:
+            races.use(agent, signal)
+
     # mbarrier
 
     def mbarrier(self, address: int) -> MBarrier:
@@ -226,6 +266,8 @@ class SynchronizationOperations:
                 raise BarrierFault(f"mbarrier.init of a barrier that threads wait for: {old}", address=where)
             region.bytes_at(where, 8)[:] = 0
             region.mark(where, 8, 1)
+            if self.cta.races is not None:
+                self.cta.races.write(self.agents(lanes), np.full(int(lanes.any(1).sum()), where), 8)
             name = f"mbarrier {where:#x} of CTA {self.cta.index}"
             self.cta.mbarriers[where & 0xFFFFFF] = MBarrier(name, int(count[lanes][0]))
 
@@ -241,6 +283,7 @@ class SynchronizationOperations:
         for where, lanes in self._by_address(address, mask):
             total = int(size[lanes].sum(dtype=np.int64))
             barrier = self.mbarrier(where)
+            self._use(where, lanes)
             barrier.expect(total) if action == "expect_tx" else barrier.complete(total)
 
     def mbarrier_arrive(
@@ -251,6 +294,9 @@ class SynchronizationOperations:
         for where, lanes in self._by_address(address, mask):
             barrier = self.mbarrier(where)
             tokens[lanes] = barrier.token()
+            self._use(where, lanes)
+            if self.cta.races is not None:
+                barrier.arriving = joined(barrier.arriving, self.cta.races.release(self.agents(lanes)))
             total = int(np.count_nonzero(lanes))
             if count is not None:
                 amount = int(count[lanes].sum(dtype=np.int64))
@@ -274,6 +320,8 @@ class SynchronizationOperations:
             for value in np.unique(wanted[lanes]):
                 done = barrier.completed(int(value)) if parity else barrier.phase != int(value) >> 20
                 result[lanes & (wanted == value)] = done
+                if done:
+                    self.acquire(lanes & (wanted == value), barrier.clock)
         if not result[self.active(mask)].all():
             self.launch.stalls += 1
         return result
@@ -284,6 +332,7 @@ class SynchronizationOperations:
         groups = []
         for where, lanes in self._by_address(address, mask):
             barrier = self.mbarrier(where)
+            self._use(where, lanes)
             values = wanted[lanes]
             keys = (values & values.dtype.type(1)) if parity else values
             if not np.count_nonzero(keys != keys[0]):
@@ -294,6 +343,7 @@ class SynchronizationOperations:
         if len(groups) == 1:
             barrier, value, parity, _ = groups[0]
             if MbarrierWait._done(barrier, value, parity):
+                self.acquire(mask, barrier.clock)
                 return None
             return MbarrierWait([(barrier, value, parity, None)])
         return MbarrierWait(groups) if groups else None
@@ -330,7 +380,7 @@ class SynchronizationOperations:
         if len(groups) > 1:  # warps that use different barriers
             return self._several_barriers(mask, number, threads, aligned, groups)
         generation = self._arrive(mask, number, threads, aligned, True)
-        return None if generation.done else generation
+        return None if generation.poll(self, mask) else generation
 
     def _several_barriers(
         self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool, groups: np.ndarray
@@ -372,6 +422,9 @@ class SynchronizationOperations:
         tokens = self.cta.cluster_tokens
         if (tokens[self.warps][active] == phase).any():
             raise BarrierFault("barrier.cluster.arrive twice without a wait")
+        barrier = self.cta.cluster.barrier
+        if self.cta.races is not None:
+            barrier.arriving = joined(barrier.arriving, self.cta.races.release(self.agents(active)))
         block = tokens[self.warps]
         block[active] = phase
         tokens[self.warps] = block
@@ -417,7 +470,7 @@ class SeveralGenerations(Wait):
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
         ready = np.zeros(cohort.shape, bool)
         for generation, lanes in self.parts:
-            if generation.done:
+            if generation.poll(cohort, lanes):
                 ready |= lanes
         needed = cohort.active(mask)
         if not (ready & needed).any():

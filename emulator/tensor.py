@@ -12,6 +12,7 @@ import numpy as np
 from emulator import tcgen05, wgmma
 from emulator.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
 from emulator.memory import WRITTEN
+from emulator.races import joined
 from emulator.synchronization import Wait
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class AllocationWait(Wait):
         if first is None:
             return False
         region = self.cta.shared
+        if self.cta.races is not None:
+            self.cta.races.write(cohort.agents(mask), np.full(1, self.address), 4, generic=False)
         region.bytes_at(self.address, 4)[:] = np.array([first], np.uint32).view(np.uint8)
         region.mark(self.address, 4, WRITTEN)
         return True
@@ -120,6 +123,10 @@ class TensorOperations:
                 r: None if r in queue.in_flight else np.ascontiguousarray(v[rows])
                 for r, v in zip(registers, values, strict=True)
             }
+            if self.cta.races is not None:
+                extra = {k: v for k, v in options.items() if k.startswith("transpose")}
+                where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
+                self.asynchronous_read(first, where[::4], mark=False)
             options_here = options | {"scale_d": bool(scale[first, 0])}
             queue.operations.append((queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here))
             queue.in_flight.update(registers)
@@ -320,6 +327,7 @@ class TensorOperations:
         memories = [cta.tensor_memory for cta in ctas]
         footprint = tcgen05.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
         if footprint is not None:
+            self.asynchronous_read(row, footprint.shared[0][::4])
             for memory, writes in zip(memories, footprint.writes, strict=True):
                 columns = np.flatnonzero(writes.any(0))
                 self._check_allocated(memory, int(columns[0]), int(columns[-1]))
@@ -351,6 +359,7 @@ class TensorOperations:
         for row, lane in self.lanes(mask):
             where, source = int(address[row, lane]), int(descriptor[row, lane])
             cells = tcgen05.copy_cells(form, where)
+            self.asynchronous_read(row, tcgen05.copy_addresses(form, source).reshape(-1)[::4])
             for cta in ctas:
                 self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
                 cta.tensor_memory.busy[cells] += 1
@@ -386,8 +395,11 @@ class TensorOperations:
                 places = [rank << 24 | where & 0xFFFFFF for rank in self._ranks(row, lane, where, targets)]
             barriers = [self.mbarrier(place) for place in places]
 
-            def run(barriers=barriers) -> None:
+            clock = self.issued(row)
+
+            def run(barriers=barriers, clock=clock) -> None:
                 for barrier in barriers:
+                    barrier.arriving = joined(barrier.arriving, clock)
                     barrier.arrive(1)
 
             self._post_tensor("tcgen05.commit", ctas, run)

@@ -17,6 +17,8 @@ MARKERS = {
     "build": "the generator: matrix, templates, nvcc",
     "emulated": "shipped kernels on the emulated device",
     "oracle": "the emulator against kernels of other compilers",
+    "hopper": "the emulator against what an H200 answered",
+    "teeth": "faults planted in the emulator and in the kernels, each of which something has to notice",
     "gpu": "needs a CUDA device",
 }
 # Data is fresh in every run; TESTS_SEED repeats the run of a printed seed.
