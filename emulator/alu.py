@@ -2,7 +2,8 @@
 
 Every function is element-wise over lanes. The differences: integer division truncates and division by zero gives all
 ones (9.7.1.8), shift amounts are clamped (9.7.8), float-to-integer conversion saturates (9.7.9.21), fma rounds once
-(9.7.3.6), directed rounding, flush to zero, minimum and maximum of NaN (9.7.3.11). Payloads of NaN results are numpy's.
+(9.7.3.6), directed rounding, flush to zero, minimum and maximum of NaN (9.7.3.11). NaN results of f32, f16 and
+bf16 are 0x7fffffff and 0x7fff; those of f64 keep numpy's payload.
 The approximate functions (rcp.approx, ex2.approx, ...) are computed in float64 and rounded: hardware is within the
 error that the ISA allows of them, but not equal bit for bit.
 """
@@ -228,6 +229,25 @@ def flush(a: np.ndarray) -> np.ndarray:
     return where(np.abs(a) < f32(2.0**-126), np.copysign(f32(0), a), a)
 
 
+_NAN = np.array(0x7FFFFFFF, u32).view(f32)
+
+
+def canonical(a: np.ndarray) -> np.ndarray:
+    """f32 results with the one NaN that arithmetic gives, 0x7fffffff (9.7.3)."""
+    nan = a != a
+    return where(nan, _NAN, a) if count_nonzero(nan) else a
+
+
+def flush_exact(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Flushes results that are tiny before rounding, as an H200 does: 2^-126 itself may be one rounded up."""
+    return where(np.abs(exact) < 2.0**-126, np.copysign(f32(0), rounded), rounded)
+
+
+def flush_half(bits: np.ndarray) -> np.ndarray:
+    """Subnormal f16 values, as bits, become zeros of the same sign."""
+    return where(bits & u16(0x7C00), bits, bits & u16(0x8000))
+
+
 def saturate(a: np.ndarray) -> np.ndarray:
     """Clamps to [0, 1]; NaN becomes +0."""
     return where(np.isnan(a), a.dtype.type(0), np.clip(a, 0, 1) + a.dtype.type(0)).astype(a.dtype)
@@ -318,8 +338,16 @@ def divide32(a: np.ndarray, b: np.ndarray, mode: str) -> np.ndarray:
     rest = -fma64(quotient, b.astype(f64), -a.astype(f64))
     bits = quotient.view(s64)
     toward = where((rest > 0) == ((quotient > 0) == (b > 0)), 1, -1)
-    odd = where((rest != 0) & (bits & 1 == 0) & np.isfinite(quotient), bits + toward, bits).view(f64)
+    inexact = (np.abs(rest) > 0) & np.isfinite(quotient)  # the rest of a division by infinity is NaN
+    odd = where(inexact & (bits & 1 == 0), bits + toward, bits).view(f64)
     return round_f32(odd, mode)
+
+
+def divide_approximate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """div.approx.f32: a divisor beyond 2^126 gives zero, or NaN under an infinity (9.7.3.8)."""
+    quotient = a / b
+    beyond = (np.abs(b) > f32(2.0**126)) & np.isfinite(b)
+    return where(beyond, quotient * f32(0), quotient) if count_nonzero(beyond) else quotient
 
 
 def sqrt32(a: np.ndarray, mode: str) -> np.ndarray:
@@ -368,7 +396,7 @@ def widen(kind: str, bits: np.ndarray) -> np.ndarray:
 def narrow(kind: str, value: np.ndarray) -> np.ndarray:
     """f32 or float64 values rounded to nearest even as bits of f16 or bf16."""
     if kind == "f16":
-        return value.astype(f16).view(u16)
+        return where(np.isnan(value), u16(0x7FFF), value.astype(f16).view(u16))
     if value.dtype == f64:
         single = value.astype(f32)
         back = single.astype(f64)
@@ -396,7 +424,7 @@ def half_fma(kind: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, relu: bool)
     product = np.multiply(widen(kind, a), widen(kind, b), dtype=f64)
     value = sum_to_odd(product, widen(kind, c).astype(f64))
     if relu:
-        value = where(value < 0, 0.0, value)
+        value = where(value <= 0, 0.0, value)
     return narrow(kind, value)
 
 

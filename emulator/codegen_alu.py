@@ -186,11 +186,13 @@ def _divide(e: Emitter, i: Instruction) -> None:
         x, y = (_flushed(e, v, ftz) for v in _first_array(e, (a, b), kind))
         if kind == "f32" and mode in ("rz", "rm", "rp"):
             value = f"divide32({x}, {y}, {mode!r})"
-        elif mode in ("approx", "full", "rn"):
+        elif mode == "approx":
+            value = f"divide_approximate({x}, {y})"
+        elif mode in ("full", "rn"):
             value = f"{x} / {y}"
         else:
             raise e.fail("this rounding of div.f64 is not implemented")
-        return e.write(d, kind, f"flush({value})" if ftz else value, i)
+        return _finish_float(e, i, kind, value, ftz, False)
     kind = m.type(*INTEGERS)
     m.done()
     d, a, b = _operands(e, i, 3)
@@ -380,7 +382,11 @@ def _finish_float(e: Emitter, i: Instruction, kind: str, value: str, ftz: bool, 
         value = f"flush({value})"
     if sat:
         value = f"saturate({value})"
-    e.write(i.operands[0], kind, value, i)
+    e.write(i.operands[0], kind, _canonical(kind, value), i)
+
+
+def _canonical(kind: str, value: str) -> str:
+    return f"canonical({value})" if kind == "f32" else value
 
 
 def _pairs(e: Emitter, operand: object, kind: str) -> str:
@@ -429,6 +435,8 @@ def _float_binary(e: Emitter, i: Instruction) -> None:
     x, y = _flushed(e, x, ftz), _flushed(e, y, ftz)
     if mode == "rn":
         value = f"{x} {sign} {y}"
+        if ftz and sign == "*" and kind == "f32":
+            value = f"flush_exact({value}, np.multiply({x}, {y}, dtype=f64))"
     elif kind == "f32":
         if sign == "*":
             value = f"round_f32({x}.astype(f64) * {y}, {mode!r})"  # the product is exact in float64
@@ -473,28 +481,32 @@ def _fma(e: Emitter, i: Instruction) -> None:
     else:
         x, y, z = (_flushed(e, v, ftz) for v in _first_array(e, (a, b, c), kind))
     value = f"fma32({x}, {y}, {z})" if mode == "rn" else f"fma32_directed({x}, {y}, {z}, {mode!r})"
+    if ftz:
+        value = f"flush_exact({value}, np.multiply({x}, {y}, dtype=f64) + {z})"
     _finish_float(e, i, kind, value, ftz, sat)
 
 
 def _sign(e: Emitter, i: Instruction) -> None:
-    """neg and abs of floats change the sign bit only."""
+    """neg and abs of floats change the sign bit of numbers; a NaN of f32 and f16 becomes the canonical one."""
     m = Modifiers(e, i)
     kind = m.type("f32", "f64", *HALVES)
     ftz = m.flag("ftz")
     m.done()
     d, a = _operands(e, i, 2)
-    if kind in HALVES:
-        base = "b32" if kind.endswith("x2") else "b16"
-        bit = 0x80008000 if base == "b32" else 0x8000
-    else:
-        base = "b32" if kind == "f32" else "b64"
-        bit = 1 << (8 * WIDTHS[base] - 1)
-    numpy = NUMPY[base]
-    if ftz:
-        value = e.temporary(f"flush({e.array(a, 'f32')}).view(u32)")
-    else:
-        value = e.array(a, base)
-    if i.opcode == "neg":
+    negate = i.opcode == "neg"
+    if kind == "f32":
+        value = _flushed(e, e.array(a, kind), ftz)
+        return _finish_float(e, i, kind, f"-{value}" if negate else f"np.abs({value})", False, False)
+    if kind == "f16":
+        value = f"widen('f16', {e.array(a, 'b16')})"
+        return e.write(d, "b16", f"narrow('f16', {'-' if negate else 'np.abs'}({value}))", i)
+    base = {"f64": "b64", "bf16": "b16"}.get(kind, "b32")
+    bit = 0x80008000 if base == "b32" else 1 << (8 * WIDTHS[base] - 1)
+    value, numpy = e.array(a, base), NUMPY[base]
+    if negate and kind == "f64":
+        number = e.array(a, kind)
+        e.write(d, kind, f"where(np.isnan({number}), {number}, -{number})", i)
+    elif negate:
         e.write(d, base, f"{value} ^ {e.constant(bit, numpy)}", i)
     else:
         e.write(d, base, f"{value} & {e.constant(~bit & ((1 << 8 * WIDTHS[base]) - 1), numpy)}", i)
@@ -513,13 +525,15 @@ def _float_minmax(e: Emitter, i: Instruction) -> None:
         half = kind.removesuffix("x2")
         packed = kind.endswith("x2")
         values = [_pairs(e, o, kind) if packed else e.array(o, "b16") for o in sources]
+        if ftz:
+            values = [f"flush_half({v})" for v in values]
         value = f"half_minmax({i.opcode!r}, {half!r}, {values[0]}, {values[1]}, {nan}, {magnitude_only})"
         return _write_pairs(e, i, kind, value) if packed else e.write(d, "b16", value, i)
     values = [_flushed(e, v, ftz) for v in _first_array(e, tuple(sources), kind)]
     value = values[0]
     for other in values[1:]:
         value = f"float_minmax({i.opcode!r}, {value}, {other}, {nan}, {magnitude_only})"
-    e.write(d, kind, value, i)
+    _finish_float(e, i, kind, value, False, False)
 
 
 def _approximate(e: Emitter, i: Instruction) -> None:
@@ -545,7 +559,7 @@ def _approximate(e: Emitter, i: Instruction) -> None:
         value = f"divide32(np.ones_like({x}), {x}, {mode!r})"
     else:
         raise e.fail(f"rounding .{mode} is not implemented here")
-    e.write(d, kind, f"flush({value})" if ftz else value, i)
+    _finish_float(e, i, kind, value, ftz, False)
 
 
 def _copysign(e: Emitter, i: Instruction) -> None:
@@ -562,7 +576,7 @@ _TESTP = {
     "infinite": "np.isinf({0})",
     "number": "~np.isnan({0})",
     "notanumber": "np.isnan({0})",
-    "normal": "np.isfinite({0}) & (np.abs({0}) >= np.finfo({0}.dtype).tiny)",
+    "normal": "np.isfinite({0}) & (({0} == 0) | (np.abs({0}) >= np.finfo({0}.dtype).tiny))",
     "subnormal": "({0} != 0) & (np.abs({0}) < np.finfo({0}.dtype).tiny)",
 }
 
@@ -758,7 +772,7 @@ def _cvt(e: Emitter, i: Instruction) -> None:
     if plain and (result, source) == ("f32", "bf16"):
         return e.write(d, "f32", f"convert_f32_bf16({e.array(sources[0], 'b16')})", i)
     if plain and (result, source) == ("f32", "f16"):
-        return e.write(d, "f32", f"widen('f16', {e.array(sources[0], 'b16')})", i)
+        return e.write(d, "f32", f"canonical(widen('f16', {e.array(sources[0], 'b16')}))", i)
     if plain and (result, source) == ("f64", "f32"):
         return e.write(d, "f64", f"{e.array(sources[0], 'f32')}.astype(f64)", i)
     if plain and (result, source, rounding) == ("f32", "f64", "rn"):

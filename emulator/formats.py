@@ -184,7 +184,7 @@ def encode(
     code = np.where(np.isnan(values), f.largest if f.nan is None else f.nan, code)
     if f.pad:
         code = code << f.pad
-        code = np.where(np.isnan(values), 0x7FFFFFFF, code)
+        code = np.where(np.isnan(values), 0x7FFFE000, code)
     return code.astype(np.uint32)
 
 
@@ -230,7 +230,10 @@ def convert(
     mode = rounding if rounding in ("rn", "rz", "rm", "rp", "rna") else "rn"
     if not (sat or ftz or rounding in _INTEGER_ROUNDING or destination == "f64"):
         if source == "f32":
-            return _encode_f32(destination, bits, mode, relu, satfinite).astype(_CONTAINER[destination])
+            code = _encode_f32(destination, bits, mode, relu, satfinite).astype(_CONTAINER[destination])
+            if mode == "rna":  # which cuts the payload of a NaN off
+                code = np.where(bits << np.uint32(1) > 0xFF000000, bits & np.uint32(0xFFFFE000), code)
+            return code
         if source in ("f16", "bf16"):
             return _recode(destination, source, mode, relu, satfinite)[bits].astype(_CONTAINER[destination])
     values = decode(source, bits)
@@ -241,11 +244,28 @@ def convert(
     if sat:
         values = np.where(np.isnan(values), 0.0, np.clip(values, 0.0, 1.0) + 0.0)
     if destination == "f64":
-        return np.ascontiguousarray(values).view(np.uint64)
+        return _nan_payload(destination, source, bits, np.ascontiguousarray(values).view(np.uint64))
     code = encode(destination, values, mode, relu=relu, satfinite=satfinite)
     if ftz and destination == "f32":
         code = np.where(code & 0x7F800000 == 0, code & 0x80000000, code)
-    return code.astype(_CONTAINER[destination])
+    return code.astype(_CONTAINER[destination]) if sat else _nan_payload(destination, source, bits, code)
+
+
+def _nan_payload(destination: str, source: str, bits: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """A NaN to or from f64 becomes quiet and keeps sign and top of its payload, but from f32 (with .ftz) it becomes the
+    canonical NaN of f32 first: seen on an H200. Elsewhere `code` stands."""
+    if "f64" not in (destination, source) or destination == source:
+        return code.astype(_CONTAINER[destination])
+    wide = np.uint64(0x7FFFFFFFE0000000)
+    if source == "f16":
+        wide = (bits & np.uint64(0x8000)) << np.uint64(48) | np.uint64(0x7FF8 << 48)
+        wide = wide | (bits & np.uint64(0x3FF)) << np.uint64(42)
+    elif source == "f64":
+        f = FORMATS[destination]
+        top = bits >> np.uint64(52 - f.mantissa_bits) & np.uint64((1 << f.mantissa_bits) - 1)
+        quiet = ((1 << f.exponent_bits) - 1) << f.mantissa_bits | 1 << (f.mantissa_bits - 1)
+        wide = bits >> np.uint64(63) << np.uint64(f.sign_bit) | np.uint64(quiet) | top
+    return np.where(np.isnan(decode(source, bits)), wide, code).astype(_CONTAINER[destination])
 
 
 _INTEGER_ROUNDING = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}

@@ -174,6 +174,10 @@ class TensorMap:
         window, shape, steps = [], [], []
         pitches = (None, *self.strides)
         offset = 0
+        if coordinates[0] * self.bits % 128:  # seen on an H200, too: such a copy is an illegal instruction
+            raise MemoryFault(
+                f"a box that starts at element {coordinates[0]} of {self.bits} bits is not aligned to 16 bytes (5.5.3.1)"
+            )
         for d in range(self.rank):
             step, count = self.element_strides[d], self.tile[d]
             first = max(0, -(coordinates[d] // step)) if coordinates[d] < 0 else 0

@@ -9,6 +9,8 @@ import pytest
 from ptx import launch, module
 
 import emulator
+from emulator.memory import Space
+from emulator.tma import TensorMap
 
 SCHEDULES = pytest.mark.parametrize("seed, lazy", [(0, False), (1, True), (2, True), (3, True)])
 WAIT = """
@@ -51,9 +53,20 @@ LOADS = [  # element, numpy type, dims, box, coordinates, swizzle
     ("u8", np.uint8, (128, 20), (128, 16), (-32, -3), 128),
     ("u16", np.uint16, (64, 9, 5), (16, 4, 2), (56, 7, 4), 32),
     ("bf16", np.uint16, (64, 9, 5), (64, 2, 3), (0, -1, 3), 128),
-    ("f32", np.uint32, (16, 7, 3, 4), (8, 3, 2, 2), (10, 5, 2, -1), 0),
-    ("u32", np.uint32, (8, 5, 4, 3, 2), (8, 2, 2, 2, 2), (1, 4, 3, 2, 1), 32),
+    ("f32", np.uint32, (16, 7, 3, 4), (8, 3, 2, 2), (12, 5, 2, -1), 0),
+    ("u32", np.uint32, (8, 5, 4, 3, 2), (8, 2, 2, 2, 2), (4, 4, 3, 2, 1), 32),
 ]
+
+
+@pytest.mark.parametrize("element, start", [("u8", 24), ("u8", -8), ("f16", 4), ("u32", 2)])
+def test_a_box_starts_at_a_multiple_of_16_bytes(element: str, start: int) -> None:
+    """ISA 5.5.3.1. An H200 answers such a copy with an illegal instruction, also where all of it is out of bounds."""
+    tensor = TensorMap.decode(tensor_map_bytes(1 << 20, element, (256, 8), (1024,), (32, 4), 0), 0)
+    for coordinates in ((start, 0), (start, 100)):
+        with pytest.raises(emulator.MemoryFault, match="not aligned to 16 bytes"):
+            tensor.load(Space(), coordinates)
+        with pytest.raises(emulator.MemoryFault, match="not aligned to 16 bytes"):
+            tensor.store(Space(), coordinates, np.zeros(128, np.uint8), None)
 
 
 @SCHEDULES
