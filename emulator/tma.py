@@ -176,7 +176,7 @@ class TensorMap:
         offset = 0
         if coordinates[0] * self.bits % 128:  # seen on an H200, too: such a copy is an illegal instruction
             raise MemoryFault(
-                f"a box that starts at element {coordinates[0]} of {self.bits} bits is not aligned to 16 bytes (5.5.3.1)"
+                f"a box that starts at element {coordinates[0]} ({self.bits} bits) is not aligned to 16 bytes (5.5.3.1)"
             )
         for d in range(self.rank):
             step, count = self.element_strides[d], self.tile[d]
