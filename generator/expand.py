@@ -50,6 +50,7 @@ class Variant:
     parameters: list[dict[str, Any]]
     parameter_bytes: int
     launch: dict[str, Any]
+    choices: dict[str, dict[str, int]]
     cost: Expression | None
 
     @property
@@ -104,6 +105,8 @@ class FamilyExpander:
         self.arguments = {argument.name: argument for argument in family.arguments}
         self.dimensions = self._dimensions()
         self.scalars = {scalar.name for scalar in family.scalars}
+        self.choices = {scalar.name: {word: index for index, word in enumerate(scalar.choices)}
+                        for scalar in family.scalars if scalar.choices is not None}
         self.sizes = {f"sizeof_{argument}" for argument in self.arguments}
         self.problem_names = self.dimensions | self.scalars | self.sizes
         self.features = set(family.select.features)
@@ -138,6 +141,8 @@ class FamilyExpander:
                 if item.name in seen:
                     add(f"{where}.{kind}[{index}].name", f"duplicate name {item.name!r}")
                 seen.add(item.name)
+        for index, scalar in enumerate(family.scalars):
+            self._check_scalar(f"{where}.scalars[{index}]", scalar)
         for index, argument in enumerate(family.arguments):
             at = f"{where}.arguments[{index}]"
             if argument.alignment & (argument.alignment - 1):
@@ -162,6 +167,19 @@ class FamilyExpander:
             "skip": family.skip,
             "select": family.select.model_dump(include={"match", "features", "measured"}),
         }
+
+    def _check_scalar(self, where: str, scalar: schema.Scalar) -> None:
+        if scalar.choices is None:
+            if isinstance(scalar.default, str):
+                self.problems.add(f"{where}.default", f"expected a number, got {scalar.default!r}")
+            return
+        if scalar.dtype != "i32":
+            self.problems.add(f"{where}.dtype", f"choices are passed by their index, as i32, got {scalar.dtype}")
+        if len(set(scalar.choices)) != len(scalar.choices):
+            self.problems.add(f"{where}.choices", "duplicate choice")
+        if scalar.default is not None and scalar.default not in scalar.choices:
+            self.problems.add(f"{where}.default", f"expected one of {', '.join(scalar.choices)}, "
+                              f"got {scalar.default!r}")  # fmt: skip
 
     def _check_select(self) -> None:
         select, where = self.family.select, f"{self.where}.select"
@@ -397,7 +415,8 @@ class _TargetExpander:
                 family=self.parent.name, variant=variant, tile=tile, arch=arch, template=target.template,
                 symbol=re.sub(r"[^0-9A-Za-z_]", "_", f"{self.parent.name}_{variant}"), flags=tuple(target.flags),
                 may_use_local_memory=variant in target.local_memory, axes=point.axes, constants=constants,
-                parameters=parameters, parameter_bytes=parameter_bytes, launch=launch, cost=cost,
+                parameters=parameters, parameter_bytes=parameter_bytes, launch=launch, choices=self.parent.choices,
+                cost=cost,
             )
             for arch in known_archs
         ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Renders a variant's CUDA source, and digests everything that its bytes depend on.
 
 A template gets, by keyword: every axis, every constant, ``symbol``, ``family``, ``variant``, ``arch`` (``120a``),
-``arch_major``, ``arch_minor``, ``shared`` (dynamic shared memory in bytes) and ``parameters`` (name -> manifest entry,
-so that ``parameters.a_map.box`` is the box the host encodes). A name it uses and does not get is an error.
+``arch_major``, ``arch_minor``, ``shared`` (dynamic shared memory in bytes), ``parameters`` (name -> manifest entry, so
+that ``parameters.a_map.box`` is the box the host encodes) and ``choices`` (scalar -> word -> the number that the kernel
+gets, so that ``choices.division.ieee`` is one). A name it uses and does not get is an error.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Renderer:
             **variant.axes, **variant.constants, "symbol": variant.symbol, "family": variant.family,
             "variant": variant.variant, "arch": variant.arch, "arch_major": arch.major, "arch_minor": arch.minor,
             "shared": variant.launch["shared"], "parameters": {entry["name"]: entry for entry in variant.parameters},
+            "choices": variant.choices,
         }  # fmt: skip
         self._check_suffix(Path(variant.template))
         try:

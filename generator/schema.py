@@ -70,7 +70,8 @@ class Scalar(Model):
     name: Name
     dtype: ScalarDType
     doc: str
-    default: int | float | None = None
+    default: int | float | str | None = None
+    choices: Annotated[list[Name], Field(min_length=2)] | None = None
 
 
 class Pointer(Model):

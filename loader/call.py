@@ -92,6 +92,7 @@ class Call:
                       + [scalar.name for scalar in self.family.scalars])
         self.count = len(self.family.arguments)
         self._arguments = {argument.name: i for i, argument in enumerate(self.family.arguments)}
+        self._has_choices = any(scalar.choices for scalar in self.family.scalars)
         self._by_name = operator.itemgetter(*self.names) if len(self.names) > 1 else None
         # One DLTensor as five fields: data, the 16 bytes of device, rank and type, shape, strides, byte offset.
         self._unpack = struct.Struct("<" + "Q16sQQQ" * self.count).unpack_from
@@ -116,6 +117,8 @@ class Call:
             values = None
         if values is None:
             values = signature.order(self.family, args, kwargs)
+        if self._has_choices:
+            values = signature.choose(self.family, values)
         found = self._locate(values)
         prepared = found and found[0].get(found[1])
         if prepared is None:
@@ -282,7 +285,7 @@ class Call:
         return evaluator.evaluate(values)
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> Plan:
-        values = self._with_numbers(signature.order(self.family, args, kwargs))
+        values = self._with_numbers(signature.choose(self.family, signature.order(self.family, args, kwargs)))
         prepared, buffers = self.prepare(values, self.stream(values, stream))
         if prepared is not None:
             prepared.check([buffer.pointer for buffer in buffers])

@@ -51,7 +51,8 @@ def signature_text(family: Family) -> str:
     for a in family.arguments:
         shape = ", ".join(map(expression.to_text, a.shape))
         parts.append(f"{a.name}: {'' if a.direction == 'in' else a.direction + ' '}{'|'.join(a.dtypes)} [{shape}]")
-    parts.extend(f"{s.name}: {s.dtype}" + (f" = {s.default}" if s.default is not None else "") for s in family.scalars)
+    parts.extend(f"{s.name}: {'|'.join(s.choices) or s.dtype}" + (f" = {s.default}" if s.default is not None else "")
+                 for s in family.scalars)
     return f"{family.name}({', '.join(parts)})"
 
 
@@ -62,7 +63,7 @@ def explain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expla
     if not args and kwargs and all(name in numbers or isinstance(value, str) for name, value in kwargs.items()):
         problem, place = _problem_of_numbers(family, kwargs), None
     else:
-        values = signature.order(family, args, kwargs)
+        values = signature.choose(family, signature.order(family, args, kwargs))
         buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
         place = signature.device_of(family, buffers)
         problem = call.checker.check(buffers, values[call.count:])
@@ -96,7 +97,8 @@ def _problem_of_numbers(family: Family, given: Mapping[str, Any]) -> Problem:
         if value is None:
             raise MissingArgumentError(f"{family.name}: missing {scalar.name}", kernel=family.name,
                                        argument=scalar.name, expected=scalar.dtype, got=None)
-        values[scalar.name] = signature.scalar_value(family.name, scalar, value)
+        read = signature.choice if scalar.choices else signature.scalar_value
+        values[scalar.name] = read(family.name, scalar, value)
     for name in family.dimensions:
         size = given.get(name)
         if type(size) is not int or size < 0:

@@ -58,12 +58,16 @@ class Argument(NamedTuple):
 
 
 class Scalar(NamedTuple):
-    """One number of the call; ``default`` is None where it must be given."""
+    """One number of the call; ``default`` is None where it must be given.
+
+    With ``choices`` the call gives one of these words, and the kernel gets its index.
+    """
 
     name: str
     dtype: str
     doc: str
-    default: int | float | None
+    default: int | float | str | None
+    choices: tuple[str, ...]
 
 
 class Constraint(NamedTuple):
@@ -324,9 +328,15 @@ def _scalar(fields: _Fields) -> Scalar:
     name = fields.text("name", _IDENTIFIER)
     dtype = fields.choice("dtype", SCALAR_FORMATS)
     default = fields.take("default") if fields.has("default") else None
-    if default is not None:
+    choices = tuple(fields.items("choices")) if fields.has("choices") else ()
+    if choices and (dtype != "i32" or not all(type(word) is str for word in choices)):
+        raise _wrong(f"{fields.where}.choices", "words, for a scalar of dtype i32", list(choices))
+    _unique(choices, f"{fields.where}.choices")
+    if default is not None and choices and default not in choices:
+        raise _wrong(f"{fields.where}.default", f"one of {', '.join(choices)}", default)
+    if default is not None and not choices:
         _number(default, f"{fields.where}.default")
-    scalar = Scalar(name, dtype, fields.text("doc"), default)
+    scalar = Scalar(name, dtype, fields.text("doc"), default, choices)
     fields.done()
     return scalar
 

@@ -72,6 +72,24 @@ def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
     return [given[name] if name in given else defaults[name] for name in names]
 
 
+def choose(family: Family, values: Sequence[Any]) -> list[Any]:
+    """The values of a call with the index of each word that is one of a scalar's choices."""
+    chosen, first = list(values), len(family.arguments)
+    for index, scalar in enumerate(family.scalars, first):
+        if scalar.choices:
+            chosen[index] = choice(family.name, scalar, values[index])
+    return chosen
+
+
+def choice(family: str, scalar: Scalar, value: Any) -> int:
+    """The index of a word among the choices of a scalar."""
+    if type(value) is str and value in scalar.choices:
+        return scalar.choices.index(value)
+    expected = " or ".join(map(repr, scalar.choices))
+    raise ScalarError(f"{family}: {scalar.name} expects {expected}, got {value!r}", kernel=family,
+                      argument=scalar.name, expected=scalar.choices, got=value)
+
+
 def scalar_value(family: str, scalar: Scalar, value: Any) -> Number:
     """A scalar of the call as a Python number that fits its dtype."""
     facts = {"kernel": family, "argument": scalar.name, "expected": scalar.dtype, "got": value}
