@@ -1,0 +1,73 @@
+// Quantisation to NVFP4: the scale of a block of 16, and fp32 values to packed E2M1.
+//
+// With S = 6 * 448 / amax(tensor), the encode scale, a block's UE4M3 scale is its amax * S / 6 and its elements are
+// multiplied by S / scale; the value of an element is then E2M1 * UE4M3 / S. Every operation is rounded on its own, so
+// that kernels which quantise equal values write equal bytes, whatever the compiler would fuse.
+#pragma once
+#include <cuda_fp8.h>
+#include <float.h>
+#include <stdint.h>
+
+namespace nvfp4 {
+
+constexpr int kBlock = 16;  // elements along K that share one scale
+constexpr float kInverseOf6 = 1.0f / 6.0f;
+
+__device__ __forceinline__ float reciprocal_approximate(float value) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+
+struct BlockScale {
+    uint32_t byte;     // UE4M3
+    float multiplier;  // of the elements, before they are rounded to E2M1; 0 where the scale is 0
+};
+
+// The scale of a block with the largest magnitude `amax`. ieee: exact quotients, as Transformer Engine takes them; else
+// approximate reciprocals, as vLLM, SGLang and TensorRT-LLM do.
+__device__ __forceinline__ BlockScale block_scale(float amax, float encode_scale, bool ieee) {
+    const float scale = ieee ? __fmul_rn(amax, __fmul_rn(encode_scale, kInverseOf6))
+                             : __fmul_rn(encode_scale, __fmul_rn(amax, reciprocal_approximate(6.0f)));
+    const __nv_fp8_e4m3 rounded(scale);
+    const float value = static_cast<float>(rounded);
+    if (value == 0) return {0, 0.0f};
+    const float multiplier =
+        ieee ? fminf(__fdiv_rn(encode_scale, value), FLT_MAX)
+             : reciprocal_approximate(__fmul_rn(value, reciprocal_approximate(encode_scale)));
+    return {rounded.__x, multiplier};
+}
+
+// E2M1 of one value, rounded to nearest even and saturated; NaN becomes 6. The low nibble.
+__device__ __forceinline__ uint32_t e2m1_in_software(float value) {
+    const uint32_t sign = __float_as_uint(value) >> 28 & 8, bits = __float_as_uint(value) & 0x7FFFFFFF;
+    const float magnitude = __uint_as_float(bits);
+    // From 1 on: exponent and one bit of the mantissa, rounded. Below: multiples of 0.5, which is the last bit of 2^22.
+    const uint32_t normal = (bits + 0x1FFFFF + (bits >> 22 & 1)) >> 22;
+    const uint32_t subnormal = __float_as_uint(__fadd_rn(magnitude, 4194304.0f)) & 7;
+    const uint32_t code = magnitude < 1.0f ? subnormal : min(normal - 2 * 126, 7u);
+    return bits > 0x7F800000 ? 7 : code | sign;
+}
+
+// Eight values to E2M1, the first in the low nibble.
+__device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
+#if __CUDA_ARCH__ >= 1000
+    uint32_t packed;
+    asm("{\n.reg .b8 b0, b1, b2, b3;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 b0, %2, %1;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 b1, %4, %3;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 b2, %6, %5;\n"
+        "cvt.rn.satfinite.e2m1x2.f32 b3, %8, %7;\n"
+        "mov.b32 %0, {b0, b1, b2, b3};\n}\n"
+        : "=r"(packed)
+        : "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "f"(v[4]), "f"(v[5]), "f"(v[6]), "f"(v[7]));
+    return packed;
+#else
+    uint32_t packed = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) packed |= e2m1_in_software(v[i]) << 4 * i;
+    return packed;
+#endif
+}
+
+}  // namespace nvfp4
