@@ -11,15 +11,15 @@ from pathlib import Path
 from loader.registry import registry
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / "tests" / ".cache" / "grouped_fp4"
+CACHE = ROOT / "tests" / ".cache" / "kernels"
 
 
-def build_grouped_fp4(archs: str) -> subprocess.CompletedProcess:
-    """Build all variants for ``archs`` into CACHE, incrementally. Test processes take turns; a build never waits."""
+def build_kernels(archs: str) -> subprocess.CompletedProcess:
+    """Build every shipped kernel for ``archs`` into CACHE, incrementally. Test processes take turns."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with CACHE.with_suffix(".lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        command = [sys.executable, "build.py", "--arch", archs, "--kernel", "grouped_fp4", "--out", str(CACHE)]
+        command = [sys.executable, "build.py", "--arch", archs, "--out", str(CACHE)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from packs import CACHE, build_grouped_fp4
+from packs import CACHE, build_kernels
 
 from generator import lock, sass, toolchain
 from generator.errors import ToolchainError
 from generator.matrix import load
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.family == "grouped_fp4"]
+VARIANTS = load(ROOT / "kernels.yaml").variants
 ARCHS = sorted({variant.arch for variant in VARIANTS})
 
 try:
@@ -27,14 +27,15 @@ try:
 except ToolchainError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
 
-# Generation -> opcodes that each of its kernels must hold
+GEMMS = {"grouped_fp4"}
+# Generation -> opcodes that each of its GEMMs must hold
 OPCODES = {"9": {"HGMMA"}, "10": {"UTCOMMA", "UTCCP"}, "12": {"OMMA"}}
 
 
 @pytest.fixture(scope="session")
 def pack() -> Path:
     """All variants for all archs."""
-    done = build_grouped_fp4("all")
+    done = build_kernels("all")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return CACHE
 
@@ -44,12 +45,14 @@ def artifacts(pack: Path) -> list[dict]:
     return json.loads((pack / "manifest.json").read_text())["artifacts"]
 
 
-def broken_promises(arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
+def broken_promises(arch: str, family: str, tile: str, profile: sass.Profile) -> Iterator[str]:
     """What SASS shows that it should not. The bars are what CUTLASS's grouped kernels of such tiles need."""
-    if missing := OPCODES[arch[:-2]] - set(profile.counts):
-        yield f"no {missing}"
     if profile.counts["LDL"] or profile.counts["STL"]:
         yield f"{profile.counts['LDL']} LDL and {profile.counts['STL']} STL"
+    if family not in GEMMS:
+        return
+    if missing := OPCODES[arch[:-2]] - set(profile.counts):
+        yield f"no {missing}"
     loop = profile.main_loop
     if loop is None:
         yield "no loop with tensor-core instructions"
@@ -68,11 +71,12 @@ def test_the_matrix_covers_its_archs() -> None:
 def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, pack: Path, artifacts: list[dict]) -> None:
     """Block-scaled FP4 natively on Blackwell, warpgroup products on Hopper; no local memory; lean main loops."""
     chosen = [artifact for artifact in artifacts if artifact["arch"] == arch]
-    assert [a["variant"] for a in chosen] == sorted(v.variant for v in VARIANTS if v.arch == arch)
+    built = [(a["family"], a["variant"]) for a in chosen]
+    assert built == sorted((v.family, v.variant) for v in VARIANTS if v.arch == arch)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         profiles = list(pool.map(lambda artifact: sass.profile(pack / artifact["file"]), chosen))
-    found = [f"{artifact['variant']}: {promise}" for artifact, profile in zip(chosen, profiles, strict=True)
-             for promise in broken_promises(arch, artifact["tile"], profile)]  # fmt: skip
+    found = [f"{artifact['symbol']}: {promise}" for artifact, profile in zip(chosen, profiles, strict=True)
+             for promise in broken_promises(arch, artifact["family"], artifact["tile"], profile)]  # fmt: skip
     assert not found
 
 
@@ -82,8 +86,9 @@ def test_the_prefill_loop_of_sm120_is_lean() -> None:
         counts = {"OMMA": 10, "LDSM": others}
         return sass.Profile(Counter(counts), "kernel", (sass.Loop(Counter(counts), 0, 16),))
 
-    assert not list(broken_promises("120a", "m256n128k128", loop(23)))
-    assert list(broken_promises("120f", "m128n128k128", loop(24))) == ["34 instructions in the main loop for 10 OMMA"]
+    assert not list(broken_promises("120a", "grouped_fp4", "m256n128k128", loop(23)))
+    broken = list(broken_promises("120f", "grouped_fp4", "m128n128k128", loop(24)))
+    assert broken == ["34 instructions in the main loop for 10 OMMA"]
 
 
 def test_kernels_stay_in_registers(artifacts: list[dict]) -> None:
@@ -98,7 +103,7 @@ def test_cubins_are_small(artifacts: list[dict]) -> None:
 
 def test_an_unchanged_rebuild_of_the_matrix_compiles_nothing(pack: Path) -> None:
     """Also after builds for some archs alone."""
-    assert f"0 compiled, {len(VARIANTS)} up to date, 0 failed; pack unchanged" in build_grouped_fp4("all").stdout
+    assert f"0 compiled, {len(VARIANTS)} up to date, 0 failed; pack unchanged" in build_kernels("all").stdout
 
 
 def test_the_lock_agrees_with_the_sources(pack: Path, artifacts: list[dict]) -> None:
@@ -113,5 +118,5 @@ def test_the_lock_agrees_with_the_sources(pack: Path, artifacts: list[dict]) -> 
         "cubin": artifact["sha256"],
         "ptx": hashlib.sha256(gzip.decompress((pack / artifact["ptx"]["file"]).read_bytes())).hexdigest(),
     } for artifact in artifacts}  # fmt: skip
-    ours = {label: digests for label, digests in expected["kernels"].items() if label.startswith("grouped_fp4/")}
-    assert {label for label in {*built, *ours} if built.get(label) != ours.get(label)} == set()
+    locked = expected["kernels"]
+    assert {label for label in {*built, *locked} if built.get(label) != locked.get(label)} == set()

@@ -1,67 +1,40 @@
-"""Every variant of grouped_fp4, executed from its PTX on the emulated device with all checks on.
-
-The pack is LOADER_ARTIFACTS if that is set, else one that is built here and kept for the next run.
-"""
+"""Every variant of grouped_fp4, executed from its PTX on the emulated device with all checks on."""
 
 from __future__ import annotations
 
-import functools
-import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
-from packs import CACHE, build_grouped_fp4
 from raw_buffer import RawBuffer
 
-import emulator
 import loader
 from generator.matrix import Variant, load
-from loader import emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
 VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "grouped_fp4" and v.arch in ARCHS]
 SCHEDULES = 3
 
-pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.arch}-{v.variant}")
 
 
-@pytest.fixture(scope="session")
-def build() -> subprocess.CompletedProcess | None:
-    """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
-    if os.environ.get("LOADER_ARTIFACTS"):
-        return None
-    return build_grouped_fp4(",".join(ARCHS))
-
-
-@pytest.fixture
-def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
-    return None if build is None else [str(CACHE)]
-
-
-@pytest.fixture(autouse=True)
-def few_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two, so that a CTA computes several tiles and every ring of stages goes round more than once."""
-    monkeypatch.setattr(emulated, "SM_COUNT", 2)
-
-
 class Runner:
-    """Launches through the loader on an emulated device with a given schedule."""
+    """Launches through the loader on an emulated device, each time under a fresh schedule."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None, rng: np.random.Generator) -> None:
-        self._monkeypatch, self._packs, self._rng = monkeypatch, packs, rng
-        self._device = emulator.Device
+    def __init__(self, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
+        self._packs, self._reschedule = packs, reschedule
 
     def __call__(self, variant: Variant, problem: reference.GroupedProblem, expected: reference.Expected) -> bytes:
-        """A checked launch under a fresh schedule; returns the bytes of the output."""
-        seed, lazy = int(self._rng.integers(1 << 31)), bool(self._rng.integers(2))
-        device = functools.partial(self._device, seed=seed, lazy=lazy, checks=True)
-        self._monkeypatch.setattr(emulator, "Device", device)
+        """A checked launch; returns the bytes of the output."""
+        schedule = self._reschedule()
         out = reference.GuardedOutput(problem.shape[0], problem.shape[1], variant.axes["out"])
         loader.launch(
             "grouped_fp4",
@@ -71,14 +44,14 @@ class Runner:
             device=f"emulated:{variant.arch}",
             packs=self._packs,
         )
-        context = f"{variant.label} (M, N, K, E) = {problem.shape} schedule seed {seed} lazy {lazy}"
+        context = f"{variant.label} (M, N, K, E) = {problem.shape} {schedule}"
         reference.verify(problem, expected, out, context)
         return out.array.tobytes()
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, packs: list[str] | None, rng: np.random.Generator) -> Iterator[Runner]:
-    yield Runner(monkeypatch, packs, rng)
+def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Runner:
+    return Runner(packs, reschedule)
 
 
 def test_every_variant_was_built(build: subprocess.CompletedProcess | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packs import CACHE, build_grouped_fp4
+from packs import CACHE, build_kernels
 
 import emulator
 from hopper import emulated, shipped
@@ -70,7 +70,7 @@ def packs() -> list[str] | None:
     """The pack of LOADER_ARTIFACTS, or one that is built here and kept."""
     if os.environ.get("LOADER_ARTIFACTS"):
         return None
-    done = build_grouped_fp4("90a")
+    done = build_kernels("90a")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return [str(CACHE)]
 

@@ -1,0 +1,53 @@
+"""The pack of shipped kernels, and launches of them on the emulated device under schedules of their own.
+
+The pack is LOADER_ARTIFACTS if that is set, else one that is built here and kept for the next run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from packs import CACHE, build_kernels
+
+import emulator
+from loader import emulated
+
+ARCHS = ("90a", "100a", "120a")
+
+
+@pytest.fixture(scope="session")
+def build() -> subprocess.CompletedProcess | None:
+    """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
+    if os.environ.get("LOADER_ARTIFACTS"):
+        return None
+    return build_kernels(",".join(ARCHS))
+
+
+@pytest.fixture
+def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
+    """The ``packs`` of a call."""
+    return None if build is None else [str(CACHE)]
+
+
+@pytest.fixture
+def few_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, so that a CTA computes several tiles and every ring of stages goes round more than once."""
+    monkeypatch.setattr(emulated, "SM_COUNT", 2)
+
+
+@pytest.fixture
+def reschedule(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Callable[[], str]:
+    """Gives the launches that follow a fresh schedule, with all checks on; returns words for it."""
+    device = emulator.Device
+
+    def draw() -> str:
+        seed, lazy = int(rng.integers(1 << 31)), bool(rng.integers(2))
+        monkeypatch.setattr(emulator, "Device", functools.partial(device, seed=seed, lazy=lazy, checks=True))
+        return f"schedule seed {seed} lazy {lazy}"
+
+    return draw
