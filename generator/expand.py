@@ -99,9 +99,9 @@ def solvable_dimension(entry: Expression) -> str | None:
 class FamilyExpander:
     """Checks and expands one family. ``self.where`` prefixes every finding."""
 
-    def __init__(self, name: str, family: schema.Family, problems: Problems) -> None:
+    def __init__(self, name: str, family: schema.Family, problems: Problems, section: str = "families") -> None:
         self.name, self.family, self.problems = name, family, problems
-        self.where = f"families.{name}"
+        self.where = f"{section}.{name}"
         self.arguments = {argument.name: argument for argument in family.arguments}
         self.dimensions = self._dimensions()
         self.scalars = {scalar.name for scalar in family.scalars}
@@ -113,7 +113,7 @@ class FamilyExpander:
         self.manifest: dict[str, Any] = {}
 
     def expand(self) -> list[Variant]:
-        self._check_family()
+        self.check_signature()
         variants: list[Variant] = []
         for target_name, target in self.family.targets.items():
             variants += _TargetExpander(self, target_name, target).expand()
@@ -133,7 +133,8 @@ class FamilyExpander:
             scalar.name for scalar in self.family.scalars
         }
 
-    def _check_family(self) -> None:
+    def check_signature(self) -> None:
+        """Everything but the targets; fills ``manifest``."""
         family, where, add = self.family, self.where, self.problems.add
         seen: set[str] = set()
         for kind, items in (("arguments", family.arguments), ("scalars", family.scalars)):

@@ -13,16 +13,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from generator import schema
+from generator import compose, schema
 from generator.errors import MatrixError
 from generator.expand import FamilyExpander, Problems, Variant
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """The whole matrix: families in manifest form, and variants sorted by family, arch, variant."""
+    """The whole matrix: families and composites in manifest form, and variants sorted by family, arch, variant."""
 
     families: dict[str, dict[str, Any]]
+    composites: dict[str, dict[str, Any]]
     variants: list[Variant]
 
 
@@ -55,10 +56,12 @@ def load(path: Path) -> Expansion:
     problems = Problems()
     families, variants = {}, []
     for name, family in matrix.families.items():
-        expander = FamilyExpander(name, family, problems)
-        variants += expander.expand()
-        families[name] = expander.manifest
+        families[name] = FamilyExpander(name, family, problems)
+        variants += families[name].expand()
+    composites = {name: compose.expand(name, composite, families, problems)
+                  for name, composite in matrix.composites.items()}
     texts = problems.texts(file)
     if texts:
         raise MatrixError(texts)
-    return Expansion(families, sorted(variants, key=lambda v: (v.family, v.arch, v.variant)))
+    manifests = {name: expander.manifest for name, expander in families.items()}
+    return Expansion(manifests, composites, sorted(variants, key=lambda v: (v.family, v.arch, v.variant)))

@@ -28,7 +28,7 @@ from generator.matrix import Expansion
 from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
 
-SCHEMA = 1
+SCHEMA = 2
 ABI = 1
 MANIFEST = "manifest.json"
 STORE = ".build"
@@ -131,10 +131,13 @@ class Writer:
     def finish(self, expansion: Expansion, source_digest: str, artifacts: list[dict[str, Any]],
                previous: Sequence[Mapping[str, Any]]) -> bool:  # fmt: skip
         """Put the manifest in place and remove files that neither it nor ``previous`` names; whether it changed."""
+        built = {entry["family"] for entry in artifacts}
         manifest = {
             "schema": SCHEMA, "abi": ABI, "source_digest": source_digest,
             "toolchain": {"nvcc": self.toolchain.version, "flags": list(FLAGS), "zlib": zlib.ZLIB_RUNTIME_VERSION},
-            "families": {name: expansion.families[name] for name in {entry["family"] for entry in artifacts}},
+            "families": {name: expansion.families[name] for name in built},
+            "composites": {name: composite for name, composite in expansion.composites.items()
+                           if built.issuperset(step["kernel"] for step in composite["steps"])},
             "artifacts": sorted(artifacts, key=key),
         }  # fmt: skip
         content = (json.dumps(manifest, sort_keys=True, indent=1) + "\n").encode()

@@ -164,9 +164,33 @@ class Family(Model):
     targets: Annotated[dict[Name, Target], Field(min_length=1)]
 
 
+class Scratch(Model):
+    name: Name
+    dtype: Name
+    shape: Annotated[list[Expr], Field(min_length=1)]
+
+
+class Step(Model):
+    kernel: Name
+    arguments: dict[Name, Name] = {}
+    scalars: dict[Name, Expr] = {}
+
+
+class Composite(Model):
+    summary: str
+    arguments: Annotated[list[Argument], Field(min_length=1)]
+    scalars: list[Scalar] = []
+    constraints: list[str] = []
+    skip: Expr | None = None
+    split: Name
+    workspace: list[Scratch] = []
+    steps: Annotated[list[Step], Field(min_length=1)]
+
+
 class Matrix(Model):
     version: Literal[1] = Field(alias="schema")
     families: Annotated[dict[Name, Family], Field(min_length=1)]
+    composites: dict[Name, Composite] = {}
 
 
 def location(parts: tuple[int | str, ...]) -> str:

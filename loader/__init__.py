@@ -20,6 +20,7 @@ from loader.api import (
     plan,
     preload,
     verify,
+    workspace_bytes,
 )
 from loader.errors import *  # noqa: F403
 from loader.errors import __all__ as _error_names
@@ -27,4 +28,4 @@ from loader.errors import __all__ as _error_names
 __version__ = "0.1.0"
 
 __all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "__version__", "errors", "explain", "kernels",
-           "launch", "plan", "preload", "verify", *_error_names]
+           "launch", "plan", "preload", "verify", "workspace_bytes", *_error_names]

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import loader
-from loader import driver, registry, select
+from loader import driver, expression, registry, select
 from loader.errors import LoaderError
 from loader.explanation import signature_text, table
+from loader.manifest import Composite, Family
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -22,12 +23,12 @@ def _list(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     found = registry.registry(options.packs)
+    composite = found.composites.get(options.kernel)
+    if composite is not None:
+        _inspect_composite(composite)
+        return 0
     family = found.family(options.kernel)
-    print(f"{signature_text(family)}\n{family.summary}\n")
-    for argument in family.arguments:
-        print(f"  {argument.name}: {argument.doc}")
-    for constraint in family.constraints:
-        print(f"  requires {constraint.text}")
+    _print_signature(family)
     rows = [("variant", "arch", "registers", "spill", "shared", "block", "bytes")]
     for candidate in found.candidates(family.name):
         a = candidate.artifact
@@ -36,6 +37,24 @@ def _inspect(options: argparse.Namespace) -> int:
                      str(a.binary.size)))
     print("\n" + table(rows))
     return 0
+
+
+def _print_signature(family: Family) -> None:
+    print(f"{signature_text(family)}\n{family.summary}\n")
+    for item in (*family.arguments, *family.scalars):
+        print(f"  {item.name}: {item.doc}")
+    for constraint in family.constraints:
+        print(f"  requires {constraint.text}")
+
+
+def _inspect_composite(composite: Composite) -> None:
+    _print_signature(composite.signature)
+    rows = [("step", "buffers and scalars that are not of the same name")]
+    for step in composite.steps:
+        given = [f"{name}={buffer}" for name, buffer in step.arguments.items() if name != buffer]
+        given += [f"{name}={expression.to_text(value)}" for name, value in step.scalars.items() if name != value]
+        rows.append((step.kernel, ", ".join(given)))
+    print("\n" + table(rows))
 
 
 def _verify(options: argparse.Namespace) -> int:

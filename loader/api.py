@@ -1,4 +1,4 @@
-"""What ``import loader`` offers: launch, plan, preload, explain, kernels, verify."""
+"""What ``import loader`` offers: launch, plan, preload, explain, workspace_bytes, kernels, verify."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 
 from loader import arch, driver, explanation, module, registry, select
 from loader.call import Call, target
-from loader.errors import DeviceError
+from loader.composite import CompositeCall, CompositeCalls
+from loader.errors import DeviceError, UnknownKernelError, UnknownVariantError
 from loader.explanation import Explanation
 from loader.plan import Plan
 from loader.registry import Verified, verify
 
 __all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "explain", "kernels", "launch", "plan",
-           "preload", "verify"]
+           "preload", "verify", "workspace_bytes"]
 
-_calls: dict[Any, Call] = {}
+_calls: dict[Any, Call | CompositeCalls] = {}
 
 
-def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call:
+def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls:
     packs = registry.directories_given(packs)
     key = (name, device, type(device), variant, packs)
     try:
@@ -26,13 +27,28 @@ def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call:
     except TypeError:  # what cannot be hashed is no name of anything, and Call says which it is
         return Call(name, device, variant, packs)
     if found is None:
-        found = _calls[key] = Call(name, device, variant, packs)
+        found = _calls[key] = _new_call(name, device, variant, packs)
     return found
+
+
+def _new_call(name: str, device: Any, variant: str | None, packs: Sequence[str] | None) -> Call | CompositeCalls:
+    if name not in registry.registry(packs).composites:
+        return Call(name, device, variant, packs)
+    if variant is not None:
+        raise UnknownVariantError(f"{name} runs several kernels and has no variants, got {variant!r}", name=name,
+                                  variant=variant, known=[], closest=[])
+    return CompositeCalls(name, device, packs)
+
+
+def _call_of(name: str, device: Any, variant: str | None, packs: Any, kwargs: Any) -> tuple[Call, Any]:
+    """The one kernel or composite that takes these arguments, and the arguments for it."""
+    call = _call(name, device, variant, packs)
+    return call.of(kwargs) if isinstance(call, CompositeCalls) else (call, kwargs)
 
 
 def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
            packs: Sequence[str] | None = None, **kwargs: Any) -> None:
-    """Run a kernel on buffers of any framework.
+    """Run a kernel, or the kernels of a composite, on buffers of any framework.
 
     Arguments go by position or name, as ``kernels()`` lists them; results are written into the buffers given for
     outputs. ``stream``: a handle or a stream object, None for the producers' current stream. ``device``: None for the
@@ -68,11 +84,12 @@ def preload(*names: str, device: int | Sequence[int] | None = None, variant: str
             packs: Sequence[str] | None = None) -> list[Loaded]:
     """Verify and load every artifact that could run on the device, so that later launches load nothing.
 
-    ``names``: kernels, none for all. ``device``: an ordinal or several, None for the current one. Needed before a
-    stream is captured into a graph.
+    ``names``: kernels and composites, none for all. ``device``: an ordinal or several, None for the current one.
+    Needed before a stream is captured into a graph.
     """
     found = registry.registry(packs)
-    families = [found.family(name) for name in names] or list(found.families.values())
+    kernels = [kernel for name in names for kernel in _kernels_of(found, name)]
+    families = [found.family(name) for name in dict.fromkeys(kernels)] or list(found.families.values())
     loaded = []
     for place in [_ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
         on = driver.get().device(place)
@@ -82,6 +99,12 @@ def preload(*names: str, device: int | Sequence[int] | None = None, variant: str
                 artifact = candidate.artifact
                 loaded.append(Loaded(family.name, artifact.variant, artifact.arch, place))
     return loaded
+
+
+def _kernels_of(found: registry.Registry, name: str) -> list[str]:
+    """The families that a name stands for: its own, or those of a composite's steps."""
+    composite = found.composites.get(name) if isinstance(name, str) else None
+    return [step.kernel for step in composite.steps] if composite else [name]
 
 
 def _ordinal(device: Any) -> int:
@@ -101,11 +124,23 @@ def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = 
     """
     if isinstance(device, str) and (device in arch.ARCHS or device.startswith("sm_")):
         device = f"emulated:{device}"
-    return explanation.explain(_call(name, device, variant, packs), args, kwargs)
+    call, kwargs = _call_of(name, device, variant, packs, kwargs)
+    return explanation.explain(call, args, kwargs)
+
+
+def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> int:
+    """Bytes of the workspace that a composite needs for a problem in one go, given as for ``explain``.
+
+    A smaller one makes the call go in chunks.
+    """
+    call, kwargs = _call_of(name, None, None, packs, {**kwargs, "workspace": None})
+    if not isinstance(call, CompositeCall):
+        raise UnknownKernelError(f"{name} is one kernel and takes no workspace", name=name, known=[], closest=[])
+    return call.workspace_bytes(explanation.problem_of(call, args, kwargs)[0].values)
 
 
 class KernelInfo(NamedTuple):
-    """A kernel family of the packs."""
+    """A kernel family of the packs, or a composite, which has no variants."""
 
     name: str
     summary: str
@@ -124,4 +159,9 @@ def kernels(packs: Sequence[str] | None = None) -> dict[str, KernelInfo]:
             family.name, family.summary, explanation.signature_text(family),
             tuple(name for name in arch.ARCHS if any(a.arch == name for a in artifacts)),
             tuple(sorted({artifact.variant for artifact in artifacts})))
+    for name, composite in found.composites.items():
+        archs = [set(infos[step.kernel].archs) for step in composite.steps]
+        infos[name] = KernelInfo(
+            name, composite.signature.summary, explanation.signature_text(composite.signature),
+            tuple(name for name in arch.ARCHS if all(name in held for held in archs)), ())
     return infos

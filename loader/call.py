@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from loader import arch, dlpack, driver, expression, geometry, module, registry, select, signature
 from loader import stream as streams
 from loader.dlpack import Buffer
-from loader.errors import DeviceError, HostBufferError, UnknownArchError
+from loader.errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
 from loader.geometry import Geometry
-from loader.manifest import SCALAR_FORMATS
+from loader.manifest import SCALAR_FORMATS, Family
 from loader.plan import Plan, Prepared
 from loader.registry import Registry
-from loader.select import DeviceFacts, Selection
+from loader.select import Decision, DeviceFacts, Selection
 from loader.signature import Problem
 
 # Problems and tensor layouts remembered by one Call before it starts over.
@@ -86,8 +86,9 @@ class Call:
 
     def __init__(self, name: str, device: Any, variant: str | None, packs: Sequence[str] | None) -> None:
         self.registry: Registry = registry.registry(packs)
-        self.family = self.registry.family(name)
+        self.family = self.signature(name)
         self.target, self.variant = target(device), variant
+        self.kernels: tuple[str, ...] = (name,)  # all that must run on one architecture
         self.names = ([argument.name for argument in self.family.arguments]
                       + [scalar.name for scalar in self.family.scalars])
         self.count = len(self.family.arguments)
@@ -107,6 +108,10 @@ class Call:
         self._choices: dict[Any, select.Choice] = {}
         self._evaluators: dict[tuple[str, str], geometry.Evaluator] = {}
         self._remembered = 0  # problems in all of _layouts
+
+    def signature(self, name: str) -> Family:
+        """What the call takes."""
+        return self.registry.family(name)
 
     # Later calls of a problem
 
@@ -241,13 +246,16 @@ class Call:
         place = signature.device_of(self.family, buffers)
         problem = self.checker.check(buffers, scalars)
         self._check_target(place)
+        if self.family.skip is not None and expression.evaluate(self.family.skip, problem.values):
+            return _SKIPPED
+        return self.resolve(problem, place, stream)
+
+    def resolve(self, problem: Problem, place: tuple[int, int], stream: int) -> Any:
+        """A checked problem on a device, ready to be launched: (type, ordinal) of ``dlpack``."""
         if place[0] == dlpack.CPU:
             from loader import emulated  # host buffers only
 
-            found = emulated.prepare(self, problem)
-            return _SKIPPED if found is None else found
-        if self.family.skip is not None and expression.evaluate(self.family.skip, problem.values):
-            return _SKIPPED
+            return emulated.prepare(self, problem)
         device = driver.get().device(place[1] if place[1] >= 0 else self.target.ordinal or 0)
         selection = self.select(device.facts, problem)
         resolved = self.geometry(selection, problem, device.facts)
@@ -274,6 +282,15 @@ class Call:
         if choice is None:
             choice = self._choices[key] = select.Choice(self.registry, self.family, facts, problem.dtypes, self.variant)
         return choice.select(problem.values)
+
+    def decide(self, facts: DeviceFacts, problem: Problem) -> tuple[str | None, str | None, tuple[Decision, ...]]:
+        """What would run: variant and arch, None where nothing fits, and the decisions."""
+        try:
+            selection = self.select(facts, problem)
+        except NoKernelError as error:
+            return None, None, error.decisions
+        artifact = selection.chosen.artifact
+        return artifact.variant, artifact.arch, selection.decisions
 
     def geometry(self, selection: Selection, problem: Problem, facts: DeviceFacts) -> Geometry:
         values = {**problem.values, "sm_count": facts.sm_count}

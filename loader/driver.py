@@ -65,6 +65,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuCtxGetDevice": (POINTER(c_int),),
     "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuStreamIsCapturing": (c_uint64, POINTER(c_int)),
+    "cuMemAllocAsync": (POINTER(c_uint64), c_size_t, c_uint64),
+    "cuMemFreeAsync": (c_uint64, c_uint64),
     "cuLibraryLoadData": (POINTER(c_void_p), c_char_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
     "cuLibraryGetKernel": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuKernelGetFunction": (POINTER(c_void_p), c_void_p),
@@ -121,6 +123,21 @@ class Device:
             yield
         finally:
             self.driver.call("cuCtxPopCurrent_v2", byref(c_void_p()), device=self.ordinal)
+
+
+    @contextmanager
+    def scratch(self, size: int, stream: int, **context: Any) -> Iterator[int]:
+        """Address of ``size`` bytes in the order of ``stream``: for what is queued there until the end of the block.
+
+        From the device's memory pool: nothing waits, and under capture both ends become nodes of the graph.
+        """
+        address = c_uint64()
+        with self.current():
+            self.driver.call("cuMemAllocAsync", byref(address), size, stream, bytes=size, **context)
+            try:
+                yield address.value
+            finally:
+                self.driver.call("cuMemFreeAsync", address.value, stream, **context)
 
 
 class Driver:

@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loader import arch, expression, signature
+from loader import arch, signature
 from loader.errors import EmulationError, IntegrityError, UnknownArchError
 from loader.geometry import Geometry
 from loader.manifest import MAX_FILE_BYTES, Artifact, Family
 from loader.registry import Candidate
-from loader.select import DeviceFacts, Selection
+from loader.select import Decision, DeviceFacts, Selection
 from loader.signature import Problem
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def default_arch(call: Call) -> str:
             return str(arch.parse(named))
         except ValueError as error:
             raise UnknownArchError(f"{ARCH_VARIABLE}: {error}", got=named, known=list(arch.ARCHS)) from None
-    held = {candidate.artifact.arch for candidate in call.registry.candidates(call.family.name)}
+    held = set.intersection(*({candidate.artifact.arch for candidate in call.registry.candidates(name)}
+                              for name in call.kernels))
     if not held:
         raise EmulationError(f"{call.family.name}: the packs hold no artifact of it", kernel=call.family.name)
     return max(held, key=lambda name: arch.rank(arch.ARCHS[name]))
@@ -73,7 +74,16 @@ class EmulatedPrepared:
         self.family, self.problem, self.selection, self.geometry = family, problem, selection, geometry
         self.artifact = selection.chosen.artifact
         self.kernel = f"{self.artifact.family}/{self.artifact.variant}"
+        self.variant, self.arch, self.grid = self.artifact.variant, self.artifact.arch, geometry.grid
         self._candidate, self._arch = selection.chosen, arch_name
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return (self.kernel,)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return self.selection.decisions
 
     def check(self, pointers: Sequence[int]) -> None:
         signature.check_addresses(self.family, pointers, self.problem.bytes)
@@ -103,12 +113,10 @@ class EmulatedPrepared:
                       geometry.cluster, geometry.shared, geometry.layout.pack(*fields))
 
 
-def prepare(call: Call, problem: Problem) -> EmulatedPrepared | None:
-    """The problem on the emulated device; None where there is nothing to compute."""
+def prepare(call: Call, problem: Problem) -> EmulatedPrepared:
+    """The problem on the emulated device."""
     family = call.family
-    if family.skip is not None and expression.evaluate(family.skip, problem.values):
-        return None
-    _check_size(family, problem)
+    check_size(family, problem)
     name = call.target.arch or default_arch(call)
     device = facts(name)
     selection = call.select(device, problem)
@@ -116,7 +124,7 @@ def prepare(call: Call, problem: Problem) -> EmulatedPrepared | None:
     return EmulatedPrepared(family, problem, selection, geometry, name)
 
 
-def _check_size(family: Family, problem: Problem) -> None:
+def check_size(family: Family, problem: Problem) -> None:
     text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT))
     if not text.isdecimal():
         raise EmulationError(f"{LIMIT_VARIABLE} must be a number of bytes, got {text!r}", kernel=family.name, got=text)

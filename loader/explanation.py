@@ -12,7 +12,6 @@ from loader.errors import (
     DeviceError,
     DtypeError,
     MissingArgumentError,
-    NoKernelError,
     ScalarError,
     UnknownArgumentError,
 )
@@ -59,22 +58,21 @@ def signature_text(family: Family) -> str:
 def explain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Explanation:
     """Explain a call given by its buffers, or by dimensions, scalars and dtypes."""
     family = call.family
-    numbers = {*family.dimensions, *(scalar.name for scalar in family.scalars)}
-    if not args and kwargs and all(name in numbers or isinstance(value, str) for name, value in kwargs.items()):
-        problem, place = _problem_of_numbers(family, kwargs), None
-    else:
-        values = signature.choose(family, signature.order(family, args, kwargs))
-        buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
-        place = signature.device_of(family, buffers)
-        problem = call.checker.check(buffers, values[call.count:])
+    problem, place = problem_of(call, args, kwargs)
     facts = _device_facts(call, place)
     shown = {name: problem.values[name] for name in (*family.dimensions, *(s.name for s in family.scalars))}
-    try:
-        selection = call.select(facts, problem)
-    except NoKernelError as error:
-        return Explanation(family.name, facts.name, shown, None, None, error.decisions)
-    artifact = selection.chosen.artifact
-    return Explanation(family.name, facts.name, shown, artifact.variant, artifact.arch, selection.decisions)
+    return Explanation(family.name, facts.name, shown, *call.decide(facts, problem))
+
+
+def problem_of(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Problem, tuple[int, int] | None]:
+    """The problem of a call given by its buffers, or by dimensions, scalars and dtypes; and where the buffers are."""
+    family = call.family
+    numbers = {*family.dimensions, *(scalar.name for scalar in family.scalars)}
+    if not args and kwargs and all(name in numbers or isinstance(value, str) for name, value in kwargs.items()):
+        return _problem_of_numbers(family, kwargs), None
+    values = signature.choose(family, signature.order(family, args, kwargs))
+    buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
+    return call.checker.check(buffers, values[call.count:]), signature.device_of(family, buffers)
 
 
 def _device_facts(call: Call, place: tuple[int, int] | None) -> DeviceFacts:

@@ -24,7 +24,7 @@ from loader.errors import (
 from loader.expression import Expression
 
 # The schemas and parameter-passing rules that this loader reads, both ends included.
-SCHEMAS = (1, 1)
+SCHEMAS = (1, 2)
 ABIS = (1, 1)
 
 MANIFEST_NAME = "manifest.json"
@@ -95,6 +95,32 @@ class Family(NamedTuple):
     features: Mapping[str, Expression]
     measured: tuple[MeasuredRow, ...]
     dimensions: tuple[str, ...]
+
+
+class Scratch(NamedTuple):
+    """A buffer in the workspace of a composite; ``dtype`` may name an argument, whose dtype it then has."""
+
+    name: str
+    dtype: str
+    shape: tuple[Expression, ...]
+
+
+class Step(NamedTuple):
+    """One kernel of a composite: a buffer for each of its arguments, a value for each of its scalars."""
+
+    kernel: str
+    arguments: Mapping[str, str]
+    scalars: Mapping[str, Expression]
+
+
+class Composite(NamedTuple):
+    """A call that runs several kernels in order. ``signature`` is what a family would say of it; a call may be split
+    along the dimension ``split``, the first one of every argument that has it."""
+
+    signature: Family
+    split: str
+    workspace: tuple[Scratch, ...]
+    steps: tuple[Step, ...]
 
 
 class PointerParameter(NamedTuple):
@@ -172,6 +198,7 @@ class Manifest(NamedTuple):
     toolchain: Mapping[str, Any]
     source_digest: str
     families: Mapping[str, Family]
+    composites: Mapping[str, Composite]
     artifacts: tuple[Artifact, ...]
 
 
@@ -384,30 +411,11 @@ def solve_order(shapes: Iterable[Expression], known: Iterable[str]) -> tuple[set
 
 
 def _family(name: str, fields: _Fields) -> Family:
-    arguments = tuple(map(_argument, fields.objects("arguments")))
-    scalars = tuple(map(_scalar, fields.objects("scalars")))
-    scalar_names = [scalar.name for scalar in scalars]
-    _unique([argument.name for argument in arguments] + scalar_names, f"{fields.where}.arguments")
-    shapes = [entry for argument in arguments for entry in argument.shape]
-    unsolved, order = solve_order(shapes, scalar_names)
-    if unsolved:
-        raise ManifestError(f"{fields.where}: no shape gives the dimension {', '.join(sorted(unsolved))}",
-                            where=fields.where, expected="a shape that can be solved", got=sorted(unsolved))
-    dimensions = tuple(dimension for _, dimension in order)
-    known = frozenset([*dimensions, *scalar_names, *(f"sizeof_{argument.name}" for argument in arguments)])
-
-    constraints = []
-    for entry in fields.objects("constraints"):
-        constraints.append(Constraint(entry.text("text"),
-                                      _expression(entry.take("expression"), f"{entry.where}.expression", known)))
-        entry.done()
-    skip = fields.take("skip")
-    if skip is not None:
-        skip = _expression(skip, f"{fields.where}.skip", known)
-
+    signature = _signature(name, fields)
+    known = _problem_names(signature)
     select = fields.object("select")
     match = select.mapping("match")
-    names = {argument.name for argument in arguments}
+    names = {argument.name for argument in signature.arguments}
     for axis, argument_name in match.items():
         if type(argument_name) is not str or argument_name not in names:
             raise _wrong(f"{select.where}.match.{axis}", "the name of an argument", argument_name)
@@ -418,10 +426,81 @@ def _family(name: str, fields: _Fields) -> Family:
         raise _wrong(f"{select.where}.features", "names of features", sorted(features))
     measured = tuple(_measured(row, features) for row in select.objects("measured"))
     select.done()
-    family = Family(name, fields.text("summary"), arguments, scalars, tuple(constraints), skip, dict(match), features,
-                    measured, dimensions)
     fields.done()
-    return family
+    return signature._replace(match=dict(match), features=features, measured=measured)
+
+
+def _problem_names(family: Family) -> frozenset[str]:
+    """What expressions about a problem of the family may name."""
+    return frozenset([*family.dimensions, *(scalar.name for scalar in family.scalars),
+                      *(f"sizeof_{argument.name}" for argument in family.arguments)])
+
+
+def _signature(name: str, fields: _Fields) -> Family:
+    """What families and composites have in common; selection is left empty."""
+    arguments = tuple(map(_argument, fields.objects("arguments")))
+    scalars = tuple(map(_scalar, fields.objects("scalars")))
+    scalar_names = [scalar.name for scalar in scalars]
+    _unique([argument.name for argument in arguments] + scalar_names, f"{fields.where}.arguments")
+    shapes = [entry for argument in arguments for entry in argument.shape]
+    unsolved, order = solve_order(shapes, scalar_names)
+    if unsolved:
+        raise ManifestError(f"{fields.where}: no shape gives the dimension {', '.join(sorted(unsolved))}",
+                            where=fields.where, expected="a shape that can be solved", got=sorted(unsolved))
+    family = Family(name, fields.text("summary"), arguments, scalars, (), None, {}, {}, (),
+                    tuple(dimension for _, dimension in order))
+    known = _problem_names(family)
+    constraints = []
+    for entry in fields.objects("constraints"):
+        constraints.append(Constraint(entry.text("text"),
+                                      _expression(entry.take("expression"), f"{entry.where}.expression", known)))
+        entry.done()
+    skip = fields.take("skip")
+    if skip is not None:
+        skip = _expression(skip, f"{fields.where}.skip", known)
+    return family._replace(constraints=tuple(constraints), skip=skip)
+
+
+# Composites
+
+
+def _composite(name: str, fields: _Fields, families: Mapping[str, Family]) -> Composite:
+    signature = _signature(name, fields)
+    known = frozenset([*signature.dimensions, *(scalar.name for scalar in signature.scalars)])
+    split = fields.choice("split", signature.dimensions)
+    for argument in signature.arguments:
+        uses = [split in expression.names(entry) for entry in argument.shape]
+        if any(uses) and (any(uses[1:]) or argument.shape[0] != split):
+            raise _wrong(f"{fields.where}.split", f"a dimension that {argument.name} has whole and first", split)
+    workspace = tuple(_scratch(entry, signature, known) for entry in fields.objects("workspace"))
+    buffers = [argument.name for argument in signature.arguments] + [scratch.name for scratch in workspace]
+    _unique(buffers, f"{fields.where}.workspace")
+    steps = tuple(_step(entry, frozenset(buffers), known, families) for entry in fields.objects("steps"))
+    fields.done()
+    return Composite(signature, split, workspace, steps)
+
+
+def _scratch(fields: _Fields, signature: Family, known: frozenset[str]) -> Scratch:
+    dtypes = [*DTYPE_BYTES, *(argument.name for argument in signature.arguments)]
+    scratch = Scratch(fields.text("name", _IDENTIFIER), fields.choice("dtype", dtypes),
+                      _expressions(fields, "shape", known))
+    fields.done()
+    return scratch
+
+
+def _step(fields: _Fields, buffers: frozenset[str], known: frozenset[str], families: Mapping[str, Family]) -> Step:
+    family = families[fields.choice("kernel", families)]
+    arguments, scalars = fields.mapping("arguments"), fields.mapping("scalars")
+    for key, given, expected in (("arguments", arguments, family.arguments), ("scalars", scalars, family.scalars)):
+        if set(given) != {entry.name for entry in expected}:
+            raise _wrong(f"{fields.where}.{key}", f"those of {family.name}", sorted(given))
+    for argument, buffer in arguments.items():
+        if type(buffer) is not str or buffer not in buffers:
+            raise _wrong(f"{fields.where}.arguments.{argument}", "an argument or a buffer of the workspace", buffer)
+    step = Step(family.name, arguments, {scalar: _expression(value, f"{fields.where}.scalars.{scalar}", known)
+                                         for scalar, value in scalars.items()})
+    fields.done()
+    return step
 
 
 # Artifacts
@@ -632,11 +711,16 @@ def parse(data: bytes) -> Manifest:
         if not _IDENTIFIER.fullmatch(name):
             raise _wrong("manifest.families", "names of families", name)
         families[name] = _family(name, _Fields(value, f"families.{name}"))
+    composites = {}
+    for name, value in (fields.mapping("composites") if schema >= 2 else {}).items():
+        if not _IDENTIFIER.fullmatch(name) or name in families:
+            raise _wrong("manifest.composites", "names of composites, of no family", name)
+        composites[name] = _composite(name, _Fields(value, f"composites.{name}"), families)
     same = _SameParameters()
     artifacts = tuple(_artifact(_Fields(value, f"artifacts[{i}]"), families, same)
                       for i, value in enumerate(fields.items("artifacts")))
     fields.done()
     _check_artifacts(artifacts)
-    return Manifest(schema, abi, toolchain, digest, families, artifacts)
+    return Manifest(schema, abi, toolchain, digest, families, composites, artifacts)
 
 

@@ -32,9 +32,10 @@ class Prepared:
     def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry, device: Device,
                  function: c_void_p) -> None:
         self.family, self.problem, self.selection, self.geometry = family, problem, selection, geometry
-        artifact = self.artifact = selection.chosen.artifact
+        artifact = selection.chosen.artifact
         self.device, self.function = device, function
         self.kernel = f"{artifact.family}/{artifact.variant}"
+        self.variant, self.arch, self.grid = artifact.variant, artifact.arch, geometry.grid
         self.pointer_fields = tuple(geometry.pointers.items())
         self.map_fields = tuple(
             (index, m.argument, {}, TensorMapEncoder(device.driver, m.element, m.dims, m.strides, m.box, m.swizzle,
@@ -42,6 +43,14 @@ class Prepared:
             for index, m in geometry.maps.items())
         self._attributes = _launch_attributes(geometry)
         self.idle: list[Slot] = []
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return (self.kernel,)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return self.selection.decisions
 
     def check(self, pointers: Sequence[int]) -> None:
         """What depends on addresses."""
@@ -165,25 +174,30 @@ class Plan:
 
     @property
     def kernel(self) -> str:
-        """``family/variant``, or the family where there is nothing to launch."""
+        """``family/variant``, or the name alone of a composite and where there is nothing to launch."""
         return self._prepared.kernel if self._prepared is not None else self._family.name
 
     @property
     def variant(self) -> str | None:
-        return self._prepared.artifact.variant if self._prepared is not None else None
+        return self._prepared.variant if self._prepared is not None else None
 
     @property
     def arch(self) -> str | None:
-        return self._prepared.artifact.arch if self._prepared is not None else None
+        return self._prepared.arch if self._prepared is not None else None
 
     @property
     def grid(self) -> tuple[int, int, int] | None:
-        return self._prepared.geometry.grid if self._prepared is not None else None
+        return self._prepared.grid if self._prepared is not None else None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """``family/variant`` of every kernel that a launch runs, in order."""
+        return self._prepared.steps if self._prepared is not None else ()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every candidate with the reason for which it was taken or refused."""
-        return self._prepared.selection.decisions if self._prepared is not None else ()
+        return self._prepared.decisions if self._prepared is not None else ()
 
     def launch(self, stream: Any = None) -> None:
         """Launch on ``stream``; None is the producers' current stream, as in ``loader.launch``."""

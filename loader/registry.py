@@ -25,7 +25,16 @@ from loader.errors import (
     PackPathError,
     UnknownKernelError,
 )
-from loader.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Artifact, Family, Manifest, StoredFile, parse
+from loader.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Artifact,
+    Composite,
+    Family,
+    Manifest,
+    StoredFile,
+    parse,
+)
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUP = "loader.artifacts"
@@ -67,10 +76,15 @@ class Registry:
         self.packs = tuple(packs)
         self.source = source
         self.families: dict[str, Family] = {}
+        self.composites: dict[str, Composite] = {}
         self._candidates: dict[str, dict[tuple[str, str], Candidate]] = {}
         for pack in self.packs:
             for family in pack.manifest.families.values():
                 self._add_family(pack, family)
+            for name, composite in pack.manifest.composites.items():
+                if self.composites.setdefault(name, composite) != composite:
+                    raise DuplicateError(f"{name} in pack {pack.directory} has other steps than in another pack",
+                                         pack=pack.directory, name=name)
             for artifact in pack.manifest.artifacts:
                 self._add_artifact(Candidate(pack, artifact))
 
@@ -97,9 +111,9 @@ class Registry:
         """The family of this name; ``UnknownKernelError`` names the closest ones."""
         found = self.families.get(name) if isinstance(name, str) else None
         if found is None:
-            closest = closest_names(str(name), self.families)
+            known = sorted([*self.families, *self.composites])
+            closest = closest_names(str(name), known)
             hint = f"; did you mean {' or '.join(closest)}?" if closest else ""
-            known = sorted(self.families)
             raise UnknownKernelError(f"no kernel {name!r}; known are {', '.join(known) or 'none'}{hint}",
                                      name=name, known=known, closest=closest)
         return found

@@ -75,15 +75,20 @@ _SIGNATURES = {
     "cuTensorMapEncodeTiled": (c_uint64, c_int, c_uint32, c_uint64, c_void_p, c_void_p, c_void_p, c_void_p, c_int,
                                c_int, c_int, c_int),
     "cuLaunchKernelEx": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "cuMemAllocAsync": (c_void_p, c_size_t, c_uint64), "cuMemFreeAsync": (c_uint64, c_uint64),
 }
 
 
 class FakeCuda:
-    """State and functions; ``calls`` lists every function called, ``launches`` every launch that was accepted."""
+    """State and functions; ``calls`` lists every function called, ``launches`` every launch that was accepted.
+
+    ``pool`` lists (device, stream, address, bytes) of every allocation from a memory pool, ``freed`` what came back.
+    """
 
     def __init__(self):
         self.devices = [FakeDevice(), FakeDevice(), FakeDevice("Fake H200", (9, 0), 132, 232_448)]
         self.calls, self.launches, self.attributes = [], [], []
+        self.pool, self.freed = [], []
         self.capturing = set()
         self.streams = {}  # handle -> device
         self.pointers = {}  # address -> device; unnamed ones of `device_buffers.allocate` lie on device 0
@@ -208,6 +213,17 @@ class FakeCuda:
             (dims, rank, "Q", 8), (strides, rank - 1, "Q", 8), (box, rank, "I", 4), (steps, rank, "I", 4))]
         ctypes.memmove(out, tensor_map(address, element, *words[:3], swizzle, l2), 128)
         return SUCCESS if set(words[3]) == {1} and (interleave, fill) == (0, 0) else INVALID_VALUE
+
+    def _cuMemAllocAsync(self, out, size, stream):
+        if not self.stack:
+            return INVALID_CONTEXT
+        address = 0x7F80_0000_0000 + 0x1000_0000 * len(self.pool)
+        self.pool.append((self.stack[-1], stream, address, size))
+        return _put(c_uint64, out, address)
+
+    def _cuMemFreeAsync(self, address, stream):
+        self.freed.append((address, stream))
+        return SUCCESS
 
     def _cuLaunchKernelEx(self, config, function, parameters, extra):
         kernel, device = self._handles[function]
