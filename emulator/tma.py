@@ -272,6 +272,12 @@ _TYPED = {
     "u8": "u1", "u16": "u2", "u32": "u4", "s32": "i4", "u64": "u8", "s64": "i8", "f16": "f2", "f32": "f4", "f64": "f8",
     "f32_ftz": "f4", "b32": "u4", "b64": "u8",
 }  # fmt: skip
+_REDUCTIONS = {
+    "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "inc": lambda old, limit: np.where(old >= limit, 0, old + 1).astype(old.dtype),
+    "dec": lambda old, limit: np.where((old == 0) | (old > limit), limit, old - 1).astype(old.dtype),
+}  # fmt: skip
 
 
 def combine(element: str, operation: str, target: np.ndarray, data: np.ndarray) -> None:
@@ -287,11 +293,9 @@ def combine(element: str, operation: str, target: np.ndarray, data: np.ndarray) 
             result = alu.half_minmax(operation, "bf16", x, y, False, False)
     else:
         kind = _TYPED.get(element)
-        functions = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                     "xor": np.bitwise_xor}  # fmt: skip
-        if kind is None or operation not in functions:
+        if kind is None or operation not in _REDUCTIONS:
             raise UnsupportedInstruction(f"reduction .{operation} of {element} is not implemented")
-        result = functions[operation](old.view(kind), new.view(kind))
+        result = _REDUCTIONS[operation](old.view(kind), new.view(kind))
     target[...] = np.ascontiguousarray(result).view(np.uint8).reshape(target.shape)
 
 

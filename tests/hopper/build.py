@@ -7,16 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hopper.cases import CASES
+from hopper.cases import CASES, missing
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--add-to", type=Path, metavar="RECORD", help="only cases that a record lacks")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for case in CASES:
+    for case in missing(options.add_to) if options.add_to else CASES:
         source = options.folder / f"{case.name}.ptx"
         if source.exists() and source.read_text() == case.ptx and source.with_suffix(".cubin").exists():
             continue

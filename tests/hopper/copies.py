@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from hopper.case import Case, Row, TensorMap, module, random_bytes
+from hopper.case import Case, Row, TensorMap, module, random_bytes, random_words
 
-ELEMENT_BYTES = {"u8": 1, "bf16": 2, "f16": 2, "u32": 4, "s32": 4, "f32": 4, "u64": 8}
+ELEMENT_BYTES = {"u8": 1, "bf16": 2, "f16": 2, "u32": 4, "s32": 4, "f32": 4, "u64": 8, "s64": 8, "f64": 8}
 THREADS = 128
+# Bits of a random code that stay, and bits that are set: floats of both signs over few exponents, so that sums cancel.
+_MODERATE = {
+    "f16": (0x8FFF, 0x3000),
+    "bf16": (0x81FF, 0x3E00),
+    "f32": (0x81FFFFFF, 0x3E000000),
+    "f64": (0x803FFFFFFFFFFFFF, 0x3FC0000000000000),
+}
+_TINY = {"f16": (0x87FF, 0), "bf16": (0x80FF, 0), "f32": (0x80FFFFFF, 0)}  # subnormals, and as many just above them
 
 _WAIT = """WAIT_{0}:
 mbarrier.try_wait.parity.shared::cta.b64 %p1, [%bar], {1};
@@ -44,14 +52,28 @@ def _words(text: str, size: int, start: int = 0) -> list[str]:
     return lines
 
 
-def tensor_loads(name: str, element: str, dims: tuple, box: tuple, swizzle: int, places: list[tuple]) -> Case:
-    """Boxes at coordinates, some of them outside; shared memory as it then is."""
-    size = ELEMENT_BYTES[element]
-    pitches, pitch = [], size
-    for d in dims[:-1]:
+def _numbers(name: str, element: str, size: int, tiny: bool = False) -> np.ndarray:
+    """uint8 [size] of an element type: integers of all bits, finite floats."""
+    width = ELEMENT_BYTES[element]
+    words = random_words(name, -(-size // width), f"uint{8 * width}")
+    kept, fixed = (_TINY if tiny else _MODERATE).get(element, (~words.dtype.type(0), 0))
+    return (words & words.dtype.type(kept) | words.dtype.type(fixed)).view(np.uint8)[:size].copy()
+
+
+def _pitches(element: str, dims: tuple) -> list[int]:
+    """Bytes from one element to the next along each dimension but the first, then of the whole tensor."""
+    pitches, pitch = [], ELEMENT_BYTES[element]
+    for d in dims:
         pitch = -(-pitch * d // 16) * 16
         pitches.append(pitch)
-    data = random_bytes(name, max(pitch * dims[-1], 16))
+    return pitches
+
+
+def tensor_loads(name: str, element: str, dims: tuple, box: tuple, swizzle: int, places: list[tuple]) -> Case:
+    """Boxes at coordinates, some of them outside; shared memory as it then is."""
+    *pitches, _ = _pitches(element, dims)
+    size = ELEMENT_BYTES[element]
+    data = random_bytes(name, max((pitches or [size])[-1] * dims[-1], 16))
     data = np.concatenate([data, np.zeros(-len(data) % 16, np.uint8)])
     box_bytes = int(np.prod(box)) * size
     rank = len(dims)
@@ -76,6 +98,66 @@ def tensor_loads(name: str, element: str, dims: tuple, box: tuple, swizzle: int,
     output = np.zeros(len(places) * box_bytes, np.uint8)
     text = module("\n".join(lines), 2, 1)
     return Case(name, text, (data,), output, tuple(rows), block=THREADS, maps=(spec,))
+
+
+def tensor_stores(
+    name: str, element: str, dims: tuple, box: tuple, swizzle: int, places: list[tuple], operations: tuple = ("",),
+    tiny: bool = False,
+) -> Case:  # fmt: skip
+    """Boxes from shared memory to coordinates, one after another, stored or combined; the tensor as it then is.
+
+    Each box has its own bytes of shared memory. `operations` go round over the places.
+    """
+    *pitches, size = _pitches(element, dims)
+    box_bytes = int(np.prod(box)) * ELEMENT_BYTES[element]
+    slot = -(-box_bytes // 1024) * 1024  # where a swizzle begins anew
+    data = _numbers(name, element, slot * len(places), tiny)
+    lines = _prologue(slot * len(places), 2, 1)
+    lines += [
+        "mad.wide.u32 %in0, %me, 4, %in0;",
+        *_words("ld.global.u32 %r7, [%in0 + {0}]; st.shared.u32 [%mine + {0}], %r7", slot * len(places)),
+        "fence.proxy.async.shared::cta; bar.sync 0; @!%first bra STORED;",
+    ]
+    for i, place in enumerate(places):
+        operation = operations[i % len(operations)]
+        where = ", ".join(f"%r{d}" for d in range(len(dims)))
+        opcode = f"cp{'.reduce' if operation else ''}.async.bulk.tensor.{len(dims)}d.global.shared::cta"
+        lines += [
+            *(f"mov.b32 %r{d}, {c};" for d, c in enumerate(place)),
+            f"add.u32 %r7, %base, {i * slot};",
+            f"{opcode}{'.' if operation else ''}{operation}.tile.bulk_group [%map0, {{{where}}}], [%r7];",
+            "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
+        ]
+    lines.append("STORED:")
+    spec = TensorMap(1, element, dims, tuple(pitches), box, swizzle)
+    output = _numbers(name + " before", element, size + 256, tiny)
+    row = Row(f"{element} {dims} box {box} swizzle {swizzle} {operations} at {places}", 0, len(output) // 4)
+    return Case(name, module("\n".join(lines), 2, 1), (data,), output, (row,), block=THREADS, maps=(spec,))
+
+
+def bulk_stores() -> Case:
+    """Bulk copies without a tensor map from shared to global memory: as they are, and combined with what is there."""
+    name, size = "bulk_stores", 512
+    forms = ["u32", "f32.add", "f64.add", "u32.add", "u32.inc", "u32.dec", "u64.min", "u64.max", "s64.min", "s64.max",
+             "b64.and", "b64.or", "b64.xor"]  # fmt: skip
+    forms += [f"{t}.{o}" for t in ("f16", "bf16") for o in ("add.noftz", "min", "max")]
+    kinds = [form.partition(".")[0].replace("b64", "u64") for form in forms]
+    data = np.concatenate([_numbers(f"{name} {form}", kind, size) for form, kind in zip(forms, kinds, strict=True)])
+    output = [_numbers(f"{name} {form} before", kind, size) for form, kind in zip(forms, kinds, strict=True)]
+    lines = _prologue(len(data), 2, 0)
+    lines += [
+        "mad.wide.u32 %in0, %me, 4, %in0;",
+        *_words("ld.global.u32 %r7, [%in0 + {0}]; st.shared.u32 [%mine + {0}], %r7", len(data)),
+        "fence.proxy.async.shared::cta; bar.sync 0; @!%first bra STORED;",
+    ]
+    for i, form in enumerate(forms):
+        kind, _, operation = form.partition(".")
+        opcode = f"cp.reduce.async.bulk.global.shared::cta.bulk_group.{operation}.{kind}"
+        opcode = opcode if operation else "cp.async.bulk.global.shared::cta.bulk_group"
+        lines.append(f"{opcode} [%out + {i * size}], [%base + {i * size}], {size};")
+    lines.append("cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; STORED:")
+    rows = tuple(Row(f"bulk {form}", i * size, size // 4) for i, form in enumerate(forms))
+    return Case(name, module("\n".join(lines), 2), (data,), np.concatenate(output), rows, block=THREADS)
 
 
 def multicast() -> Case:
@@ -225,7 +307,63 @@ def cases() -> list[Case]:
             32,
             [(0, 0, 0, 0, 0), (8, 3, 3, 2, 2), (-8, -1, -1, -1, 1)],
         ),
+        *_stores(),
         multicast(),
         bulk(),
+        bulk_stores(),
         cp_async(),
     ]
+
+
+def _stores() -> list[Case]:
+    """Stores and reductions through tensor maps, up to boxes that end beyond the tensor."""
+    flat = [(0, 0), (64, 3), (64, 30), (0, 26)]
+    pairs = [(0, 0), (8, 8), (0, 16), (8, 24), (8, 34), (64, 0), (72, 8), (80, 16), (88, 24), (96, 34)]
+    near = [(x // 2, y) for x, y in pairs]
+    integer = ("add", "min", "max", "and", "or", "xor", "inc", "dec", "add", "add")
+    ordered = ("add", "min", "max")
+    cases = [
+        tensor_stores("store_1d_u8", "u8", (1000,), (256,), 0, [(0,), (256,), (512,), (784,)]),
+        tensor_stores("store_2d_none", "f16", (100, 38), (40, 16), 0, [(0, 0), (40, 16), (80, 17), (0, 30), (96, 34)]),
+        tensor_stores("store_2d_32", "u8", (100, 38), (32, 24), 32, [(0, 0), (32, 3), (96, 0), (80, 30)]),
+        tensor_stores("store_2d_64", "bf16", (100, 38), (32, 24), 64, flat),
+        tensor_stores("store_2d_128", "f16", (100, 38), (64, 24), 128, flat),
+        tensor_stores("store_2d_128_f32", "f32", (100, 38), (32, 9), 128, [(0, 0), (32, 9), (96, 18), (80, 34)]),
+        tensor_stores("store_3d_none", "u32", (50, 11, 5), (12, 4, 3), 0, [(0, 0, 0), (40, 5, 2), (44, 9, 3)]),
+        tensor_stores("store_3d_128", "u8", (50, 11, 5), (128, 4, 3), 128, [(0, 0, 0), (48, 5, 2), (16, 9, 3)]),
+        tensor_stores("store_4d_64", "u32", (20, 5, 4, 3), (16, 3, 2, 2), 64, [(0, 0, 0, 0), (8, 3, 3, 2)]),
+        tensor_stores("store_5d_32", "f16", (20, 5, 4, 3, 3), (16, 3, 2, 2, 2), 32, [(0, 0, 0, 0, 0), (8, 3, 3, 2, 2)]),
+        tensor_stores("reduce_u32", "u32", (116, 38), (32, 8), 128, pairs, integer),
+        tensor_stores("reduce_s32", "s32", (100, 38), (16, 8), 64, pairs, (*ordered, "and", "or", "xor")),
+        tensor_stores("reduce_u64", "u64", (60, 38), (16, 8), 128, near, (*ordered, "and", "or", "xor")),
+        tensor_stores("reduce_s64", "s64", (60, 38), (16, 8), 128, near, ("min", "max")),
+        tensor_stores("reduce_f32", "f32", (100, 38), (16, 8), 64, pairs, ("add",)),
+        tensor_stores("reduce_f16", "f16", (100, 38), (64, 8), 128, pairs, ordered),
+        tensor_stores("reduce_bf16", "bf16", (100, 38), (64, 8), 0, pairs, ordered),
+        tensor_stores(
+            "reduce_3d_f32", "f32", (50, 11, 5), (12, 4, 3), 0, [(0, 0, 0), (40, 5, 2), (44, 9, 3)], ("add",)
+        ),
+    ]
+    # Of these one cannot know beforehand whether a GPU executes them, so each is a kernel of its own.
+    asked = [
+        ("before_inner", [(-8, 0)]),
+        ("before_outer", [(0, -2)]),
+        ("before_both", [(-16, -3)]),
+        ("beyond_inner", [(104, 0)]),
+        ("beyond_outer", [(0, 38)]),
+        ("before_all", [(-40, 0)]),
+        ("unaligned", [(4, 0)]),
+        ("before_unaligned", [(-4, 0)]),
+    ]
+    cases += [tensor_stores(f"store_{n}", "f16", (100, 38), (40, 16), 0, places) for n, places in asked]
+    cases += [
+        tensor_stores("reduce_before", "f32", (100, 38), (16, 8), 64, [(-4, -2)], ("add",)),
+        tensor_stores("store_3d_before", "u32", (50, 11, 5), (12, 4, 3), 0, [(-4, -1, -1)]),
+        tensor_stores("store_128_before", "f16", (100, 38), (64, 24), 128, [(-8, -2)]),
+        tensor_loads("load_unaligned", "f16", (100, 38), (40, 16), 0, [(4, 0)]),
+        tensor_loads("load_before_unaligned", "f16", (100, 38), (40, 16), 0, [(-4, 0)]),
+        tensor_stores("reduce_f32_min", "f32", (100, 38), (16, 8), 64, [(0, 0)], ("min",)),
+        tensor_stores("reduce_f32_max", "f32", (100, 38), (16, 8), 64, [(0, 0)], ("max",)),
+        *(tensor_stores(f"reduce_{t}_tiny", t, (64, 16), (32, 16), 0, [(0, 0)], ("add",), True) for t in _TINY),
+    ]
+    return cases

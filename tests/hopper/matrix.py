@@ -4,7 +4,8 @@ What lies where is never computed here: registers and shared memory are filled w
 the GPU makes of them. Sums are exact in "whole" data, small integers, which therefore has to agree in every bit. In
 "rough" data, floats in [1, 2), the ISA leaves order and rounding of the sum open: 1 ulp. "wide" data has summands over
 many powers of two. There an H200 cuts what it cannot align off, so it is never above the emulated device, which rounds
-once: by up to 2 ulp in mma, 3 in wgmma, and 2^14 in wgmma of 8-bit types, whose sum keeps 13 bits.
+once: by up to 2 ulp in mma, 3 in wgmma, and 2^14 in wgmma of 8-bit types, whose sum keeps 13 bits. "signed" data is
+wide and of both signs, accumulators too; "any" is every code, infinities and NaN among them.
 """
 
 from __future__ import annotations
@@ -36,15 +37,31 @@ _WIDE = {
     "e5m2": (0x20, 0x40),
 }
 
+# Bits of a random code that stay, and bits that are set, in "signed" data: below 2, over the exponents that fit into
+# four bits, with the subnormals of the narrow types.
+_SIGNED = {
+    "f16": (0xBFFF, 0),
+    "bf16": (0x87FF, 0x3800),
+    "tf32": (0x87FFFFFF, 0x38000000),
+    "f32": (0x87FFFFFF, 0x38000000),
+    "e4m3": (0xBF, 0),
+    "e5m2": (0xBF, 0),
+}
 
-def elements(name: str, kind: str, words: int, rough: bool, wide: bool = False) -> np.ndarray:
-    """uint32 [words] of elements of a type: integers in -4 .. 4, floats in [1, 2), or floats over many exponents."""
+
+def elements(name: str, kind: str, words: int, data: str) -> np.ndarray:
+    """uint32 [words] of elements of a type, in one of the kinds of data above."""
     count = words * 4 // np.dtype(_WIDTH[kind]).itemsize
     raw = random_words(name, count)
-    if wide:
+    if data == "wide":
         first, codes = _WIDE[kind]
         return (first + raw % codes).astype(_WIDTH[kind]).view(np.uint32)
-    if not rough:
+    if data == "signed":
+        kept, fixed = _SIGNED[kind]
+        return (raw & np.uint32(kept) | np.uint32(fixed)).astype(_WIDTH[kind]).view(np.uint32)
+    if data == "any":
+        return raw.astype(_WIDTH[kind]).view(np.uint32)
+    if data == "whole":
         digits = raw % 9
         if kind in ("e4m3", "e5m2"):
             return np.array(_E4M3 if kind == "e4m3" else _E5M2, np.uint8)[digits].view(np.uint32)
@@ -88,15 +105,19 @@ MMA = [  # shape, accumulator, A, B, 32-bit registers of A, B, C
 _FLOOR = 4.0  # the largest accumulator of wide data, under which a sum may cancel
 
 
-def mma(name: str, rough: bool = False, wide: bool = False) -> Case:
+def _accumulators(data: str) -> str:
+    """The kind of data of accumulators beside operands of a kind."""
+    return data if data in ("signed", "any") else "whole"
+
+
+def mma(name: str, data: str = "whole", ulps: int = 0) -> Case:
     sizes, lines, rows, inputs, read, written = [], [], [], [], 0, 0
     for shape, acc, a, b, na, nb, nc in MMA:
         label = f"mma.sync.aligned.{shape}.row.col.{acc}.{a}.{b}.{acc}"
         for register, (operand, kind, count) in enumerate((("a", a, na), ("b", b, nb), ("c", acc, nc))):
-            data = elements(
-                f"{label} {operand} {rough}", kind, count * 32, rough and operand != "c", wide and operand != "c"
-            )
-            inputs.append(data)
+            # The name of the stream tells "rough" data alone from the others.
+            stream = f"{label} {operand} {data == 'rough'}"
+            inputs.append(elements(stream, kind, count * 32, _accumulators(data) if operand == "c" else data))
             sizes.append(register)
         parts = [f"ld.global.u32 %r{i}, [%in0 + {read + 128 * i}];" for i in range(na + nb + nc)]
         read += 128 * (na + nb + nc)
@@ -107,7 +128,7 @@ def mma(name: str, rough: bool = False, wide: bool = False) -> Case:
         stores = [f"st.global.u32 [%out + {written + 128 * i}], %r{20 + i};" for i in range(nc)]
         lines += [*parts, f"{label} {{{groups[3]}}}, {{{groups[0]}}}, {{{groups[1]}}}, {{{groups[2]}}};", *stores]
         values, dtype = (64, "float16") if acc == "f16" else (32, "float32")
-        rows.append(Row(label, written, nc * values, dtype, 2 * wide or 1 * rough, _FLOOR * wide))
+        rows.append(Row(label, written, nc * values, dtype, ulps, _FLOOR * (data == "wide")))
         written += 128 * nc
     body = "\n".join(
         [
@@ -138,7 +159,7 @@ def _refused_mma() -> list[Case]:
     cases = []
     for text, *counts, width in forms:
         words = sum(counts[1:]) * 32 * width // 32
-        data = elements(text, "f64", words, False) if width == 64 else random_words(text, words)
+        data = elements(text, "f64", words, "whole") if width == 64 else random_words(text, words)
         groups, first = [], 0
         for count in (*counts[1:], counts[0]):
             groups.append(", ".join(f"%v{i}" for i in range(first, first + count)))
@@ -222,20 +243,19 @@ def wgmma(
     a: str,
     b: str,
     forms: list[dict],
-    rough: bool = False,
-    wide: bool = False,
+    kind: str = "whole",
     ulps: int = 0,
 ) -> Case:
     """A fill of 40 KB of shared memory and one product a form.
 
     A form: n; a = register | (start, leading, stride, swizzle); b likewise; ta, tb: transposed; sa, sb: 1 or -1;
-    d: 0 or 1, the accumulator is used, which begins as small integers.
+    d: 0 or 1, the accumulator is used. `kind`: of the data.
     """
     k = {"f16": 16, "bf16": 16, "tf32": 8}.get(a, 32)
     half = WGMMA_SHARED // 2
-    data = np.concatenate([elements(f"{name} {i}", kind, half // 4, rough, wide) for i, kind in enumerate((a, b))])
-    registers = elements(f"{name} registers", a, 4 * 128, rough, wide)
-    start = elements(f"{name} accumulators", accumulator, 128 * 128, False)
+    data = np.concatenate([elements(f"{name} {i}", element, half // 4, kind) for i, element in enumerate((a, b))])
+    registers = elements(f"{name} registers", a, 4 * 128, kind)
+    start = elements(f"{name} accumulators", accumulator, 128 * 128, _accumulators(kind))
     lines, rows, written = [], [], 0
     for form in forms:
         n = form["n"]
@@ -269,7 +289,7 @@ def wgmma(
                 128 * count * (2 if accumulator == "f16" else 1),
                 "float16" if accumulator == "f16" else "float32",
                 ulps,
-                _FLOOR * wide,
+                _FLOOR * (kind == "wide"),
             )
         )
         written += 512 * count
@@ -340,8 +360,20 @@ def wgmma_cases() -> list[Case]:
     ]
     rough = [few[0], few[1], few[3]]
     for a in ("f16", "bf16", "tf32", "e4m3"):
-        cases.append(wgmma(f"wgmma_{a}_rough", "f32", a, a, rough, rough=True, ulps=1))
-        cases.append(wgmma(f"wgmma_{a}_wide", "f32", a, a, rough, wide=True, ulps=1 << 14 if a == "e4m3" else 3))
+        cases.append(wgmma(f"wgmma_{a}_rough", "f32", a, a, rough, "rough", ulps=1))
+        cases.append(wgmma(f"wgmma_{a}_wide", "f32", a, a, rough, "wide", ulps=1 << 14 if a == "e4m3" else 3))
+    for a, b, accumulator in (
+        ("f16", "f16", "f32"),
+        ("f16", "f16", "f16"),
+        ("bf16", "bf16", "f32"),
+        ("tf32", "tf32", "f32"),
+        ("e4m3", "e4m3", "f32"),
+        ("e4m3", "e4m3", "f16"),
+        ("e5m2", "e5m2", "f32"),
+        ("e5m2", "e4m3", "f32"),
+    ):
+        for kind in ("signed", "any"):
+            cases.append(wgmma(f"wgmma_{a}_{b}_{accumulator}_{kind}", accumulator, a, b, rough[1:], kind))
     return cases
 
 
@@ -349,8 +381,10 @@ def cases() -> list[Case]:
     return [
         matrices(),
         mma("mma_whole"),
-        mma("mma_rough", rough=True),
-        mma("mma_wide", wide=True),
+        mma("mma_rough", "rough", ulps=1),
+        mma("mma_wide", "wide", ulps=2),
+        mma("mma_signed", "signed"),
+        mma("mma_any", "any"),
         *_refused_mma(),
         *wgmma_cases(),
     ]

@@ -3,7 +3,10 @@
     python -m hopper.record FOLDER --out h200.npz
 
 FOLDER holds the cubins of `hopper.build`; the grouped_fp4 of the loader's packs runs too. Needs numpy and libcuda, and
-no compiler.
+no compiler. With `--add-to RECORD` only what that record lacks is run, and the rest is taken over from it.
+
+A kernel that the GPU stops is an answer too: the record holds the name of the fault, and the emulated device has to
+raise one.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import packs
 
 from hopper import shipped
 from hopper.case import Case, TensorMap, row_digest
-from hopper.cases import CASES
+from hopper.cases import CASES, about, missing
 
 ELEMENTS = {"u8": 0, "u16": 1, "u32": 2, "s32": 3, "u64": 4, "s64": 5, "f16": 6, "f32": 7, "f64": 8, "bf16": 9}
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
@@ -33,6 +36,7 @@ MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 NOT_READY = 600
 DEADLINE_S = 10
+FAULTS = ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS", "CUDA_ERROR_ILLEGAL_ADDRESS")
 
 
 class DriverError(RuntimeError):
@@ -41,6 +45,11 @@ class DriverError(RuntimeError):
 
 class LostContext(DriverError):
     """A kernel that failed or did not end: nothing more can run."""
+
+    @property
+    def fault(self) -> str | None:
+        """The driver's name of what the kernel did wrong."""
+        return next((name for name in FAULTS if str(self).endswith(name)), None)
 
 
 class _Attribute(ctypes.Structure):
@@ -182,8 +191,9 @@ def _describe() -> dict[str, str]:
     return _gpu().describe()
 
 
-def _run(index: int, cubin: Path) -> np.ndarray:
-    return _gpu().run(CASES[index], cubin.read_bytes())
+def _run(name: str, cubin: Path) -> np.ndarray:
+    (case,) = (case for case in CASES if case.name == name)
+    return _gpu().run(case, cubin.read_bytes())
 
 
 def _run_shipped() -> dict[str, np.ndarray]:
@@ -193,36 +203,58 @@ def _run_shipped() -> dict[str, np.ndarray]:
     return {v: shipped.on_gpu(out_type, gpu.upload, gpu.download, v) for v, out_type in variants.items()}
 
 
+def _record(cases: list[Case], folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str], dict[str, str]]:
+    """Outputs, faults and failures of cases by their names."""
+    outputs, faulted, failed = {}, {}, {}
+    worker = _worker()
+    for case in cases:
+        try:
+            outputs[case.name] = worker.submit(_run, case.name, folder / f"{case.name}.cubin").result()
+        except LostContext as error:
+            worker.shutdown(wait=False)
+            worker = _worker()
+            (faulted if error.fault else failed)[case.name] = error.fault or str(error)
+        except (DriverError, OSError) as error:
+            failed[case.name] = str(error)
+    return outputs, faulted, failed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="cubins of hopper.build")
     parser.add_argument("--out", type=Path, required=True, help="the record")
+    parser.add_argument("--add-to", type=Path, metavar="RECORD", help="run what this record lacks, keep its rest")
     parser.add_argument("--full", type=Path, help="also all bytes of all outputs, for the search for a difference")
     options = parser.parse_args()
-    worker = _worker()
-    description: dict[str, object] = worker.submit(_describe).result()
-    record, full, fingerprints, failed = {}, {}, {}, {}
-    for index, case in enumerate(CASES):
-        try:
-            output = worker.submit(_run, index, options.folder / f"{case.name}.cubin").result()
-        except (DriverError, OSError) as error:
-            if isinstance(error, LostContext):
-                worker.shutdown(wait=False)
-                worker = _worker()
-            failed[case.name] = str(error)
-            continue
-        record[case.name], full[case.name] = pack(case, output), output
-        fingerprints[case.name] = case.fingerprint()
-    fingerprints[shipped.PREFIX] = shipped.fingerprint()
-    for variant, output in worker.submit(_run_shipped).result().items():
-        full[shipped.PREFIX + variant] = output
-        record[shipped.PREFIX + variant] = np.frombuffer(row_digest(output), np.uint8)
-    description |= {"fingerprints": fingerprints, "failed": failed}
-    record["about"] = np.frombuffer(json.dumps(description, sort_keys=True).encode(), np.uint8)
+    description = _worker().submit(_describe).result()
+    record, known, cases = {}, description | {"fingerprints": {}, "faulted": {}, "later": []}, CASES
+    if options.add_to:
+        with np.load(options.add_to) as data:
+            record, known = dict(data), about(data)
+        cases = missing(options.add_to)
+        known["later"].append(description | {"cases": [case.name for case in cases]})
+    full, faulted, failed = _record(cases, options.folder)
+    for case in cases:
+        record.pop(case.name, None)
+        known["faulted"].pop(case.name, None)
+        known["fingerprints"].pop(case.name, None)
+        if case.name in full:
+            record[case.name] = pack(case, full[case.name])
+        if case.name not in failed:
+            known["fingerprints"][case.name] = case.fingerprint()
+    known |= {"faulted": known["faulted"] | faulted, "failed": failed}
+    if known["fingerprints"].get(shipped.PREFIX) != shipped.fingerprint():
+        known["fingerprints"][shipped.PREFIX] = shipped.fingerprint()
+        for variant, output in _worker().submit(_run_shipped).result().items():
+            full[shipped.PREFIX + variant] = output
+            record[shipped.PREFIX + variant] = np.frombuffer(row_digest(output), np.uint8)
+    record["about"] = np.frombuffer(json.dumps(known, sort_keys=True).encode(), np.uint8)
     np.savez_compressed(options.out, **record)
     if options.full:
         np.savez_compressed(options.full, **full)
-    sys.stdout.write(f"{len(record) - 1} outputs, {len(CASES)} cases, on {description['gpu']}; failed: {failed}\n")
+    sys.stdout.write(
+        f"{len(cases)} cases, {len(full)} outputs, on {description['gpu']}; faulted: {faulted}; failed: {failed}\n"
+    )
     sys.stdout.flush()
     os._exit(bool(failed))  # a kernel that hangs would keep the interpreter from ending
 
