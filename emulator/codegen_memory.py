@@ -424,7 +424,7 @@ def _mma(e: Emitter, i: Instruction) -> None:
             raise e.fail("the byte and thread selectors must be constants")
         arguments += f", {e.array(scale_a, 'b32')}, {selectors[0]}, {selectors[1]}"
         arguments += f", {e.array(scale_b, 'b32')}, {selectors[2]}, {selectors[3]}"
-    value = e.temporary(f"mma_execute({arguments})")
+    value = e.temporary(f"mma_execute({arguments}, cut=C.device.cuts_sums)")
     _write_list(e, d, value, i)
 
 

@@ -64,6 +64,7 @@ class Device:
             raise LaunchError(f"architecture {arch!r} is not one of {', '.join(_SHARED_LIMITS)} with a or f")
         self.arch, self.seed, self.lazy, self.checks = arch, seed, lazy, checks
         self.shared_limit = _SHARED_LIMITS[number]
+        self.cuts_sums = number == "90"  # recorded of Hopper alone
         self.sm_count = 132
         self.space = Space()
         self._variables: dict[int, tuple[Module, dict[str, int], list[np.ndarray]]] = {}

@@ -1,8 +1,8 @@
 """mma.sync with floating-point operands, and block scaling (PTX ISA 9.7.14.3 and 9.7.14.5).
 
 Registers are uint32 [W, 32]: W warps that execute the instruction together, 32 lanes. Products are exact in float64,
-the sum is taken in float64, and the accumulator is rounded once. The ISA leaves order and rounding of the accumulation
-open, so a comparison with hardware has to allow 1 ulp of the largest partial sum.
+the sum is taken in float64, and the accumulator is rounded once; or, with `cut`, as sm_90 does it, to the bit. The ISA
+leaves order and rounding of the accumulation open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from emulator import formats
+from emulator import accumulate, formats
 from emulator.illegal import IllegalInstruction
 
 
@@ -105,8 +105,11 @@ def execute(
     scale_b: np.ndarray | None = None,
     scale_b_byte: int = 0,
     scale_b_thread: int = 0,
+    cut: bool = False,
 ) -> list[np.ndarray]:
     """D = A B + C for W warps: registers of D, uint32 [W, 32], from those of A, B, C and the scale factors.
+
+    `cut`: sums as sm_90 takes them.
 
     Raises:
         IllegalInstruction: for modifiers, register counts or selectors that the ISA does not allow.
@@ -122,9 +125,26 @@ def execute(
     if p.scale:
         left = _scaled(left, row_scales(p, scale_a, scale_a_byte, scale_a_thread))
         right = _scaled(right, column_scales(p, scale_b, scale_b_byte, scale_b_thread))
+    if cut:
+        return accumulator_registers(p, _cut_sum(p, left, right, accumulator(p, c)))
     with np.errstate(invalid="ignore", over="ignore"):
         total = left @ right.swapaxes(1, 2) + accumulator(p, c)
     return accumulator_registers(p, total)
+
+
+def _cut_sum(p: Plan, left: np.ndarray, right: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """float64 [W, 16, 8] sums of sm_90, which has no products of 8-bit types: the compiler makes two of f16 of them, of
+    the lower and of the upper halves of the words, and adds the accumulator afterwards.
+    """
+    kinds = p.a, p.b, p.accumulator
+    if p.bits != 8:
+        return accumulate.rounded(accumulate.fused(left, right, before, kinds), p.accumulator)
+    total = np.zeros_like(before)
+    for half in (0, 2):
+        a, b = (x.reshape(*x.shape[:2], -1, 4)[..., half : half + 2].reshape(*x.shape[:2], -1) for x in (left, right))
+        total = accumulate.rounded(accumulate.fused(a, b, total, kinds), p.accumulator)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return total + before
 
 
 def operand_a(p: Plan, registers: list[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,9 @@ A tensor map is 128 bytes, little endian, 64-byte aligned in memory:
     112          zeros
 
 A tile lies in shared memory row by row, innermost dimension first, without gaps; the swizzle permutes the 16-byte
-chunks of absolute shared addresses. Elements out of bounds read as the fill and are not written.
+chunks of absolute shared addresses. Elements out of bounds read as the fill and are not written, but for those that
+share 16 bytes with the last element inside of the innermost dimension: a Hopper GPU writes 16 bytes or none, and stops
+a store that begins before the tensor in any dimension.
 """
 
 from __future__ import annotations
@@ -174,6 +176,8 @@ class TensorMap:
         window, shape, steps = [], [], []
         pitches = (None, *self.strides)
         offset = 0
+        if write and min(coordinates) < 0:  # seen on Hopper: an illegal instruction
+            raise MemoryFault(f"a store to a box that begins before the tensor, at {tuple(coordinates)}")
         if coordinates[0] * self.bits % 128:  # seen on an H200, too: such a copy is an illegal instruction
             raise MemoryFault(
                 f"a box that starts at element {coordinates[0]} ({self.bits} bits) is not aligned to 16 bytes (5.5.3.1)"
@@ -190,6 +194,8 @@ class TensorMap:
                     raise UnsupportedInstruction("element strides of packed elements are not implemented")
                 if begin * self.bits % 8 or (last - first) * self.bits % 8:
                     raise MemoryFault(f"coordinate {coordinates[0]} splits a byte of packed elements")
+                if write:
+                    last = min(count, -(-last * self.bits // 128) * 128 // self.bits)
                 offset += begin * self.bits // 8
                 window.append(slice(first * self.bits // 8, last * self.bits // 8))
                 shape.append((last - first) * self.bits // 8)
@@ -293,7 +299,7 @@ def combine(element: str, operation: str, target: np.ndarray, data: np.ndarray) 
             result = alu.half_minmax(operation, "bf16", x, y, False, False)
     else:
         kind = _TYPED.get(element)
-        if kind is None or operation not in _REDUCTIONS:
+        if kind is None or operation not in _REDUCTIONS or (element in ("f32", "f64") and operation != "add"):
             raise UnsupportedInstruction(f"reduction .{operation} of {element} is not implemented")
         result = _REDUCTIONS[operation](old.view(kind), new.view(kind))
     target[...] = np.ascontiguousarray(result).view(np.uint8).reshape(target.shape)

@@ -1,7 +1,7 @@
 """wgmma.mma_async with floating-point operands (PTX ISA 9.7.15.5.2).
 
-Registers are uint32 [4, 32]: the four warps of a warpgroup, warp w computing rows 16 w .. 16 w + 15. Products are
-exact in float64 and the sum, taken in float64, is rounded once; the ISA leaves the order of the accumulation open.
+Registers are uint32 [4, 32]: the four warps of a warpgroup, warp w computing rows 16 w .. 16 w + 15. Sums are those
+of sm_90, to the bit (`accumulate`).
 Asynchrony and the checks of wgmma.fence, commit_group and wait_group are the caller's.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from emulator import descriptors, formats
+from emulator import accumulate, descriptors, formats
 from emulator.illegal import IllegalInstruction
 
 
@@ -89,12 +89,13 @@ def execute(
         raise IllegalInstruction(f"wgmma m64n{f.n}k{f.k}: {len(accumulators)} accumulators, expected {f.registers}")
     left = _a_from_registers(f, a, transpose_a) if isinstance(a, list) else _matrix(f, f.a, 64, a, shared, transpose_a)
     right = _matrix(f, f.b, f.n, b_descriptor, shared, transpose_b)
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = left @ right.T
-        if negate_a != negate_b:
-            total = -total
-        total = total + (accumulator_values(f, accumulators) if scale_d else 0.0)
-    return accumulator_registers(f, total)
+    if negate_a != negate_b:
+        left = -left
+    before = accumulator_values(f, accumulators) if scale_d else np.zeros((64, f.n))
+    narrow = f.element_bytes == 1
+    fraction = accumulate.NARROW_FRACTION if narrow else accumulate.FRACTION
+    total = accumulate.fused(left, right, before, (f.a, f.b, f.accumulator), fraction)
+    return accumulator_registers(f, accumulate.rounded(total, f.accumulator, min(fraction, 23)))
 
 
 def shared_addresses(

@@ -36,15 +36,13 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class Row:
-    """A part of the output that one instruction wrote. It may be off by `ulps` units in the last place of the value, or
-    of `floor` where the value is smaller: the largest summand, where a sum cancels."""
+    """A part of the output that one instruction wrote. It may be off by `ulps` units in the last place."""
 
     label: str
     offset: int
     count: int
     dtype: str = "uint32"
     ulps: int = 0
-    floor: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def wrong(row: Row, got: np.ndarray, want: np.ndarray) -> np.ndarray:
         return np.flatnonzero(got.view(kind) != want.view(kind))
     got, want = (x.view(row.dtype) for x in (got, want))
     with np.errstate(invalid="ignore", over="ignore"):
-        unit = np.spacing(np.maximum(np.abs(want), want.dtype.type(row.floor))).astype(np.float64)
+        unit = np.spacing(np.abs(want)).astype(np.float64)
         near = np.abs(got.astype(np.float64) - want) <= row.ulps * unit
     return np.flatnonzero(~(near | (got == want) | (np.isnan(got) & np.isnan(want))))
 
