@@ -161,6 +161,9 @@ class Program:
         self.storage = _storage(function)
         self.constants: dict[tuple, str] = {}
         self.namespace: dict[str, object] = dict(vars(alu)) | {kind.__name__: kind for kind in NUMPY.values()}
+        self.fences_tensor_memory = any(
+            i.opcode == "tcgen05" and i.modifiers[0].startswith("fence") for i in function.instructions
+        )
         self.symbols = {o.name for i in function.instructions for o in _symbols(i.operands)}
 
     def compile(self, block: Block, masked: bool) -> Callable:

@@ -131,7 +131,7 @@ def _bar(e: Emitter, i: Instruction) -> None:
     m = Modifiers(e, i)
     mask = e.mask(i)
     if m.rest[:1] == ["warp"]:
-        return None  # the lanes are together when the block starts
+        return e.line(f"C.warp_sync({mask})")  # the lanes are together when the block starts
     if m.flag("cluster"):
         action = m.take("arrive", "wait")
         m.take("release", "relaxed", "acquire")
@@ -206,7 +206,7 @@ def _mbarrier(e: Emitter, i: Instruction) -> None:
             if action == "test_wait":
                 e.write(state, "pred", f"C.mbarrier_test({address}, {wanted}, {parity}, {mask})", i)
                 return e.leave(f"('pause', {mask})")
-            e.write(state, "pred", "C.full(True)", i)
+            e.write(state, "pred", f"C.mbarrier_try({address}, {wanted}, {parity}, {mask})", i)
             return e.leave(f"('mbarrier_wait', {mask}, {address}, {wanted}, {parity})")
         case _:
             raise e.fail("unknown mbarrier instruction")

@@ -41,6 +41,9 @@ class Entry:
         self.blocked = self.deferred = False
 
 
+_LANES = np.arange(32, dtype=np.int8)
+
+
 class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOperations, TensorOperations):
     def __init__(self, cta: Cta, warps: np.ndarray, registers: list[np.ndarray], alive: np.ndarray | None):
         self.cta, self.warps, self.registers = cta, warps, registers
@@ -239,13 +242,14 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
     def agent(self, row: int) -> int:
         return int(self.warps[row]) + self.cta.rank * self.launch.warps
 
-    def accesses(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """(agents, addresses), flat, of the lanes that execute."""
+    def accesses(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(agents, lanes, addresses), flat, of the lanes that execute."""
+        lanes = np.broadcast_to(_LANES, address.shape)
         who = np.broadcast_to((self.warps + self.cta.rank * self.launch.warps)[:, None], address.shape)
         if mask is None and self.alive is None:
-            return who.reshape(-1), address.reshape(-1)
+            return who.reshape(-1), lanes.reshape(-1), address.reshape(-1)
         active = self.active(mask)
-        return who[active], address[active]
+        return who[active], lanes[active], address[active]
 
     # Values that generated code asks for
 

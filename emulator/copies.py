@@ -20,7 +20,7 @@ from emulator.memory import (
     WRITTEN,
     Region,
 )
-from emulator.races import joined
+from emulator.races import NONE, joined
 from emulator.scheduling import Operation
 from emulator.synchronization import GroupWait
 
@@ -93,7 +93,8 @@ class CopyOperations:
         space = self.device.space
         if self.cta.races is not None:
             # No proxy fence is asked for: compilers' kernels feed tcgen05 by cp.async without one.
-            self.cta.races.write(*self.accesses(into, mask), size, generic=False)
+            who, _, where = self.accesses(into, mask)
+            self.cta.races.write(who, NONE, where, size, generic=False)
 
         def run() -> None:
             data = np.zeros((len(source), size), np.uint8)

@@ -25,7 +25,7 @@ from emulator.memory import (
     store_global,
     unsigned,
 )
-from emulator.races import RaceFault
+from emulator.races import SEVERAL, RaceFault
 
 _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAM_WINDOW >> 56: "param"}
 
@@ -181,7 +181,7 @@ class MemoryOperations:
             self.cta.races.write(*self.accesses(address, mask), size * len(values))
         except RaceFault as fault:
             # Several warps may write one value: compilers' kernels have all warps store what is uniform.
-            who, where = self.accesses(address, mask)
+            who, lanes, where = self.accesses(address, mask)
             data = np.stack([value[self.active(mask)] for value in values], -1).view(np.uint8)
             order = np.argsort(where, kind="stable")
             agree = (where[order][1:] != where[order][:-1]) | (data[order][1:] == data[order][:-1]).all(-1)
@@ -190,7 +190,7 @@ class MemoryOperations:
             inside = (index >= 0).all() and (index < region.size).all()
             if not (agree.all() and inside and (fault.together or (region.data[index] == data).all())):
                 raise
-            self.cta.races.write(who, where, size * len(values), same=True)
+            self.cta.races.write(who, lanes, where, size * len(values), same=True)
 
     def store_local(
         self, address: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray], site: int = 0
@@ -305,7 +305,7 @@ class MemoryOperations:
         self._check_rows(rows, form)
         if self.cta.races is not None:
             used = rows[:, : form.rows]
-            self.cta.races.read(np.repeat(who, used.shape[1]), used.reshape(-1), 16)
+            self.cta.races.read(np.repeat(who, used.shape[1]), SEVERAL, used.reshape(-1), 16)
         if form.bits < 8:
             data = ldmatrix.unpack(form, self._gather_shared(ldmatrix.packed_addresses(form, rows.astype(np.int64)), 1))
             registers = ldmatrix.to_registers(data)
@@ -328,7 +328,7 @@ class MemoryOperations:
         self._check_rows(rows, form)
         if self.cta.races is not None:
             used = rows[:, : form.rows]
-            self.cta.races.write(np.repeat(self.agents(mask), used.shape[1]), used.reshape(-1), 16)
+            self.cta.races.write(np.repeat(self.agents(mask), used.shape[1]), SEVERAL, used.reshape(-1), 16)
         address = ldmatrix.addresses(form, rows.astype(np.int64))
         octets = ldmatrix.to_bytes(np.stack([v[warps] for v in values], -1))
         region = self.cta.shared

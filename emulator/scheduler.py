@@ -21,9 +21,10 @@ from emulator.faults import BarrierFault, DeadlockFault, EmulatorFault, LaunchEr
 from emulator.illegal import IllegalInstruction
 from emulator.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
 from emulator.parse import WIDTHS, Instruction
-from emulator.races import Races, joined
+from emulator.races import Races, TensorOrder, joined
 from emulator.scheduling import Operation
 from emulator.synchronization import Generation, WarpgroupWait
+from emulator.tcgen05 import COLUMNS
 from emulator.tensor import TensorMemory, WarpgroupQueue
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 RESIDENT = 16  # CTAs that start together; more are admitted when these are stuck or take long
 ADMISSION = 250  # slices after which as many clusters again are admitted: those that run may wait for them
+EARLY = 1 / 8  # of all mbarrier.try_wait, return before their phase is complete
 STALLED = 100_000  # slices of nothing but failing polls after which a kernel counts as deadlocked
 POISON_WORD = 0x7FFFDEAD  # a NaN, and no plausible index
 
@@ -122,7 +124,8 @@ class Cta:
     @property
     def tensor_memory(self) -> TensorMemory:
         if self._tensor_memory is None:
-            self._tensor_memory = TensorMemory()
+            ordered = self.races is not None and self.launch.program.fences_tensor_memory
+            self._tensor_memory = TensorMemory(TensorOrder(self.races, COLUMNS) if ordered else None)
         return self._tensor_memory
 
     def peer(self, rank: int) -> Cta:
@@ -382,6 +385,10 @@ class Launch:
         elif not self.lazy:
             operation.due = self.step
         self.pending.append(operation)
+
+    def gives_up(self) -> bool:
+        """Whether an mbarrier.try_wait returns before its phase is complete, as it may at any time."""
+        return self.lazy and self.random.random() < EARLY
 
     def cancel_cluster(self) -> tuple[int, int, int] | None:
         """Takes a cluster that has not started, for clusterlaunchcontrol: the index of its first CTA."""

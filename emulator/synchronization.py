@@ -12,7 +12,7 @@ import numpy as np
 
 from emulator.barriers import MBarrier
 from emulator.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
-from emulator.races import joined
+from emulator.races import NONE, joined
 
 if TYPE_CHECKING:
     from emulator.cohort import Cohort
@@ -208,6 +208,8 @@ class WarpgroupWait(Wait):
 class SynchronizationOperations:
     """Mixin of Cohort. `on_` methods handle what ends a block: they return a wait, or None to go on."""
 
+    gives_up = False  # the last mbarrier.try_wait returned early
+
     # Clocks
 
     def acquire(self, mask: np.ndarray | None, clock: object) -> None:
@@ -233,7 +235,7 @@ class SynchronizationOperations:
         if self.cta.races is None:
             return
         races, agent = self.cta.races, self.agent(row)
-        races.write(np.full(size // 16, agent), address + 16 * np.arange(size // 16), 16, generic=False)
+        races.write(np.full(size // 16, agent), NONE, address + 16 * np.arange(size // 16), 16, generic=False)
         if signal is not None:
             races.use(agent, signal)
 
@@ -267,7 +269,7 @@ class SynchronizationOperations:
             region.bytes_at(where, 8)[:] = 0
             region.mark(where, 8, 1)
             if self.cta.races is not None:
-                self.cta.races.write(self.agents(lanes), np.full(int(lanes.any(1).sum()), where), 8)
+                self.cta.races.write(self.agents(lanes), NONE, np.full(int(lanes.any(1).sum()), where), 8)
             name = f"mbarrier {where:#x} of CTA {self.cta.index}"
             self.cta.mbarriers[where & 0xFFFFFF] = MBarrier(name, int(count[lanes][0]))
 
@@ -326,9 +328,18 @@ class SynchronizationOperations:
             self.launch.stalls += 1
         return result
 
+    def mbarrier_try(
+        self, address: np.ndarray, wanted: np.ndarray, parity: bool, mask: np.ndarray | None
+    ) -> np.ndarray:
+        """What try_wait returns: true once it has waited; now and then it gives up before the phase is complete."""
+        self.gives_up = self.launch.gives_up()
+        return self.mbarrier_test(address, wanted, parity, mask) if self.gives_up else self.full(True)
+
     def on_mbarrier_wait(
         self, mask: np.ndarray | None, address: np.ndarray, wanted: np.ndarray, parity: bool
     ) -> Wait | None:
+        if self.gives_up:
+            return None
         groups = []
         for where, lanes in self._by_address(address, mask):
             barrier = self.mbarrier(where)
@@ -347,6 +358,12 @@ class SynchronizationOperations:
                 return None
             return MbarrierWait([(barrier, value, parity, None)])
         return MbarrierWait(groups) if groups else None
+
+    # Barriers of a warp
+
+    def warp_sync(self, mask: np.ndarray | None) -> None:
+        if self.cta.races is not None:
+            self.cta.races.converge(self.agents(mask))
 
     # CTA barriers
 

@@ -12,7 +12,7 @@ import numpy as np
 from emulator import tcgen05, wgmma
 from emulator.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
 from emulator.memory import WRITTEN
-from emulator.races import joined
+from emulator.races import NONE, RaceFault, TensorOrder, joined
 from emulator.synchronization import Wait
 
 if TYPE_CHECKING:
@@ -34,12 +34,33 @@ class WarpgroupQueue:
         self.in_flight: set[int] = set()
         self.group = 0  # the open group
         self.written: dict[int, int] = {}  # register -> last group that writes it
+        self.ever_fenced = self.fenced = False  # by wgmma.fence; since the last wait
+        self.delivered: dict[int, np.ndarray] = {}  # register -> its accumulator at the last wait
+
+    def check_fence(self, initial: dict[int, np.ndarray | None], accumulates: bool) -> None:
+        """RaceFault where registers were changed after the last wait without a wgmma.fence, or none was ever executed.
+
+        What is written between a fence and the instruction that it is for is not seen.
+        """
+        if self.fenced:
+            return
+        if not self.ever_fenced:
+            raise RaceFault("wgmma.mma_async before the first wgmma.fence of its warpgroup")
+        for register, value in initial.items() if accumulates else ():
+            known = self.delivered.get(register)
+            if value is not None and (known is None or (value.view(np.uint32) != known).any()):
+                raise RaceFault("wgmma.mma_async with an accumulator that was changed since the last wgmma.fence")
 
 
 class TensorMemory:
-    """Tensor memory of a CTA: words uint32 [128, 512], which are written, and how many writes are in flight to each."""
+    """Tensor memory of a CTA: words uint32 [128, 512], which are written, and how many writes are in flight to each.
 
-    def __init__(self) -> None:
+    `order`: of its accesses; None without checks, and for kernels without any tcgen05.fence, as compilers make them:
+    hardware runs those, too.
+    """
+
+    def __init__(self, order: TensorOrder | None = None) -> None:
+        self.order = order
         self.words = np.full((tcgen05.LANES, tcgen05.COLUMNS), 0x7FFFDEAD, np.uint32)
         self.written = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), bool)
         self.busy = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), np.int16)
@@ -59,6 +80,8 @@ class TensorMemory:
         if first is not None:
             self.allocated[first] = count
             self.written[:, first : first + count] = False
+            if self.order is not None:
+                self.order.forget(slice(first, first + count))
         return first
 
 
@@ -74,7 +97,7 @@ class AllocationWait(Wait):
             return False
         region = self.cta.shared
         if self.cta.races is not None:
-            self.cta.races.write(cohort.agents(mask), np.full(1, self.address), 4, generic=False)
+            self.cta.races.write(cohort.agents(mask), NONE, np.full(1, self.address), 4, generic=False)
         region.bytes_at(self.address, 4)[:] = np.array([first], np.uint32).view(np.uint8)
         region.mark(self.address, 4, WRITTEN)
         return True
@@ -124,6 +147,7 @@ class TensorOperations:
                 for r, v in zip(registers, values, strict=True)
             }
             if self.cta.races is not None:
+                queue.check_fence(initial, bool(scale[first, 0]))
                 extra = {k: v for k, v in options.items() if k.startswith("transpose")}
                 where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
                 self.asynchronous_read(first, where[::4], mark=False)
@@ -161,6 +185,8 @@ class TensorOperations:
 
     def wgmma_fence(self, mask: np.ndarray | None) -> None:
         self.converged(mask)
+        for queue, _ in self._warpgroups(mask):
+            queue.ever_fenced = queue.fenced = True
 
     def wgmma_commit(self, mask: np.ndarray | None) -> None:
         self.converged(mask)
@@ -175,7 +201,9 @@ class TensorOperations:
             for register in [r for r, group in queue.written.items() if group <= last]:
                 old = self.registers[register]
                 new = old.copy()
-                new[rows] = queue.results.pop(register).view(old.dtype)
+                queue.fenced = False
+                queue.delivered[register] = queue.results.pop(register)
+                new[rows] = queue.delivered[register].view(old.dtype)
                 self.registers[register] = new
                 queue.in_flight.discard(register)
                 del queue.written[register]
@@ -228,7 +256,9 @@ class TensorOperations:
         self._tmem().relinquished = True
 
     def tmem_fence(self, action: str, mask: np.ndarray | None) -> None:
-        """Orders nothing here: tensor memory has one order, that of the queue."""
+        """It counts for the checks: the words of tensor memory have one order here, that of the queue."""
+        if self.cta.races is not None:
+            self.cta.races.fence_tensor(self.agents(mask), "before" in action)
 
     def on_tmem_wait(self, mask: np.ndarray | None) -> None:
         """tcgen05.wait::ld: the registers of the loads before it get their values."""
@@ -278,6 +308,8 @@ class TensorOperations:
                 if not memory.written[cells].all():
                     raise UninitializedRead("read of tensor memory that nothing has written", address=where, warp=row)
             warp = int(self.warps[row])
+            if memory.order is not None:
+                memory.order.read(self.agent(row), np.unique(cells[1]))
             values = np.ascontiguousarray(tcgen05.load(form, memory.words, where, warp, half).T)
             self.cta.tensor_loads.setdefault(warp, {}).update(zip(registers, values, strict=True))
 
@@ -289,6 +321,8 @@ class TensorOperations:
         memory = self._tmem()
         stacked = np.stack(values, -1)
         for row, where, half, cells in self._transfers("st", modifiers, address, mask, split):
+            if memory.order is not None:
+                memory.order.write(self.agent(row), np.unique(cells[1]))
             tcgen05.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
             memory.written[cells] = True
 
@@ -328,9 +362,12 @@ class TensorOperations:
         footprint = tcgen05.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
         if footprint is not None:
             self.asynchronous_read(row, footprint.shared[0][::4])
-            for memory, writes in zip(memories, footprint.writes, strict=True):
+            for memory, reads, writes in zip(memories, footprint.reads, footprint.writes, strict=True):
                 columns = np.flatnonzero(writes.any(0))
                 self._check_allocated(memory, int(columns[0]), int(columns[-1]))
+                if memory.order is not None:
+                    memory.order.read(self.agent(row), np.flatnonzero(reads.any(0)))
+                    memory.order.write(self.agent(row), columns)
                 memory.busy += writes
 
         def run() -> None:
@@ -362,6 +399,8 @@ class TensorOperations:
             self.asynchronous_read(row, tcgen05.copy_addresses(form, source).reshape(-1)[::4])
             for cta in ctas:
                 self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
+                if cta.tensor_memory.order is not None:
+                    cta.tensor_memory.order.write(self.agent(row), np.arange(cells[1].start, cells[1].stop))
                 cta.tensor_memory.busy[cells] += 1
 
             def run(where=where, source=source, cells=cells) -> None:
@@ -395,7 +434,7 @@ class TensorOperations:
                 places = [rank << 24 | where & 0xFFFFFF for rank in self._ranks(row, lane, where, targets)]
             barriers = [self.mbarrier(place) for place in places]
 
-            clock = self.issued(row)
+            clock = None if self.cta.races is None else self.cta.races.commit(self.agent(row))
 
             def run(barriers=barriers, clock=clock) -> None:
                 for barrier in barriers:

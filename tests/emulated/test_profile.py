@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import ptx
 import pytest
-from test_grouped_fp4 import build, packs  # noqa: F401 (fixtures)
 
 import emulator
 from emulator.__main__ import aligned, main, profile_kernel
