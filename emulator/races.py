@@ -4,7 +4,7 @@ An agent is a warp. A word of shared memory knows the agent that wrote it last a
 it. An access is a race if its agent has not synchronised with those before. Barriers carry clocks from those who arrive
 to those who wait; asynchronous operations carry the clock of their issuer. Inside a warp a word also knows its lane: an
 access of another lane since the last barrier of the warp, or one that came round to it, is a race too. An arrival of
-one lane counts for all lanes of its warp.
+one lane covers what it did itself, and of the others what came before a barrier of the warp.
 A second clock says which generic writes a proxy fence has covered, for the reads of the asynchronous proxy.
 """
 
@@ -57,6 +57,7 @@ class Races:
         self.warps, self.words = warps, -(-shared_bytes // 4)
         self.seen = np.eye(agents, dtype=np.int32)
         self.fenced = np.zeros((agents, agents), np.int32)
+        self.alone = np.zeros((agents, 32), np.int32)  # own clock up to which a lane has released what it did itself
         self.tensor = np.zeros((agents, agents), np.int32)  # tcgen05.fence::before_thread_sync that an agent knows of
         self.tensor_ordered = np.zeros((agents, agents), np.int32)  # those before its last fence::after_thread_sync
         self.converged = np.zeros(agents, np.int32)  # own clock up to which the lanes of an agent are ordered
@@ -67,6 +68,14 @@ class Races:
     def release(self, agents: np.ndarray) -> Clock:
         clock = self.seen[agents].max(0), self.fenced[agents].max(0), self.tensor[agents].max(0)
         self.seen[agents, agents] += 1
+        return clock
+
+    def release_lane(self, agent: int, lane: int) -> Clock:
+        """An arrival of one lane: of what the others did it covers what a barrier of the warp came after."""
+        own = self.seen[agent, agent]
+        clock = self.release(np.array([agent]))
+        clock[0][agent] = self.converged[agent]
+        self.alone[agent, lane] = own
         return clock
 
     def acquire(self, agents: np.ndarray, clock: Clock | None) -> None:
@@ -146,6 +155,9 @@ class Races:
                 self._after_reads(shadow, column, lane, words)
                 late = shadow.read[:, words] > self.seen[who].T[:, :, None]
                 if late.any():
+                    readers = np.arange(len(late))[:, None, None]
+                    late &= ~self._released(readers, shadow.reading_lane[:, words], shadow.read[:, words])
+                if late.any():
                     reader, row, k = (int(i[0]) for i in np.nonzero(late))
                     raise self._fault("write", int(who[row]), "read", reader, int(words[row, k]))
             shadow.writer[words] = column
@@ -180,9 +192,15 @@ class Races:
     def _ordered(self, shadow: _Shadow, column: np.ndarray, words: np.ndarray, what: str, before: str) -> None:
         late = shadow.wrote[words] > self.seen[column, shadow.writer[words]]
         if late.any():
+            late &= ~self._released(shadow.writer[words], shadow.writing_lane[words], shadow.wrote[words])
+        if late.any():
             row, k = (int(i[0]) for i in np.nonzero(late))
             word = int(words[row, k])
             raise self._fault(what, int(column[row, 0]), before, int(shadow.writer[word]), word)
+
+    def _released(self, agents: np.ndarray, lanes: np.ndarray, when: np.ndarray) -> np.ndarray:
+        """Accesses of lanes that have arrived alone since. Whoever waits for another arrival has them for granted."""
+        return (lanes >= 0) & (when <= self.alone[agents, np.maximum(lanes, 0)])
 
     def _between_lanes(
         self, shadow: _Shadow, column: np.ndarray, lane: np.ndarray, words: np.ndarray, what: str

@@ -239,6 +239,11 @@ class SynchronizationOperations:
         if signal is not None:
             races.use(agent, signal)
 
+    def _arrival(self, row: int, lanes: np.ndarray) -> object:
+        """The clock of an arrival of lanes of a warp."""
+        races, agent = self.cta.races, self.agent(row)
+        return races.release_lane(agent, int(lanes[0])) if len(lanes) == 1 else races.release(np.array([agent]))
+
     # mbarrier
 
     def mbarrier(self, address: int) -> MBarrier:
@@ -298,7 +303,8 @@ class SynchronizationOperations:
             tokens[lanes] = barrier.token()
             self._use(where, lanes)
             if self.cta.races is not None:
-                barrier.arriving = joined(barrier.arriving, self.cta.races.release(self.agents(lanes)))
+                for row in np.flatnonzero(lanes.any(1)):
+                    barrier.arriving = joined(barrier.arriving, self._arrival(row, np.flatnonzero(lanes[row])))
             total = int(np.count_nonzero(lanes))
             if count is not None:
                 amount = int(count[lanes].sum(dtype=np.int64))

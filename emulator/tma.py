@@ -176,12 +176,12 @@ class TensorMap:
         window, shape, steps = [], [], []
         pitches = (None, *self.strides)
         offset = 0
-        if write and min(coordinates) < 0:  # seen on Hopper: an illegal instruction
-            raise MemoryFault(f"a store to a box that begins before the tensor, at {tuple(coordinates)}")
         if coordinates[0] * self.bits % 128:  # seen on an H200, too: such a copy is an illegal instruction
             raise MemoryFault(
                 f"a box that starts at element {coordinates[0]} ({self.bits} bits) is not aligned to 16 bytes (5.5.3.1)"
             )
+        if write and min(coordinates) < 0:  # seen on Hopper: an illegal instruction
+            raise MemoryFault(f"a store to a box that begins before the tensor, at {tuple(coordinates)}")
         for d in range(self.rank):
             step, count = self.element_strides[d], self.tile[d]
             first = max(0, -(coordinates[d] // step)) if coordinates[d] < 0 else 0

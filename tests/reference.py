@@ -192,9 +192,13 @@ class Expected:
     exact: Any  # bool: every order of fp32 accumulation gives the same, exact sum
 
 
-def grouped_reference(problem: GroupedProblem) -> Expected:
+def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected:
     """Float64 result of ``grouped_fp4`` on the dequantised operands. Products of two 6-bit significands and their sums
-    over K < 2^20 fit float64 whenever the fp32 sum is exact; otherwise its own error is 2^-29 of the bound's."""
+    over K < 2^20 fit float64 whenever the fp32 sum is exact; otherwise its own error is 2^-29 of the bound's.
+
+    halves: the kernel multiplies halves of 2^-14 times the operands, as that for sm_90a does. Below 1 those are
+    subnormal, and the tensor core aligns them as if they had the exponent of 1: more is cut than their size tells.
+    """
     _, n, _, _ = problem.shape
     owned = int(problem.expert_offsets[-1])
     value, magnitude = np.empty((owned, n)), np.empty((owned, n))
@@ -204,7 +208,8 @@ def grouped_reference(problem: GroupedProblem) -> Expected:
         a_stored, b_stored = (problem.a[rows], problem.a_groups[rows]), (problem.b[expert], problem.b_groups[expert])
         a, b = dequantize(*a_stored), dequantize(*b_stored)
         alpha = float(problem.alpha[expert])
-        sums = np.abs(a) @ np.abs(b).T
+        aligned = (np.where(x != 0, np.maximum(np.abs(x), 1.0 if halves else 0.0), 0.0) for x in (a, b))
+        sums = next(aligned) @ next(aligned).T
         value[rows], magnitude[rows] = alpha * (a @ b.T), abs(alpha) * sums
         exact[rows] = sums < 2.0**24 * np.outer(quantum(*a_stored), quantum(*b_stored))
     return Expected(value, magnitude, exact)
