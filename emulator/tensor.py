@@ -194,7 +194,9 @@ class TensorOperations:
             queue.group += 1
 
     def on_wgmma_wait(self, mask: np.ndarray | None, count: int) -> None:
+        """A product needs what all lanes have read, so that its end counts as a barrier of the warp."""
         self.converged(mask)
+        self.warp_sync(mask)
         for queue, rows in self._warpgroups(mask):
             last = queue.group - 1 - count
             self._carry_out(queue, last)

@@ -214,6 +214,7 @@ def test_pipeline_of_stages(seed: int, lazy: bool) -> None:
         and.b32 %r11, %lane, 3; mad.lo.u32 %r10, %r11, 4, %r10; mad.lo.u32 %r10, %r7, 128, %r10;
         add.u32 %r10, %r10, %r6; ld.shared.u32 %r8, [%r10]; add.u32 %r9, %r9, %r8;
         add.u32 %r7, %r7, 1; setp.lt.u32 %p3, %r7, 8; @%p3 bra ROWS;
+        bar.warp.sync -1;
         elect.sync _|%p4, -1;
         @%p4 mbarrier.arrive.shared::cta.b64 _, [%r5+24];
         add.u32 %r1, %r1, 1; add.u32 %r2, %r2, 1;

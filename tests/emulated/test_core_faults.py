@@ -19,6 +19,7 @@ from emulator import (
     UninitializedRead,
     UnsupportedInstruction,
 )
+from emulator.races import RaceFault
 
 BUFFER = np.zeros(64, np.uint32)
 SETUP = "ld.param.u64 %d0, [p0]; mad.wide.u32 %d1, %tid, 4, %d0; mov.u32 %r50, buffer; mad.lo.u32 %r1, %tid, 4, %r50; "
@@ -56,6 +57,12 @@ FAULTS = {
         "setp.ne.u32 %p0, %tid, 0; @%p0 bra END; cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r50], 64;"
         "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:",
         UninitializedRead, "nothing has written"),
+    # lanes of a warp
+    "lanes-read-unordered": ("st.shared.u32 [%r1], %r1; xor.b32 %r2, %r1, 4; ld.shared.u32 %r0, [%r2];",
+                             RaceFault, "written, with no barrier of the warp between"),
+    "lanes-write-unordered": (
+        "st.shared.u32 [%r1], %r1; bar.warp.sync -1; xor.b32 %r2, %r1, 4; ld.shared.u32 %r0, [%r2];"
+        "st.shared.u32 [%r1], %r0;", RaceFault, "read, with no barrier of the warp between"),
     # mbarriers
     "mbarrier-uninitialised": ("mbarrier.arrive.shared::cta.b64 _, [%r50];", BarrierFault, "has not been initialised"),
     "mbarrier-invalidated": (
@@ -118,6 +125,16 @@ def test_fault(name: str) -> None:
         assert fault.line is not None and fault.text and f"PTX line {fault.line}: {fault.text}" in str(fault)
     else:
         assert "CTA (0, 0, 0) warps [" in str(fault) and "PTX line" in str(fault)
+
+
+def test_lanes_with_a_barrier_between() -> None:
+    """A barrier of the warp after each exchange, and words that each lane has for itself, are no race."""
+    body = SETUP + """st.shared.u32 [%r1], %r1; ld.shared.u32 %r0, [%r1]; bar.warp.sync -1;
+        xor.b32 %r2, %r1, 4; ld.shared.u32 %r3, [%r2]; bar.warp.sync -1; st.shared.u32 [%r1], %r3;
+        ld.shared.u32 %r4, [%r1]; sub.u32 %r4, %r4, %r2; st.global.u32 [%d1], %r4;"""
+    out = np.ones(32, np.uint32)
+    launch(module(body, shared=1024), [out], 32)
+    assert not out.any()
 
 
 def test_fault_names_the_lane_and_the_address() -> None:
