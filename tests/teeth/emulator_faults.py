@@ -377,8 +377,8 @@ FAULTS = [
         (
             "scale-d ignored",
             "wgmma.py",
-            "if scale_d else 0.0)",
-            "if True else 0.0)",
+            "if scale_d else np.zeros((64, f.n))",
+            "if True else np.zeros((64, f.n))",
             _WGMMA("negation_and_scale_d", negate=(True, False), scale_d=False),
         ),
         (
