@@ -38,18 +38,21 @@ __device__ __forceinline__ BlockScale block_scale(float amax, float encode_scale
     return {rounded.__x, multiplier};
 }
 
-// E2M1 of one value, rounded to nearest even and saturated; NaN becomes 6. The low nibble.
+// E2M1 of the magnitude of one value, rounded to nearest even and saturated, in the low 3 bits; NaN becomes 6. Above
+// them is noise.
+//
+// Added to 2^22 times the power of two at or below it (1 at least), a magnitude is rounded where E2M1 rounds, and the
+// sum's last bits count the steps in that binade. With two more for each binade from 1 on they are the code: bits 22 and
+// up of the sum hold twice its exponent, 2 (149 + binade), and the 3 in the factor adds 6 steps, which makes 8 * 38 of
+// 2 * 149.
 __device__ __forceinline__ uint32_t e2m1_in_software(float value) {
-    const uint32_t sign = __float_as_uint(value) >> 28 & 8, bits = __float_as_uint(value) & 0x7FFFFFFF;
-    const float magnitude = __uint_as_float(bits);
-    // From 1 on: exponent and one bit of the mantissa, rounded. Below: multiples of 0.5, which is the last bit of 2^22.
-    const uint32_t normal = (bits + 0x1FFFFF + (bits >> 22 & 1)) >> 22;
-    const uint32_t subnormal = __float_as_uint(__fadd_rn(magnitude, 4194304.0f)) & 7;
-    const uint32_t code = magnitude < 1.0f ? subnormal : min(normal - 2 * 126, 7u);
-    return bits > 0x7F800000 ? 7 : code | sign;
+    const float magnitude = fminf(fabsf(value), 6.0f);
+    const float power = __uint_as_float(__float_as_uint(fmaxf(magnitude, 1.0f)) & 0x7F800000);
+    const uint32_t sum = __float_as_uint(__fmaf_rn(power, 4194304.0f + 3.0f, magnitude));
+    return sum + (sum >> 22);
 }
 
-// Eight values to E2M1, the first in the low nibble.
+// Eight values to E2M1, the first in the low nibble. The NaN of arithmetic, which has no sign, becomes +6.
 __device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
 #if __CUDA_ARCH__ >= 1000
     uint32_t packed;
@@ -63,10 +66,13 @@ __device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
         : "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "f"(v[4]), "f"(v[5]), "f"(v[6]), "f"(v[7]));
     return packed;
 #else
-    uint32_t packed = 0;
+    uint32_t codes = 0, signs = 0;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) packed |= e2m1_in_software(v[i]) << 4 * i;
-    return packed;
+    for (int i = 0; i < 8; ++i) {
+        codes = __funnelshift_r(codes, e2m1_in_software(v[i]), 4);
+        signs = __funnelshift_l(__float_as_uint(v[7 - i]), signs, 4);
+    }
+    return (codes & 0x77777777) | (signs & 0x88888888);
 #endif
 }
 

@@ -1,0 +1,286 @@
+"""The meaning of the kernels that quantise to NVFP4, bit by bit in numpy, and problems for them.
+
+Every fp32 operation is rounded on its own, in the order that the kernels promise. What hardware approximates (a
+reciprocal, a power of two) is a parameter: the emulator rounds it correctly, a GPU has to be asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from reference import E2M1, GROUP, NAN_SCALE, STORAGE, UE4M3, as_float64, ceil_div, pack_e2m1, round_up, scale_offset
+
+F32 = np.float32
+LARGEST = np.finfo(F32).max
+NO_LIMIT = float(LARGEST)
+
+
+def flush(values: np.ndarray) -> np.ndarray:
+    """Subnormals to zero of their sign, as ``.ftz`` takes and leaves them."""
+    return np.where(np.abs(values) < np.finfo(F32).tiny, np.copysign(F32(0), values), values)
+
+
+def _rounded(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    def apply(values: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return flush(function(flush(np.asarray(values, F32)).astype(np.float64)).astype(F32))
+
+    return apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Approximations:
+    """rcp.approx.ftz.f32 and ex2.approx.ftz.f32 of some machine, on fp32 arrays."""
+
+    reciprocal: Callable[[np.ndarray], np.ndarray]
+    exp2: Callable[[np.ndarray], np.ndarray]
+
+
+EMULATED = Approximations(_rounded(lambda values: 1 / values), _rounded(np.exp2))
+
+
+def to_bf16(values: np.ndarray) -> np.ndarray:
+    """fp32 rounded to nearest even, as 16 bits; a NaN stays one."""
+    bits = np.asarray(values, F32).view(np.uint32).astype(np.uint64)
+    rounded = bits + 0x7FFF + (bits >> 16 & 1)
+    return np.where(np.isnan(values), 0x7FC0, rounded >> 16).astype(np.uint16)
+
+
+def store(values: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 as the elements of a buffer; bf16 as its 16 bits."""
+    with np.errstate(over="ignore"):
+        return to_bf16(values) if dtype == "bf16" else np.asarray(values, STORAGE[dtype])
+
+
+def load(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Elements of a buffer as fp32."""
+    return as_float64(stored, dtype).astype(F32)
+
+
+def _nearest(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Index of the nearest entry of an increasing table, the even one of two; beyond its end the last. NaN too."""
+    middles = (table[1:] + table[:-1]) / 2
+    down, up = (np.searchsorted(middles, values.astype(np.float64), side) for side in ("left", "right"))
+    return np.where(down % 2 == 0, down, up)
+
+
+def to_ue4m3(values: np.ndarray) -> np.ndarray:
+    """Non-negative fp32 to bytes, to nearest even and saturated."""
+    return np.where(np.isnan(values), NAN_SCALE, _nearest(values, UE4M3[:NAN_SCALE])).astype(np.uint8)
+
+
+def to_e2m1(values: np.ndarray) -> np.ndarray:
+    """fp32 to 4-bit codes, to nearest even and saturated; NaN is +6."""
+    codes = _nearest(np.abs(values), E2M1[:8])
+    return np.where(np.isnan(values), 7, codes | np.signbit(values) << 3).astype(np.uint8)
+
+
+def quantize(
+    values: np.ndarray, encode: np.ndarray, division: str, approximations: Approximations
+) -> tuple[np.ndarray, np.ndarray]:
+    """fp32 [rows, K] with an encode scale a row: bytes of elements [rows, K/2], scales [rows, K/16] in plain order."""
+    blocks = values.reshape(values.shape[0], -1, GROUP)
+    largest = np.fmax.reduce(np.abs(blocks), axis=-1, initial=F32(0))
+    encode = np.asarray(encode, F32)[:, None]
+    with np.errstate(all="ignore"):
+        if division == "ieee":
+            scales = to_ue4m3(largest * (encode * F32(1 / 6)))
+            value = UE4M3[scales].astype(F32)
+            multiplier = np.fmin(encode / value, LARGEST)
+        else:
+            scales = to_ue4m3(encode * (largest * approximations.reciprocal(np.full(1, 6, F32))))
+            value = UE4M3[scales].astype(F32)
+            multiplier = approximations.reciprocal(value * approximations.reciprocal(encode))
+        multiplier = np.where(value == 0, F32(0), multiplier)
+        codes = to_e2m1(blocks * multiplier[..., None])
+    return pack_e2m1(codes.reshape(values.shape)), scales
+
+
+def encode_scale(global_scale: np.ndarray, kind: str) -> np.ndarray:
+    """fp32 encode scales, of which ``decode`` gives the reciprocals; finite."""
+    with np.errstate(divide="ignore"):
+        return np.fmin(F32(1) / global_scale, LARGEST) if kind == "decode" else global_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Swiglu:
+    """Scalars of the activation."""
+
+    rounding: str = "activation_type"
+    swiglu_alpha: float = 1.0
+    swiglu_beta: float = 0.0
+    swiglu_limit: float = NO_LIMIT
+
+    def apply(
+        self, gate: np.ndarray, up: np.ndarray, weight: np.ndarray, dtype: str, approximations: Approximations
+    ) -> np.ndarray:
+        """gate * sigmoid(alpha gate) * (up + beta) * weight of fp32 [rows, I] and a weight a row."""
+        alpha, beta, limit = (F32(v) for v in (self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit))
+        gate = np.fmin(gate, limit)
+        up = np.fmax(np.fmin(up, limit), -limit)
+        with np.errstate(all="ignore"):
+            exponential = approximations.exp2(-alpha * gate * F32(1.44269504))
+            result = gate / (F32(1) + exponential) * (up + beta) * weight[:, None]
+        return load(store(result, dtype), dtype) if self.rounding == "activation_type" else result
+
+
+def sample(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """fp32 whose blocks of 16 differ in size by up to 2^22. Of the blocks some are zero, and some hold the values where
+    E2M1 rounds to even once they are divided by a power of two; some elements are -0, infinite or NaN."""
+    blocks = columns // GROUP
+    sizes = np.exp2(rng.uniform(-16, 6, (rows, blocks, 1)))
+    values = rng.standard_normal((rows, blocks, GROUP)) * sizes
+    ties = np.concatenate([[6], rng.integers(-24, 25, GROUP - 1) / 4]) * np.exp2(rng.integers(-8, 7, (rows, blocks, 1)))
+    kind = rng.random((rows, blocks, 1))
+    values = np.where(kind < 0.2, ties, np.where(kind > 0.95, 0, values))
+    chance = rng.random(values.shape)
+    for most, special in ((3e-3, -0.0), (2e-3, np.inf), (1e-3, -np.inf), (5e-4, np.nan)):
+        values = np.where(chance < most, special, values)
+    return values.reshape(rows, columns).astype(F32)
+
+
+def sample_encode_scale(rng: np.random.Generator, experts: int) -> np.ndarray:
+    """fp32 [experts]: powers of two, for ties, and others; the blocks of ``sample`` then reach every scale byte."""
+    return np.where(rng.random(experts) < 0.3, F32(1), np.exp2(rng.uniform(-1, 10, experts))).astype(F32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call. Outputs are poisoned, and ``expected`` gives them back with what the kernel must write.
+
+    inputs: numpy arrays by name, bf16 as uint16. scalars: of the call.
+    """
+
+    family: str
+    dtype: str
+    inputs: dict[str, np.ndarray]
+    scalars: dict[str, Any]
+    outputs: dict[str, np.ndarray]
+    expected: Callable[[Approximations], dict[str, np.ndarray]]
+
+    def verify(self, outputs: dict[str, np.ndarray], approximations: Approximations, context: str = "") -> None:
+        """Every byte as expected; ``AssertionError`` names the first that is not."""
+        for name, expected in self.expected(approximations).items():
+            wrong = np.argwhere(outputs[name] != expected)
+            if len(wrong):
+                at = tuple(map(int, wrong[0]))
+                written = "" if self.outputs[name][at] != expected[at] else ", which nothing should write"
+                raise AssertionError(
+                    f"{self.family} {self.dtype} {self.scalars} {context}: {len(wrong)} of {expected.size} bytes of "
+                    f"{name} differ; first {name}{list(at)} = {outputs[name][at]:#x}, expected {expected[at]:#x}{written}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows that a call quantises: where each lies in x and out, where its scales lie, and whose it is."""
+
+    stored: np.ndarray
+    scale: np.ndarray
+    expert: np.ndarray
+
+
+def poisoned(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+
+
+def _case(
+    rng: np.random.Generator,
+    family: str,
+    dtype: str,
+    rows: Rows,
+    lead: tuple[int, ...],
+    columns: int,
+    scale_shape: tuple[int, ...],
+    experts: int,
+    arguments: dict[str, np.ndarray],
+    scalars: dict[str, Any],
+    gated: bool,
+) -> Case:
+    """A call whose x and outputs are [*lead, ..]; what is no one's is NaN in x."""
+    wide = 2 * columns if gated else columns
+    x = np.full((int(np.prod(lead)), wide), np.nan, F32)
+    x[rows.stored] = sample(rng, len(rows.stored), wide)
+    stored = store(x, dtype)
+    encode = sample_encode_scale(rng, experts)
+    with np.errstate(divide="ignore"):
+        global_scale = F32(1) / encode if scalars["global_scale_kind"] == "decode" else encode
+    outputs = {"out": poisoned(rng, *lead, columns // 2), "out_scale": poisoned(rng, *scale_shape)}
+
+    def expected(approximations: Approximations) -> dict[str, np.ndarray]:
+        values = load(stored, dtype)[rows.stored]
+        if gated:
+            weight = arguments["row_weight"][rows.stored] if "row_weight" in arguments else np.ones(len(values), F32)
+            names = {field.name for field in dataclasses.fields(Swiglu)}
+            swiglu = Swiglu(**{name: value for name, value in scalars.items() if name in names})
+            values = swiglu.apply(values[:, :columns], values[:, columns:], weight, dtype, approximations)
+        encode = encode_scale(global_scale, scalars["global_scale_kind"])[rows.expert]
+        packed, scales = quantize(values, encode, scalars.get("division", "approximate"), approximations)
+        out, out_scale = outputs["out"].copy(), outputs["out_scale"].copy()
+        out.reshape(-1, columns // 2)[rows.stored] = packed
+        padded = np.zeros((len(scales), out_scale.shape[-1]), np.uint8)
+        padded[:, : scales.shape[1]] = scales
+        row, group = rows.scale[:, None], np.arange(padded.shape[1])[None]
+        linear = scalars.get("scale_layout") == "linear"
+        place = row * padded.shape[1] + group if linear else scale_offset(row, group, padded.shape[1])
+        out_scale.reshape(-1)[place] = padded
+        return {"out": out, "out_scale": out_scale}
+
+    inputs = {"x": stored.reshape(*lead, wide), "global_scale": global_scale, **arguments}
+    return Case(family, dtype, inputs, scalars, outputs, expected)
+
+
+def dense(rng: np.random.Generator, dtype: str, m: int, k: int, extra_scale_rows: int = 0, **scalars: Any) -> Case:
+    """nvfp4_quantize of [m, k]."""
+    every = np.arange(m)
+    linear = scalars.get("scale_layout") == "linear"
+    scale_shape = ((m if linear else round_up(m, 128)) + extra_scale_rows, round_up(k // GROUP, 4))
+    rows = Rows(every, every, every * 0)
+    return _case(rng, "nvfp4_quantize", dtype, rows, (m,), k, scale_shape, 1, {}, scalars, gated=False)
+
+
+def packed(
+    rng: np.random.Generator,
+    family: str,
+    dtype: str,
+    counts: Sequence[int],
+    k: int,
+    unowned_rows: int = 0,
+    first_row: int = 0,
+    **scalars: Any,
+) -> Case:
+    """Packed rows of experts, after ``first_row`` rows and before ``unowned_rows`` of nobody; unused blocks of scale
+    rows between experts. With ``family`` silu_mul_nvfp4_quantize x is gate and up, and rows have weights."""
+    experts, owned = len(counts), sum(counts)
+    offsets = first_row + np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    blocks = [ceil_div(count, 128) for count in counts]
+    scale_offsets = 128 * (np.cumsum(rng.integers(0, 2, experts)) + np.cumsum([0, *blocks[:-1]])).astype(np.int32)
+    expert = np.repeat(np.arange(experts), counts)
+    stored = np.arange(owned) + first_row
+    rows = Rows(stored, stored - offsets[expert] + scale_offsets[expert], expert)
+    arguments = {"expert_offsets": offsets, "scale_offsets": scale_offsets}
+    m, gated = first_row + owned + unowned_rows, family.startswith("silu")
+    if gated:
+        weight = np.full(m, np.nan, F32)
+        weight[stored] = rng.uniform(0.01, 1, owned)
+        arguments["row_weight"] = weight
+    scale_shape = (int(scale_offsets[-1]) + 128 * max(1, blocks[-1]), round_up(k // GROUP, 4))
+    return _case(rng, family, dtype, rows, (m,), k, scale_shape, experts, arguments, scalars, gated)
+
+
+def masked(
+    rng: np.random.Generator, family: str, dtype: str, counts: Sequence[int], max_rows: int, k: int, **scalars: Any
+) -> Case:
+    """The first ``counts[e]`` of ``max_rows`` rows of each expert."""
+    experts = len(counts)
+    expert = np.repeat(np.arange(experts), counts)
+    within = np.concatenate([np.arange(count) for count in counts])
+    padded = round_up(max_rows, 128)
+    rows = Rows(expert * max_rows + within, expert * padded + within, expert)
+    scale_shape = (experts, padded, round_up(k // GROUP, 4))
+    arguments = {"mask": np.asarray(counts, np.int32)}
+    gated = family.startswith("silu")
+    return _case(rng, family, dtype, rows, (experts, max_rows), k, scale_shape, experts, arguments, scalars, gated)
