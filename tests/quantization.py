@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from reference import E2M1, GROUP, NAN_SCALE, STORAGE, UE4M3, as_float64, ceil_div, pack_e2m1, round_up, scale_offset
+from reference import (
+    E2M1,
+    GROUP,
+    NAN_SCALE,
+    STORAGE,
+    UE4M3,
+    as_float64,
+    ceil_div,
+    pack_e2m1,
+    round_up,
+    scale_offset,
+)
 
 F32 = np.float32
 LARGEST = np.finfo(F32).max
@@ -82,7 +93,7 @@ def quantize(
     values: np.ndarray, encode: np.ndarray, division: str, approximations: Approximations
 ) -> tuple[np.ndarray, np.ndarray]:
     """fp32 [rows, K] with an encode scale a row: bytes of elements [rows, K/2], scales [rows, K/16] in plain order."""
-    blocks = values.reshape(values.shape[0], -1, GROUP)
+    blocks = values.reshape(len(values), values.shape[1] // GROUP, GROUP)
     largest = np.fmax.reduce(np.abs(blocks), axis=-1, initial=F32(0))
     encode = np.asarray(encode, F32)[:, None]
     with np.errstate(all="ignore"):
@@ -151,7 +162,7 @@ def sample_encode_scale(rng: np.random.Generator, experts: int) -> np.ndarray:
 class Case:
     """One call. Outputs are poisoned, and ``expected`` gives them back with what the kernel must write.
 
-    inputs: numpy arrays by name, bf16 as uint16. scalars: of the call.
+    inputs: numpy arrays by name, bf16 as uint16. scalars: of the call. outputs: likewise, as they are before it.
     """
 
     family: str
@@ -163,14 +174,15 @@ class Case:
 
     def verify(self, outputs: dict[str, np.ndarray], approximations: Approximations, context: str = "") -> None:
         """Every byte as expected; ``AssertionError`` names the first that is not."""
-        for name, expected in self.expected(approximations).items():
-            wrong = np.argwhere(outputs[name] != expected)
+        for name, values in self.expected(approximations).items():
+            got, expected, before = (a.view(np.uint8) for a in (outputs[name], values, self.outputs[name]))
+            wrong = np.argwhere(got != expected)
             if len(wrong):
                 at = tuple(map(int, wrong[0]))
-                written = "" if self.outputs[name][at] != expected[at] else ", which nothing should write"
+                written = ", which nothing should write" if before[at] == expected[at] else ""
                 raise AssertionError(
                     f"{self.family} {self.dtype} {self.scalars} {context}: {len(wrong)} of {expected.size} bytes of "
-                    f"{name} differ; first {name}{list(at)} = {outputs[name][at]:#x}, expected {expected[at]:#x}{written}"
+                    f"{name} differ; the first, {list(at)}, is {got[at]:#x}, expected {expected[at]:#x}{written}"
                 )
 
 
@@ -284,3 +296,54 @@ def masked(
     arguments = {"mask": np.asarray(counts, np.int32)}
     gated = family.startswith("silu")
     return _case(rng, family, dtype, rows, (experts, max_rows), k, scale_shape, experts, arguments, scalars, gated)
+
+
+PACKED = ("nvfp4_quantize_grouped", "silu_mul_nvfp4_quantize")
+MASKED = ("nvfp4_quantize_masked", "silu_mul_nvfp4_quantize_masked")
+FAMILIES = ("nvfp4_quantize", *PACKED, *MASKED)
+GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
+
+
+def scalar_choices(family: str) -> list[dict[str, Any]]:
+    """Scalars of a family: both kinds of scale and of division together, the other choices beside them."""
+    gated, linear = family.startswith("silu"), family in ("nvfp4_quantize", "nvfp4_quantize_grouped")
+    return [
+        {"global_scale_kind": "encode"},
+        {"global_scale_kind": "encode", "division": "ieee", **({"scale_layout": "linear"} if linear else {})},
+        {"global_scale_kind": "decode", **({"rounding": "none", **GPT_OSS} if gated else {})},
+        {"global_scale_kind": "decode", "division": "ieee", **(GPT_OSS if gated else {})},
+    ]
+
+
+def case(
+    rng: np.random.Generator, family: str, dtype: str, counts: Sequence[int], k: int, scalars: dict[str, Any]
+) -> Case:
+    """A call of any family, with rows of nobody where it knows such, and k columns to quantise."""
+    if family in MASKED:
+        return masked(rng, family, dtype, counts, max(counts) + 2, k, **scalars)
+    if family in PACKED:
+        return packed(rng, family, dtype, counts, k, unowned_rows=3, first_row=2, **scalars)
+    return dense(rng, dtype, sum(counts), k, extra_scale_rows=128, **scalars)
+
+
+def global_scales(rng: np.random.Generator, partials: int, experts: int, **scalars: Any) -> Case:
+    """nvfp4_global_scale of ``partials`` maxima."""
+    partial = np.exp2(rng.uniform(-30, 10, partials)).astype(F32)
+    weight_scale = np.exp2(rng.uniform(-14, 0, experts)).astype(F32)
+    outputs = {name: np.full(experts, np.nan, F32) for name in ("encode_scale", "alpha")}
+
+    def expected(_: Approximations) -> dict[str, np.ndarray]:
+        amax = max(partial.max(), F32(scalars.get("amax_floor", 1e-8)))
+        encode = np.full(experts, F32(2688) / amax, F32)
+        return {"encode_scale": encode, "alpha": weight_scale * (amax / F32(2688))}
+
+    inputs = {"partial": partial, "weight_scale": weight_scale}
+    return Case("nvfp4_global_scale", "f32", inputs, scalars, outputs, expected)
+
+
+def spread(rng: np.random.Generator, m: int, k: int, dtype: str) -> tuple[np.ndarray, float]:
+    """Elements [m, k] with some NaN and one that is larger in magnitude than all others, and that magnitude."""
+    values = rng.uniform(-1, 1, (m, k)).astype(F32)
+    values[rng.random((m, k)) < 0.01] = np.nan
+    values[rng.integers(m), rng.integers(k)] = rng.choice([-2, 2])
+    return store(values, dtype), 2.0
