@@ -250,8 +250,8 @@ def check(out: Any, expected: Expected, k: int, out_type: str, context: str = ""
     return float((difference / bound).max()) if difference.shape[0] else 0.0
 
 
-# numpy has no bf16: its outputs are uint16 bits.
-STORAGE = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32}
+# numpy has no bf16: its outputs are uint16 bits. u8: packed FP4 and scales.
+STORAGE = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "u8": np.uint8}
 
 
 def as_float64(out: np.ndarray, out_type: str) -> np.ndarray:

@@ -1,0 +1,202 @@
+"""Every variant of grouped_fp4_swiglu, executed from its PTX on the emulated device with all checks on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import swiglu_reference
+from raw_buffer import RawBuffer
+from swiglu_reference import Settings
+
+import loader
+from generator.matrix import Variant, load
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = [
+    variant
+    for variant in load(ROOT / "kernels.yaml").variants
+    if variant.family == "grouped_fp4_swiglu" and variant.arch in ("90a", "100a", "120a")
+]
+SMALLEST = {variant.arch: variant for variant in sorted(VARIANTS, key=lambda variant: -variant.axes["block_m"])}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.arch}-{v.variant}")
+every_arch = pytest.mark.parametrize("variant", SMALLEST.values(), ids=SMALLEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A grouped GEMM, and what its epilogue needs."""
+
+    gemm: reference.GroupedProblem
+    products: np.ndarray  # f32 [owned, 2 I], the result of grouped_fp4 where `exact`
+    exact: np.ndarray  # bool [owned, 2 I]
+    row_weight: np.ndarray  # f32 [M]
+    encode_scale: np.ndarray  # f32 [E]
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, counts: list[int], i: int, k: int, **options: object) -> Problem:
+        """Encode scales from far too small to too large: scales of the result from 0 to 448."""
+        gemm = reference.grouped_problem(rng, counts, 2 * i, k, **options)
+        expected = reference.grouped_reference(gemm)
+        rows = gemm.shape[0]
+        row_weight = (rng.choice([0.125, 1, 1, -1], rows) * rng.uniform(0.5, 1, rows)).astype(np.float32)
+        encode_scale = (2.0 ** rng.uniform(-6, 12, len(counts))).astype(np.float32)
+        return cls(gemm, expected.value.astype(np.float32), expected.exact, row_weight, encode_scale)
+
+    def global_scale(self, settings: Settings) -> np.ndarray:
+        return 1 / self.encode_scale if settings.global_scale_kind == "decode" else self.encode_scale
+
+    def expected(self, settings: Settings) -> swiglu_reference.Quantized:
+        return swiglu_reference.swiglu_reference(
+            self.gemm, self.products, self.row_weight, self.global_scale(settings), settings, self.exact
+        )
+
+
+class Runner:
+    """Launches through the loader on an emulated device, each time under a fresh schedule."""
+
+    def __init__(self, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
+        self._packs, self._reschedule = packs, reschedule
+
+    def __call__(
+        self, arch: str, variant: str | None, problem: Problem, settings: Settings, expected: swiglu_reference.Quantized
+    ) -> tuple[bytes, bytes]:
+        """A checked launch; returns the bytes of the outputs."""
+        schedule = self._reschedule()
+        rows, columns, _, _ = problem.gemm.shape
+        out = reference.GuardedOutput(rows, columns // 4, "u8")
+        scale_shape = len(problem.gemm.a_scale), reference.round_up(columns // 32, 4)
+        out_scale = reference.GuardedOutput(*scale_shape, "u8")
+        loader.launch(
+            "grouped_fp4_swiglu",
+            **problem.gemm.inputs(),
+            row_weight=problem.row_weight,
+            global_scale=problem.global_scale(settings),
+            out=out.array,
+            out_scale=out_scale.array,
+            **dataclasses.asdict(settings),
+            variant=variant,
+            device=f"emulated:{arch}",
+            packs=self._packs,
+        )
+        context = f"{variant}@{arch} (M, N, K, E) = {problem.gemm.shape} {settings} {schedule}"
+        expected.verify(problem.gemm, out, out_scale, context)
+        return out.array.tobytes(), out_scale.array.tobytes()
+
+    def gemm(self, variant: Variant, problem: Problem, intermediate: str) -> np.ndarray:
+        """The owned rows of grouped_fp4, stored as ``intermediate``, in fp32."""
+        rows, columns, _, _ = problem.gemm.shape
+        out = reference.GuardedOutput(rows, columns, intermediate)
+        loader.launch(
+            "grouped_fp4",
+            **problem.gemm.inputs(),
+            out=RawBuffer.of(out.array),
+            variant=f"{variant.tile}_{intermediate}",
+            device=f"emulated:{variant.arch}",
+            packs=self._packs,
+        )
+        return out.values(int(problem.gemm.expert_offsets[-1])).astype(np.float32)
+
+
+@pytest.fixture
+def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Runner:
+    return Runner(packs, reschedule)
+
+
+MANY = [
+    Settings(intermediate="bf16"),
+    Settings(intermediate="f16", global_scale_kind="decode", division="ieee", swiglu_limit=7.0),
+    Settings(intermediate="f32", swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0),
+]
+
+
+@every_variant
+def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Empty experts, one row, a row tile and three rows, a row tile less one; tails of I and K, and of K inside a word
+    of scales; unused scale blocks, rows without an expert, NaN in all padding."""
+    rows = variant.axes["block_m"]
+    counts = [0, 1, rows + 3, 0, rows - 1, 0]
+    problem = Problem.random(rng, counts, variant.axes["block_n"] // 2 + 16, 608, gaps=True, unowned_rows=2)
+    assert problem.exact.mean() > 0.9
+    for settings in MANY:
+        run(variant.arch, variant.variant, problem, settings, problem.expected(settings))
+
+
+@every_variant
+def test_the_result_does_not_depend_on_the_schedule(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Three launches, equal bytes."""
+    problem = Problem.random(rng, [variant.axes["block_m"] + 1, 2], 80, 160)
+    settings = Settings()
+    expected = problem.expected(settings)
+    assert len({run(variant.arch, variant.variant, problem, settings, expected) for _ in range(3)}) == 1
+
+
+SMALL = {
+    "all_rows_in_one_expert": ([0, 0, 9, 0], 48, 96),
+    "smallest": ([1], 16, 32),
+    "one_row_each": ([1] * 5, 144, 64),
+    "no_scale_padding": ([3, 0, 2], 64, 256),
+}
+
+
+@every_variant
+def test_fused_equals_grouped_fp4_then_the_activation(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Every scale byte from 0 to 0x7E, so that sums are not exact, on shapes smaller than any tile."""
+    for (counts, i, k), intermediate in zip(SMALL.values(), ("bf16", "f16", "f32", "bf16"), strict=True):
+        problem = Problem.random(rng, counts, i, k, wide=True)
+        settings = Settings(intermediate=intermediate)
+        products = run.gemm(variant, problem, intermediate)
+        expected = swiglu_reference.swiglu_reference(
+            problem.gemm, products, problem.row_weight, problem.encode_scale, settings
+        )
+        run(variant.arch, variant.variant, problem, settings, expected)
+
+
+@every_arch
+def test_every_choice(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """All combinations of words, and the parameters of the activation; scales of the result reach 0 and 448."""
+    problem = Problem.random(rng, [5, 0, 3], 48, 64)
+    problem.encode_scale[[0, 2]] = 2.0**-12, 2.0**12
+    words = (("encode", "decode"), ("approximate", "ieee"), ("f32", "bf16", "f16"), ("activation_type", "none"))
+    results = set()
+    for choice in itertools.product(*words):
+        settings = Settings(*choice, swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0)
+        expected = problem.expected(settings)
+        assert {0, reference.MAX_SCALE} <= set(expected.groups.flat)
+        results.add(run(variant.arch, variant.variant, problem, settings, expected))
+    assert len(results) >= 5, "choices that change nothing"
+
+
+@every_arch
+def test_no_rows_is_no_launch(variant: Variant, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """M = 0 computes nothing and is no error."""
+    problem = Problem.random(rng, [0, 0], 64, 64)
+    loader.launch(
+        "grouped_fp4_swiglu",
+        **problem.gemm.inputs(),
+        row_weight=problem.row_weight,
+        global_scale=problem.encode_scale,
+        out=np.empty((0, 32), np.uint8),
+        out_scale=np.empty((128, 4), np.uint8),
+        global_scale_kind="encode",
+        intermediate="bf16",
+        device=f"emulated:{variant.arch}",
+        packs=packs,
+    )
+
+
+@every_arch
+def test_selection_without_a_variant(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Selection finds one."""
+    problem, settings = Problem.random(rng, [0, 5, 2], 80, 160), Settings()
+    run(variant.arch, None, problem, settings, problem.expected(settings))
