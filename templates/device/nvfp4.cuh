@@ -19,6 +19,11 @@ __device__ __forceinline__ float reciprocal_approximate(float value) {
     return result;
 }
 
+// The encode scale, from itself or from its reciprocal; finite, also where a tensor of zeros gave 0.
+__device__ __forceinline__ float encode_scale(float global_scale, bool decode) {
+    return decode ? fminf(__fdiv_rn(1.0f, global_scale), FLT_MAX) : global_scale;
+}
+
 struct BlockScale {
     uint32_t byte;     // UE4M3
     float multiplier;  // of the elements, before they are rounded to E2M1; 0 where the scale is 0

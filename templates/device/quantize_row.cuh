@@ -72,11 +72,6 @@ __device__ __forceinline__ float amax(const float (&values)[nvfp4::kBlock]) {
     return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
 }
 
-// The encode scale, from itself or from its reciprocal; finite, also where a tensor of zeros gave 0.
-__device__ __forceinline__ float encode_scale(float global_scale, bool decode) {
-    return decode ? fminf(__fdiv_rn(1.0f, global_scale), FLT_MAX) : global_scale;
-}
-
 struct Quantized {
     uint2 elements;  // 16 E2M1, the first in the lowest nibble
     uint32_t scale;  // UE4M3
@@ -172,7 +167,7 @@ __device__ __forceinline__ void quantize_and_store(const Source& source, const O
     if (item.owned && block < output.blocks) {
         float values[nvfp4::kBlock];
         source.values(values, item.raw);
-        const Quantized result = quantize(values, encode_scale(item.global_scale, output.decode), output.ieee);
+        const Quantized result = quantize(values, nvfp4::encode_scale(item.global_scale, output.decode), output.ieee);
         output.elements[int64_t(item.out_row) * output.blocks + block] = result.elements;
         scale = result.scale;
     }

@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <stdint.h>
 
 namespace swiglu {
 
@@ -26,10 +27,18 @@ __device__ __forceinline__ float apply(float gate, float up, const Parameters& p
 // The type of a value that is not stored: what rounding to that type would have made of it.
 enum Type : int { kF32, kBf16, kF16 };
 
+// condition ? a : b, never as a branch: the compiler would copy all that surrounds it, once a type.
+__device__ __forceinline__ float select(bool condition, float a, float b) {
+    float result;
+    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\nselp.f32 %0, %1, %2, p;\n}\n"
+        : "=f"(result)
+        : "f"(a), "f"(b), "r"(static_cast<uint32_t>(condition)));
+    return result;
+}
+
 __device__ __forceinline__ float round_to(float value, int type) {
-    if (type == kBf16) return __bfloat162float(__float2bfloat16_rn(value));
-    if (type == kF16) return __half2float(__float2half_rn(value));
-    return value;
+    const float bf16 = __bfloat162float(__float2bfloat16_rn(value)), f16 = __half2float(__float2half_rn(value));
+    return select(type == kBf16, bf16, select(type == kF16, f16, value));
 }
 
 }  // namespace swiglu
