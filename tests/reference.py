@@ -215,8 +215,8 @@ def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected
     return Expected(value, magnitude, exact)
 
 
-def error_bound(expected: Expected, k: int, out: str) -> Any:
-    """Largest |out - value| that rounding can explain, per element; ``out`` is bf16, f16 or f32.
+def accumulation_bound(expected: Expected, k: int) -> Any:
+    """Largest |alpha * sum - value| that fp32 accumulation over ``k`` products can explain, per element.
 
     Operands: an E2M1 value times a UE4M3 scale is exact in bf16, and a product of two of them in fp32.
 
@@ -225,11 +225,17 @@ def error_bound(expected: Expected, k: int, out: str) -> Any:
     S, so each of the t + 2 cuts loses less than 2^-23 S, and ceil(K / t) steps lose less than (9/8 K + 18) 2^-23 S.
     Scaled or plain fp32 additions between steps are fewer than these and lose half as much each.
     Where all products are multiples of q and S < 2^24 q, nothing is cut in any order: the sum is exact.
-
-    Output. Multiplication by alpha rounds once to fp32 (2^-24), the store rounds to ``out``: half a unit in the last
-    place is at most 2^-precision of the value, or half a subnormal step.
     """
-    accumulation = (1.125 * k + 18) * 2.0**-23 * expected.magnitude * ~expected.exact
+    return (1.125 * k + 18) * 2.0**-23 * expected.magnitude * ~expected.exact
+
+
+def error_bound(expected: Expected, k: int, out: str) -> Any:
+    """Largest |out - value| that rounding can explain, per element; ``out`` is bf16, f16 or f32.
+
+    Accumulation: ``accumulation_bound``. Output: multiplication by alpha rounds once to fp32 (2^-24), the store rounds
+    to ``out``: half a unit in the last place is at most 2^-precision of the value, or half a subnormal step.
+    """
+    accumulation = accumulation_bound(expected, k)
     scaled = abs(expected.value) * 2.0**-24 * (1 if out != "f32" else 0) + accumulation
     return scaled + (abs(expected.value) + scaled) * 2.0 ** -PRECISION[out] + HALF_SUBNORMAL_STEP[out]
 
@@ -237,14 +243,18 @@ def error_bound(expected: Expected, k: int, out: str) -> Any:
 def check(out: Any, expected: Expected, k: int, out_type: str, context: str = "") -> float:
     """Largest |out - value| / bound of float64 ``out`` [rows, N]; ``AssertionError`` names the first element out of
     bounds. NaN is out of bounds."""
-    bound = error_bound(expected, k, out_type)
-    difference = abs(out - expected.value)
+    return check_within(out, expected.value, error_bound(expected, k, out_type), context)
+
+
+def check_within(out: Any, value: Any, bound: Any, context: str = "") -> float:
+    """Largest |out - value| / bound of arrays [rows, columns]; ``AssertionError`` as of ``check``."""
+    difference = abs(out - value)
     bad = ~(difference <= bound)
     if bool(bad.any()):
         row, column = divmod(int((bad * 1).reshape(-1).argmax()), bad.shape[1])
         raise AssertionError(
             f"{context}: {int(bad.sum())} of {bad.shape[0]} x {bad.shape[1]} elements out of bounds; first out"
-            f"[{row}, {column}] = {float(out[row, column])!r}, expected {float(expected.value[row, column])!r} "
+            f"[{row}, {column}] = {float(out[row, column])!r}, expected {float(value[row, column])!r} "
             f"+- {float(bound[row, column]):.3g}"
         )
     return float((difference / bound).max()) if difference.shape[0] else 0.0

@@ -1,0 +1,384 @@
+"""The layer ``moe_fp4`` in float64, and how far a result may be off: with torch, on whatever device its tensors lie.
+
+Nothing here comes from the code under test. x is quantised to the bit, with exact division. What follows is only known
+up to the order of fp32 sums, and between the GEMMs the result of L1 is quantised once more, which makes a step of the
+smallest difference. So the activations are followed as intervals: the ends of what accumulation and approximate
+instructions allow, each rounded as the kernels round (rounding never reverses an order), then quantised under every
+scale that the interval of the block's amax allows. L2 multiplies the middle of what may come out; half the width times
+|w2| goes into the bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from device_problem import TORCH_TYPES, expand, random_scales, to_scale_layout
+from reference import (
+    E2M1,
+    GROUP,
+    HALF_SUBNORMAL_STEP,
+    NAN_SCALE,
+    PRECISION,
+    UE4M3,
+    Expected,
+    accumulation_bound,
+    check_within,
+    error_bound,
+    round_up,
+)
+from torch import Tensor
+
+FLT_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The scalars of ``moe_fp4``. The model knows exact division only."""
+
+    global_scale_kind: str = "encode"
+    first_expert: int = 0
+    division: str = "ieee"
+    intermediate: str = "bf16"
+    rounding: str = "activation_type"
+    weighting: str = "combine"
+    swiglu_alpha: float = 1.0
+    swiglu_beta: float = 0.0
+    swiglu_limit: float = FLT_MAX
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """One weight of E experts."""
+
+    packed: Tensor  # u8 [E, N, K/2]
+    groups: Tensor  # u8 [E, N, K/16], scales in plain order
+    alpha: Tensor  # f32 [E]
+
+    def values(self, expert: int) -> Tensor:
+        """Float64 [N, K], without alpha."""
+        return expand(self.packed[expert], self.groups[expert], E2M1, UE4M3)
+
+    def scale(self) -> Tensor:
+        """Scales in the 128x4 layout per expert, NaN in all padding."""
+        experts, n, columns = self.groups.shape
+        padded = torch.full((experts, round_up(n, 128), round_up(columns, 4)), NAN_SCALE, dtype=torch.uint8,
+                            device=self.groups.device)  # fmt: skip
+        padded[:, :n, :columns] = self.groups
+        return to_scale_layout(padded)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Weights of E experts, H features and I between, and how they are to be used."""
+
+    w13: Weights  # gate and up in turn
+    w2: Weights
+    x_encode: Tensor  # f32 [E], encode scales of x ..
+    h_encode: Tensor  # .. and of the activations
+    settings: Settings
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, H, I."""
+        return self.w2.packed.shape[0], self.w2.packed.shape[1], self.w2.packed.shape[2] * 2
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """Of ``moe_fp4``, but for the tokens and the output."""
+        invert = (lambda scale: 1 / scale) if self.settings.global_scale_kind == "decode" else (lambda scale: scale)
+        tensors = {"x_global_scale": invert(self.x_encode), "h_global_scale": invert(self.h_encode)}
+        for name, weights in (("w13", self.w13), ("w2", self.w2)):
+            tensors |= {name: weights.packed, f"{name}_scale": weights.scale(), f"{name}_alpha": weights.alpha}
+        return tensors | dataclasses.asdict(self.settings)
+
+
+class Tokens(NamedTuple):
+    """What a layer is applied to; the names are arguments of ``moe_fp4``."""
+
+    x: Tensor  # bf16, f16 or f32 [T, H]
+    topk_ids: Tensor  # i32 or i64 [T, TOPK]
+    topk_weights: Tensor  # f32 [T, TOPK]
+
+
+# Data. Scales of w13 are 0, 1 and 2, so that nearly all sums of L1 are exact in fp32 and the steps of the second
+# quantisation hide nothing; those of w2 vary.
+
+
+def random_layer(
+    generator: torch.Generator, experts: int, hidden: int, between: int, settings: Settings = Settings()
+) -> Layer:
+    """Gate and up are of size 2 for x of size 1, results of size 1. Encode scales differ by expert; in some experts the
+    largest blocks saturate."""
+    device = generator.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(experts, device=device, generator=generator)
+
+    def weights(n: int, k: int, scale_of_input: Tensor, size: float) -> Weights:
+        packed = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8, device=device, generator=generator)
+        scales = random_scales(generator, (experts, n, k // GROUP), wide=False, outliers=0)
+        sign = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+        # An element has a root mean square of 2.9 and a scale of about 1.5.
+        return Weights(packed, scales, sign * size / (4.5 * k**0.5) / scale_of_input)
+
+    x_encode, h_encode = uniform(300, 700), uniform(20, 200)
+    w13, w2 = weights(2 * between, hidden, x_encode, 2.0), weights(hidden, between, h_encode, 0.5)
+    w13.groups[w13.groups > 0x3A] = 0x40  # 1.5 and 1.75 become 2 ..
+    w13.groups[w13.groups == 0x3A] = 0x38  # .. and 1.25 becomes 1
+    return Layer(w13, w2, x_encode, h_encode, settings)
+
+
+def random_tokens(
+    generator: torch.Generator, tokens: int, top_k: int, experts: int, hidden: int, dtype: str = "bf16",
+    ids: torch.dtype = torch.int32
+) -> Tokens:  # fmt: skip
+    """Rows of size 1, in which some blocks of 16 are zero; distinct experts a token, of Zipf popularity over ids
+    0 .. ``experts`` - 1; weights with sum 1."""
+    device = generator.device
+    x = torch.randn(tokens, hidden // GROUP, GROUP, device=device, generator=generator)
+    x *= torch.rand(tokens, hidden // GROUP, 1, device=device, generator=generator) > 1 / 32
+    popularity = 1.0 / (1 + torch.randperm(experts, device=device, generator=generator))
+    # Draws without replacement go in the order of exponential variates over their rates.
+    waits = torch.empty(tokens, experts, device=device).exponential_(generator=generator) / popularity
+    chosen = waits.argsort(dim=1)[:, :top_k]
+    weights = torch.rand(tokens, top_k, device=device, generator=generator) + 0.1
+    weights /= weights.sum(dim=1, keepdim=True)
+    return Tokens(x.reshape(tokens, hidden).to(TORCH_TYPES[dtype]), chosen.to(ids), weights)
+
+
+# Arithmetic: float64 that holds what the kernels hold in fp32.
+
+
+def rounded(values: Tensor, dtype: str) -> Tensor:
+    """To nearest even as fp32, then as ``dtype``."""
+    return values.float().to(TORCH_TYPES[dtype]).double()
+
+
+class Interval(NamedTuple):
+    """All values from ``low`` to ``high``."""
+
+    low: Tensor
+    high: Tensor
+
+    def map(self, increasing: Callable[[Tensor], Tensor]) -> Interval:
+        return Interval(increasing(self.low), increasing(self.high))
+
+    def rounded(self, dtype: str) -> Interval:
+        return self.map(lambda end: rounded(end, dtype))
+
+    def times(self, other: Interval) -> Interval:
+        corners = [mine * its for mine in self for its in other]
+        return Interval(functools.reduce(torch.minimum, corners), functools.reduce(torch.maximum, corners))
+
+    def magnitude(self) -> Interval:
+        """Of absolute values."""
+        low = torch.maximum(self.low, -self.high).clamp_min(0)
+        return Interval(low, torch.maximum(self.low.abs(), self.high.abs()))
+
+
+def silu(gate: Interval, alpha: float) -> Interval:
+    """gate * sigmoid(alpha * gate) as the kernels compute it, alpha > 0.
+
+    It falls to its minimum at alpha * gate = -1.2785 and rises from there. The power of two is approximate, with a
+    relative error of 2^-22 (PTX ISA, ex2.approx: 2 ulp). Its argument is rounded twice and its factor log2 e once:
+    2.3 * 2^-24 of it, so of the power 2.3 * 2^-24 |alpha gate|. Sum and quotient round once each. A power that
+    overflows makes zero of what is below |gate| * 2^-127.
+    """
+
+    def exact(values: Tensor) -> Tensor:
+        return values * torch.sigmoid(alpha * values)
+
+    lowest = torch.full_like(gate.low, -1.2784645427610738 / alpha)
+    inside = (gate.low < lowest) & (lowest < gate.high)
+    ends = exact(gate.low), exact(gate.high)
+    low = torch.where(inside, exact(lowest), torch.minimum(*ends))
+    size = gate.magnitude().high
+    relative, absolute = (3 * alpha * size + 7) * 2.0**-24, (size + 1) * 2.0**-126
+    high = torch.maximum(*ends)
+    return Interval(low - low.abs() * relative - absolute, high + high.abs() * relative + absolute)
+
+
+def activate(gate: Interval, up: Interval, row_weight: Tensor, settings: Settings) -> Interval:
+    """SwiGLU of intervals [rows, I] times a weight a row, rounded as stored; gate and up as stored."""
+    limit = settings.swiglu_limit
+    gate, up = gate.map(lambda end: end.clamp_max(limit)), up.map(lambda end: end.clamp(-limit, limit))
+    up = up.map(lambda end: rounded(end + settings.swiglu_beta, "f32"))
+    result = silu(gate, settings.swiglu_alpha).times(up).rounded("f32")
+    weight = row_weight.double()[:, None]
+    result = result.times(Interval(weight, weight)).rounded("f32")
+    return result.rounded(settings.intermediate) if settings.rounding == "activation_type" else result
+
+
+def nearest(values: Tensor, table: np.ndarray) -> Tensor:
+    """Index of the nearest entry of an increasing table, the even one of two; beyond its end the last."""
+    middles = torch.from_numpy((table[1:] + table[:-1]) / 2).to(values.device)
+    down, up = (torch.searchsorted(middles, values.contiguous(), side=side) for side in ("left", "right"))
+    return torch.where(down % 2 == 0, down, up)
+
+
+def quantized(values: Interval, encode_scale: float) -> Interval:
+    """What the NVFP4 of fp32 values in intervals [rows, K] may be: elements times scales of blocks, with exact
+    division. A point stays one."""
+    blocks = values.map(lambda end: end.reshape(len(end), -1, GROUP))
+    encode = torch.tensor(encode_scale, dtype=torch.float64, device=values.low.device)
+    factor = rounded(encode * float(np.float32(1 / 6)), "f32")
+    amax = blocks.magnitude().map(lambda end: end.amax(-1))
+    least, most = amax.map(lambda end: nearest(rounded(end * factor, "f32"), UE4M3[:NAN_SCALE]))
+    scales = torch.from_numpy(UE4M3[:NAN_SCALE]).to(encode.device)
+    elements = torch.from_numpy(E2M1[:8]).to(encode.device)
+
+    def under(byte: Tensor, end: Tensor) -> Tensor:
+        scale = scales[byte]
+        multiplier = rounded(encode / scale, "f32").clamp_max(FLT_MAX)
+        scaled = rounded(end * torch.where(scale == 0, 0, multiplier)[..., None], "f32")
+        return torch.copysign(elements[nearest(scaled.abs(), E2M1[:8])] * scale[..., None], scaled)
+
+    low, high = blocks.map(lambda end: under(least, end))
+    for step in range(1, int((most - least).max()) + 1 if len(least) else 0):
+        byte = torch.minimum(least + step, most)
+        low = torch.minimum(low, under(byte, blocks.low))
+        high = torch.maximum(high, under(byte, blocks.high))
+    return Interval(low, high).map(lambda end: end.reshape(values.low.shape))
+
+
+def lowest_bit(values: Tensor) -> Tensor:
+    """Largest power of two that divides all float64 of a row, as ``reference.quantum``."""
+    bits = values.abs().view(torch.int64)
+    cleared = (bits & (bits - 1)).view(torch.float64)
+    power_of_two = (bits & (1 << 52) - 1) == 0
+    lowest = torch.where(power_of_two, values.abs(), values.abs() - cleared)
+    return torch.where(values == 0, torch.inf, lowest).amin(-1)
+
+
+# The layer.
+
+
+def first_gemm(x: Tensor, weights: Tensor, alpha: float, intermediate: str) -> Interval:
+    """alpha * x . weights^T as stored, of exactly known x [rows, K] and weights [2 I, K]."""
+    sums = x.abs() @ weights.abs().T
+    exact = sums < 2.0**24 * torch.outer(lowest_bit(x), lowest_bit(weights))
+    expected = Expected(alpha * (x @ weights.T), abs(alpha) * sums, exact)
+    error = accumulation_bound(expected, x.shape[1])
+    return Interval(expected.value - error, expected.value + error).rounded(intermediate)
+
+
+def second_gemm(h: Interval, weights: Tensor, alpha: float, out: str) -> tuple[Tensor, Tensor]:
+    """alpha * h . weights^T as stored for the middle of h [rows, I], and how far it may be off."""
+    middle, radius = (h.low + h.high) / 2, (h.high - h.low) / 2
+    value = alpha * (middle @ weights.T)
+    moved = abs(alpha) * (radius @ weights.abs().T)
+    magnitude = abs(alpha) * (h.magnitude().high @ weights.abs().T)
+    furthest = Expected(value.abs() + moved, magnitude, torch.zeros_like(value, dtype=torch.bool))
+    return value, moved + error_bound(furthest, h.low.shape[1], out)
+
+
+class Result(NamedTuple):
+    """Of ``moe_fp4``, float64 [T, H]."""
+
+    value: Tensor
+    bound: Tensor  # largest |out - value|
+
+    def check(self, out: Tensor, context: str = "") -> float:
+        """Largest |out - value| / bound; ``AssertionError`` names the first element out of bounds."""
+        return check_within(out.double(), *self, context)
+
+
+def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
+    """The layer expert by expert, and the bound of a result in ``out``: bf16, f16 or f32.
+
+    The last sum takes TOPK fused multiply-adds, each of which rounds a partial sum of at most the magnitude that is
+    summed here to fp32; one TOPK more covers that partial sums are themselves rounded. Then it is stored.
+    """
+    settings, (experts, hidden, _) = layer.settings, layer.shape
+    top_k = tokens.topk_ids.shape[1]
+    value, bound, magnitude = (
+        torch.zeros(len(tokens.x), hidden, dtype=torch.float64, device=tokens.x.device) for _ in range(3)
+    )
+    in_combine, local = settings.weighting == "combine", tokens.topk_ids.long() - settings.first_expert
+    for expert in range(experts):
+        token, slot = torch.nonzero(local == expert, as_tuple=True)
+        if not len(token):
+            continue
+        weight = tokens.topk_weights[token, slot]
+        x_encode, h_encode = (_encode(scale[expert], settings) for scale in (layer.x_encode, layer.h_encode))
+        x = tokens.x[token].double()
+        products = first_gemm(
+            quantized(Interval(x, x), x_encode).low, layer.w13.values(expert), float(layer.w13.alpha[expert]),
+            settings.intermediate,
+        )  # fmt: skip
+        gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
+        activated = activate(gate, up, torch.ones_like(weight) if in_combine else weight, settings)
+        h = quantized(activated, h_encode)
+        rows, error = second_gemm(h, layer.w2.values(expert), float(layer.w2.alpha[expert]), out)
+        factor = (weight if in_combine else torch.ones_like(weight)).double()[:, None]
+        value.index_add_(0, token, factor * rows)
+        bound.index_add_(0, token, factor.abs() * error)
+        magnitude.index_add_(0, token, factor.abs() * (rows.abs() + error))
+    bound += (top_k + 1) * (2.0**-24 * magnitude + HALF_SUBNORMAL_STEP["f32"])
+    bound += (value.abs() + bound) * 2.0 ** -PRECISION[out] + HALF_SUBNORMAL_STEP[out]
+    return Result(value, bound)
+
+
+def _encode(scale: Tensor, settings: Settings) -> float:
+    """The encode scale that the kernels see: a decode scale is inverted twice, in fp32."""
+    return float(1 / (1 / scale) if settings.global_scale_kind == "decode" else scale)
+
+
+# The same layer, kernel by kernel.
+
+
+def launch_steps(
+    launch: Callable[..., None], layer: Layer, tokens: Tokens, out: Tensor, fused: bool = True
+) -> dict[str, Tensor]:
+    """Every kernel of the composite by its own call of ``launch(name, **arguments)``, or, not ``fused``, L1 as
+    grouped_fp4 and silu_mul_nvfp4_quantize. Buffers are poisoned; returns those that are handed on."""
+    device, settings, arguments = tokens.x.device, layer.settings, layer.arguments
+    (experts, hidden, between), (count, top_k) = layer.shape, tokens.topk_ids.shape
+    rows = count * top_k
+    scale_rows = (rows + 127 * min(experts, rows)) // 128 * 128
+
+    def poisoned(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        buffer = torch.empty(shape, dtype=dtype, device=device)
+        buffer.view(torch.uint8).fill_(0xFF)
+        return buffer
+
+    def scalars(*names: str) -> dict[str, Any]:
+        return {name: getattr(settings, name) for name in names}
+
+    route = {
+        "expert_offsets": poisoned(experts + 1, dtype=torch.int32),
+        "scale_offsets": poisoned(experts, dtype=torch.int32),
+    }
+    row_of_slot, slot_of_row = poisoned(count, top_k, dtype=torch.int32), poisoned(rows, dtype=torch.int32)
+    row_weight = poisoned(rows, dtype=torch.float32)
+    a, a_scale = poisoned(rows, hidden // 2), poisoned(scale_rows, round_up(hidden // GROUP, 4))
+    h, h_scale = poisoned(rows, between // 2), poisoned(scale_rows, round_up(between // GROUP, 4))
+    results = poisoned(rows, hidden, dtype=out.dtype)
+
+    launch("moe_route", topk_ids=tokens.topk_ids, **route, row_of_slot=row_of_slot, slot_of_row=slot_of_row,
+           **scalars("first_expert"))  # fmt: skip
+    launch("moe_gather_quantize", x=tokens.x, slot_of_row=slot_of_row, topk_weights=tokens.topk_weights, **route,
+           global_scale=arguments["x_global_scale"], a=a, a_scale=a_scale, row_weight=row_weight,
+           **scalars("global_scale_kind", "division", "weighting"))  # fmt: skip
+    gemm = {"a": a, "a_scale": a_scale, "b": arguments["w13"], "b_scale": arguments["w13_scale"],
+            "alpha": arguments["w13_alpha"], **route}  # fmt: skip
+    activation = {"row_weight": row_weight, "global_scale": arguments["h_global_scale"], "out": h, "out_scale": h_scale,
+                  **scalars("global_scale_kind", "division", "rounding", "swiglu_alpha", "swiglu_beta",
+                            "swiglu_limit")}  # fmt: skip
+    if fused:
+        launch("grouped_fp4_swiglu", **gemm, **activation, **scalars("intermediate"))
+    else:
+        products = poisoned(rows, 2 * between, dtype=TORCH_TYPES[settings.intermediate])
+        launch("grouped_fp4", **gemm, out=products)
+        halves = torch.cat([products[:, 0::2], products[:, 1::2]], dim=1)
+        launch("silu_mul_nvfp4_quantize", x=halves, **route, **activation)
+    launch("grouped_fp4", a=h, a_scale=h_scale, b=arguments["w2"], b_scale=arguments["w2_scale"],
+           alpha=arguments["w2_alpha"], **route, out=results)  # fmt: skip
+    launch("moe_combine", rows=results, row_of_slot=row_of_slot, topk_weights=tokens.topk_weights, out=out,
+           **scalars("weighting"))  # fmt: skip
+    return {**route, "row_of_slot": row_of_slot, "a": a, "h": h, "rows": results}
