@@ -145,7 +145,7 @@ def random_tokens(
     popularity = 1.0 / (1 + torch.randperm(experts, device=device, generator=generator))
     # Draws without replacement go in the order of exponential variates over their rates.
     waits = torch.empty(tokens, experts, device=device).exponential_(generator=generator) / popularity
-    chosen = waits.argsort(dim=1)[:, :top_k]
+    chosen = waits.argsort(dim=1)[:, :top_k].contiguous()
     weights = torch.rand(tokens, top_k, device=device, generator=generator) + 0.1
     weights /= weights.sum(dim=1, keepdim=True)
     return Tokens(x.reshape(tokens, hidden).to(TORCH_TYPES[dtype]), chosen.to(ids), weights)
