@@ -5,33 +5,63 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-CONTENDERS = {
-    "floor": ("floor: NVFP4 bytes / read bandwidth", "0.6", "--"),
-    "grouped_mm": ("torch grouped_mm, bf16 weights", "tab:orange", "-"),
-    "triton": ("Triton by hand, W4A16", "tab:green", "-"),
-    "grouped_fp4": ("grouped_fp4", "tab:blue", "-"),
-    "best tile": ("grouped_fp4, best tile", "tab:blue", ":"),
-}
+
+class Picture(NamedTuple):
+    """How the rows of a benchmark are drawn: one panel for all rows that agree in ``panel``."""
+
+    panel: tuple[str, ...]
+    title: str  # format over a row
+    x: str
+    x_label: str
+    contenders: dict[str, tuple[str, str, str]]  # key of microseconds: label, color, style
+
+
+PICTURES = {
+    "grouped_fp4": Picture(
+        ("N", "K"), "N = {N}, K = {K}, E = {experts}", "m", "rows of each expert",
+        {
+            "floor": ("floor: NVFP4 bytes / read bandwidth", "0.6", "--"),
+            "grouped_mm": ("torch grouped_mm, bf16 weights", "tab:orange", "-"),
+            "triton": ("Triton by hand, W4A16", "tab:green", "-"),
+            "grouped_fp4": ("grouped_fp4", "tab:blue", "-"),
+            "best tile": ("grouped_fp4, best tile", "tab:blue", ":"),
+        },
+    ),
+    "moe": Picture(
+        ("layer",), "MoE layer of {layer}", "tokens", "tokens",
+        {
+            "floor": ("floor: NVFP4 bytes / read bandwidth", "0.6", "--"),
+            "torch": ("torch, bf16 weights", "tab:orange", "-"),
+            "unfused": ("kernels here, activation apart", "tab:blue", ":"),
+            "moe_fp4": ("moe_fp4", "tab:blue", "-"),
+        },
+    ),
+}  # fmt: skip
 
 
 def plot(record: dict, path: Path) -> None:
-    """One panel a layer, time over rows of each expert, both logarithmic."""
-    layers = sorted({(row["N"], row["K"]) for row in record["rows"]})
-    figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4), squeeze=False)
-    for axis, (n, k) in zip(axes[0], layers, strict=True):
-        rows = [row for row in record["rows"] if (row["N"], row["K"]) == (n, k)]
-        rows.sort(key=lambda row: row["m"])
-        for key, (label, color, style) in CONTENDERS.items():
-            points = [(row["m"], row[key]) for row in rows]
+    """Time over size, both logarithmic."""
+    picture = PICTURES[record["benchmark"]]
+
+    def panel_of(row: dict) -> tuple:
+        return tuple(row[key] for key in picture.panel)
+
+    panels = sorted(set(map(panel_of, record["rows"])))
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        rows = sorted((row for row in record["rows"] if panel_of(row) == panel), key=lambda row: row[picture.x])
+        for key, (label, color, style) in picture.contenders.items():
+            points = [(row[picture.x], row[key]) for row in rows]
             axis.plot(*zip(*points, strict=True), style, color=color, label=label, marker="." if style == "-" else "")
         axis.set_xscale("log", base=2)
-        axis.set(yscale="log", xlabel="rows of each expert", title=f"N = {n}, K = {k}, E = {rows[0]['experts']}")
+        axis.set(yscale="log", xlabel=picture.x_label, title=picture.title.format_map(rows[0]))
         axis.grid(True, which="both", alpha=0.2)
     axes[0][0].set_ylabel("microseconds")
     axes[0][0].legend(fontsize=8)
@@ -44,12 +74,12 @@ def plot(record: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="JSON of benchmarks/grouped_fp4.py")
+    parser.add_argument("record", type=Path, help=f"JSON of benchmarks/{{{','.join(PICTURES)}}}.py")
     parser.add_argument("picture", type=Path, help="the .svg or .png to write")
     arguments = parser.parse_args()
     record = json.loads(arguments.record.read_text())
-    if record["benchmark"] != "grouped_fp4":
-        parser.error(f"{arguments.record} is a record of {record['benchmark']}, not of grouped_fp4")
+    if record["benchmark"] not in PICTURES:
+        parser.error(f"{arguments.record} is a record of {record['benchmark']}; drawn are {', '.join(PICTURES)}")
     plot(record, arguments.picture)
 
 

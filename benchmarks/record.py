@@ -50,6 +50,13 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def markdown(source: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The same for the README, between the marks of the program that made it."""
+    lines = [headers, ["---", *["---:"] * (len(headers) - 1)], *[[_cell(value) for value in row] for row in rows]]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"<!-- {source}: begin -->\n{table}\n<!-- {source}: end -->"
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
