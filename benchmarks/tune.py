@@ -1,32 +1,54 @@
-"""Times every tile on this device for ``select.measured``: ``python benchmarks/tune.py --yaml rows.yaml``.
+"""Times every tile on this device for ``select.measured``:
 
-The rows are what kernels.yaml takes under ``families.grouped_fp4.select.measured``.
+    python benchmarks/tune.py --family grouped_fp4_swiglu --yaml rows.yaml --json results/tune_swiglu-h200.json
+
+The rows are what kernels.yaml takes under ``families.<family>.select.measured``.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import grouped_fp4
 import record
+import swiglu_problem
 import torch
-from grouped_fp4 import time_plan
 from problem import make_problem, routed_counts
 from timing import Timer
 from variants import runnable
 
-LAYERS = [(6144, 7168), (7168, 3072), (4096, 1536), (1536, 2048), (128, 7168)]  # N, K
+
+class Family(NamedTuple):
+    """What is timed, on which problems."""
+
+    layers: list[tuple[int, int]]  # N, K
+    axes: dict[str, str]  # of the variants: the tiles of one output type
+    time: Callable[..., float]  # (timer, problem, variant, replays) -> microseconds
+
+
+FAMILIES = {
+    "grouped_fp4": Family(
+        [(6144, 7168), (7168, 3072), (4096, 1536), (1536, 2048), (128, 7168)], {"out": "bf16"}, grouped_fp4.time_plan
+    ),
+    "grouped_fp4_swiglu": Family(
+        [(6144, 7168), (4096, 7168), (3072, 4096), (1536, 2048), (128, 7168)], {}, swiglu_problem.time_plan
+    ),
+}
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert on average; real routing is uneven
 EXPERTS = [8, 32, 128]
 MAX_ROWS = 32768  # of all experts together
 REPLAYS = 15
 
 
-def measure(timer: Timer, rows: int, n: int, k: int, experts: int) -> dict:
+def measure(timer: Timer, family: str, rows: int, n: int, k: int, experts: int) -> dict:
     """One row of ``select.measured``."""
     problem = make_problem(routed_counts(rows, experts), n, k)
-    tiles = runnable("grouped_fp4", torch.cuda.get_device_capability(), out="bf16")
-    times = {tile: round(time_plan(timer, problem, a.variant, REPLAYS), 1) for tile, a in tiles.items()}
+    tiles = runnable(family, torch.cuda.get_device_capability(), **FAMILIES[family].axes)
+    time = FAMILIES[family].time
+    times = {tile: round(time(timer, problem, a.variant, REPLAYS), 1) for tile, a in tiles.items()}
     return {
         "arch": next(iter(tiles.values())).arch,
         "device": torch.cuda.get_device_name(),
@@ -46,24 +68,25 @@ def to_yaml(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", choices=FAMILIES, default="grouped_fp4")
     parser.add_argument("--yaml", type=Path, help="write the rows to this file")
     record.add_json_argument(parser)
     arguments = parser.parse_args()
     found, timer = record.environment(), Timer()
     print(found)
     rows = []
-    for n, k in LAYERS:
+    for n, k in FAMILIES[arguments.family].layers:
         for experts in EXPERTS:
             for m in ROWS:
                 if m * experts <= MAX_ROWS:
-                    rows.append(measure(timer, m, n, k, experts))
+                    rows.append(measure(timer, arguments.family, m, n, k, experts))
                     print(to_yaml(rows[-1]), flush=True)
     tiles = list(rows[0]["microseconds"])
     table = [[*row["features"].values(), *[row["microseconds"][tile] for tile in tiles]] for row in rows]
     print(record.table("microseconds", ["m", "N", "K", "E", *tiles], table))
     if arguments.yaml:
         arguments.yaml.write_text("\n".join(map(to_yaml, rows)) + "\n")
-    record.finish(arguments.json, "tune", found, {"rows": rows})
+    record.finish(arguments.json, "tune", found, {"family": arguments.family, "rows": rows})
 
 
 if __name__ == "__main__":
