@@ -20,6 +20,7 @@ EXPERTS = 32
 ROWS = [1, 16, 64, 256, 1024]
 HIDDEN, INTERMEDIATE = 7168, 2048
 GROUP = 16
+EDGES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]).cuda()  # between neighbouring magnitudes of E2M1
 SCALARS = {"global_scale_kind": "encode"}
 
 
@@ -30,8 +31,7 @@ def torch_quantize(x: torch.Tensor, encode_scale: torch.Tensor) -> tuple[torch.T
     scales = (blocks.abs().amax(-1) * encode / 6).clamp(max=448).to(torch.float8_e4m3fn)
     value = scales.float()
     scaled = blocks * torch.where(value == 0, 0, encode / value)[..., None]
-    edges = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], device=x.device)
-    codes = torch.bucketize(scaled.abs(), edges) | (scaled < 0).int() << 3
+    codes = torch.bucketize(scaled.abs(), EDGES) | (scaled < 0).int() << 3
     codes = codes.view(x.shape[0], -1, 2)
     return (codes[..., 0] | codes[..., 1] << 4).to(torch.uint8), scales
 

@@ -43,7 +43,7 @@ class SwigluProblem:
             rows, scale_rows = slice(begin, begin + counts[expert]), slice(first_scale, first_scale + counts[expert])
             a = dequantize(self.arguments["a"][rows], a_groups[rows]).double()
             b = dequantize(self.arguments["b"][expert], b_groups[expert]).double()
-            gate, up = (a @ b.T * self.arguments["alpha"][expert].double()).reshape(len(a), -1, 2).unbind(-1)
+            gate, up = (a @ b.T * self.arguments["alpha"][expert].double()).unflatten(-1, (-1, 2)).unbind(-1)
             expected = torch.nn.functional.silu(gate) * up
             result = dequantize(out[rows], plain[scale_rows]).double() / ENCODE_SCALE
             squares += float((result - expected).square().sum())

@@ -17,7 +17,7 @@ STORAGE = {"i32": np.int32, "i64": np.int64, "u8": np.uint8, "f32": np.float32, 
 class Guarded:
     """An output of ``shape`` inside a larger buffer, all of it poisoned; ``dtype`` is a key of ``STORAGE``."""
 
-    POISON = 0xFF
+    POISON = 0xA5  # no value that a kernel writes: not -1
     GUARD_BYTES = 512
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:

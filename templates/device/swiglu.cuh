@@ -14,14 +14,23 @@ struct Parameters {
     float limit;  // gate is at most this, up within +- this
 };
 
-// gate * sigmoid(alpha * gate) * (up + beta)
-__device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
+// gate * sigmoid(alpha * gate) * (up + beta) = gate / denominator * factor, of the clamped gate and up
+struct Terms {
+    float gate, denominator, factor;
+};
+
+__device__ __forceinline__ Terms terms(float gate, float up, const Parameters& parameters) {
     gate = fminf(gate, parameters.limit);
     up = fmaxf(fminf(up, parameters.limit), -parameters.limit);
     constexpr float kLog2E = 1.44269504f;
     float exponential;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(__fmul_rn(__fmul_rn(-parameters.alpha, gate), kLog2E)));
-    return __fmul_rn(__fdiv_rn(gate, __fadd_rn(1.0f, exponential)), __fadd_rn(up, parameters.beta));
+    return {gate, __fadd_rn(1.0f, exponential), __fadd_rn(up, parameters.beta)};
+}
+
+__device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
+    const Terms t = terms(gate, up, parameters);
+    return __fmul_rn(__fdiv_rn(t.gate, t.denominator), t.factor);
 }
 
 // The type of a value that is not stored: what rounding to that type would have made of it.

@@ -10,6 +10,7 @@
 #include "device/scale_layout.cuh"
 #include "device/scheduler.cuh"
 #include "device/swiglu.cuh"
+#include "device/swiglu_vector.cuh"
 
 namespace swiglu {
 
@@ -136,7 +137,7 @@ public:
             maxima[t] = 0;
 #pragma unroll
             for (int i = 0; i < L::kElements; ++i) {
-                values[t][i] = weigh(activate(gate[t][i], up[t][i]), weight);
+                values[t][i] = activate_and_weigh(gate[t][i], up[t][i], weight);
                 maxima[t] = fmaxf(maxima[t], fabsf(values[t][i]));
             }
         }
@@ -155,11 +156,17 @@ public:
         if (L::lane() < L::kTokens) write(elements, scale.byte, first_token + L::token(L::lane()), group);
     }
 
-    // Of two accumulators. The weight of the row and the last rounding are still to come.
-    __device__ __forceinline__ float activate(float gate, float up) const {
-        gate = round_to(__fmul_rn(alpha_, gate), epilogue_.intermediate);
-        up = round_to(__fmul_rn(alpha_, up), epilogue_.intermediate);
-        return apply(gate, up, epilogue_.activation);
+    // gates[i], an accumulator like ups[i], becomes activated. The row's weight and the last rounding are still to come.
+    template <int kCount>
+    __device__ __forceinline__ void activate(float (&gates)[kCount], float (&ups)[kCount]) const {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            gates[i] = __fmul_rn(alpha_, gates[i]);
+            ups[i] = __fmul_rn(alpha_, ups[i]);
+        }
+        round_to(gates, epilogue_.intermediate);
+        round_to(ups, epilogue_.intermediate);
+        apply(gates, ups, epilogue_.activation);
     }
 
     // Weighs, quantises and stores 8 activated values of a token; the lane kDistance further on has the other half of the
@@ -169,10 +176,10 @@ public:
         const float weight = token < tile_.num_rows ? epilogue_.row_weight[tile_.row_begin + token] : 0;
         float values[8], largest = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            values[i] = weigh(activated[i], weight);
-            largest = fmaxf(largest, fabsf(values[i]));
-        }
+        for (int i = 0; i < 8; ++i) values[i] = __fmul_rn(activated[i], weight);
+        round_to(values, epilogue_.activated);
+#pragma unroll
+        for (float value : values) largest = fmaxf(largest, fabsf(value));
         largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, kDistance));
         const nvfp4::BlockScale scale = nvfp4::block_scale(largest, encode_scale_, epilogue_.ieee);
 #pragma unroll
@@ -182,8 +189,10 @@ public:
     }
 
 private:
-    __device__ __forceinline__ float weigh(float value, float weight) const {
-        return round_to(__fmul_rn(value, weight), epilogue_.activated);
+    __device__ __forceinline__ float activate_and_weigh(float gate, float up, float weight) const {
+        gate = round_to(__fmul_rn(alpha_, gate), epilogue_.intermediate);
+        up = round_to(__fmul_rn(alpha_, up), epilogue_.intermediate);
+        return round_to(__fmul_rn(apply(gate, up, epilogue_.activation), weight), epilogue_.activated);
     }
 
     __device__ __forceinline__ void write(uint2 elements, uint32_t scale, int token, int group) const {

@@ -27,7 +27,7 @@ try:
 except ToolchainError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
 
-GEMMS = {"grouped_fp4"}
+GEMMS = {"grouped_fp4", "grouped_fp4_swiglu"}
 # Generation -> opcodes that each of its GEMMs must hold
 OPCODES = {"9": {"HGMMA"}, "10": {"UTCOMMA", "UTCCP"}, "12": {"OMMA"}}
 

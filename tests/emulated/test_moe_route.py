@@ -32,7 +32,7 @@ def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Runner:
 
     def launch(variant: Variant, ids: np.ndarray, num_experts: int, first_expert: int = 0) -> None:
         schedule = reschedule()
-        ids = ids.astype(STORAGE[variant.axes["ids"]])
+        ids = ids.astype(STORAGE[variant.axes["ids"]], copy=False)
         expected: Routing = route(ids, num_experts, first_expert)
         outputs = {name: Guarded(getattr(expected, name).shape, "i32") for name in OUTPUTS}
         loader.launch(
@@ -105,6 +105,14 @@ def test_ids_beyond_32_bits_are_no_expert(variant: Variant, run: Runner) -> None
     far = [2**32, 2**32 + 1, -(2**32), 2**63 - 1, -(2**63), -(2**63) + 3]
     run(variant, np.array([far, [0, 1, 2, 3, 4, 5]]), 4, first_expert=1)
     run(variant, np.array([far, [0, 1, 2, 3, 4, 5]]), 4)
+
+
+@every_variant
+def test_ids_may_start_anywhere(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """The chunks of a larger call begin at any multiple of an id."""
+    ids = random_ids(rng, 12, 3, 8).astype(STORAGE[variant.axes["ids"]])
+    for first in range(4):
+        run(variant, ids[first:], 8)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
