@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -21,21 +21,35 @@ class Timer:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
 
     def __call__(self, launch: Callable[[], object], replays: int = REPLAYS) -> float:
-        launch()  # whatever it compiles or loads
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            launch()
-        begins, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(replays)] for _ in range(2))
-        for _ in range(3):
+        return self.in_turn([launch], replays)[0]
+
+    def in_turn(self, launches: Sequence[Callable[[], object]], replays: int = REPLAYS) -> list[float]:
+        """Of several launches, replayed in turn: what heats or slows the device meets them all alike."""
+        graphs = [_capture(launch) for launch in launches]
+        for graph in graphs * 3:
             graph.replay()
-        for begin, end in zip(begins, ends, strict=True):
-            self._flush.zero_()
-            begin.record()
-            graph.replay()
-            end.record()
+        spans = [[_span(graph, self._flush) for graph in graphs] for _ in range(replays)]
         torch.cuda.synchronize()
-        return statistics.median(begin.elapsed_time(end) for begin, end in zip(begins, ends, strict=True)) * 1000
+        times = [[begin.elapsed_time(end) for begin, end in turn] for turn in spans]
+        return [statistics.median(of_one) * 1000 for of_one in zip(*times, strict=True)]
+
+
+def _capture(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    launch()  # whatever it compiles or loads
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return graph
+
+
+def _span(graph: torch.cuda.CUDAGraph, flush: torch.Tensor) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    begin.record()
+    graph.replay()
+    end.record()
+    return begin, end
 
 
 @triton.jit

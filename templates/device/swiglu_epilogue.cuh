@@ -133,11 +133,11 @@ public:
 #pragma unroll
         for (int t = 0; t < L::kTokens; ++t) {
             const int token = first_token + L::token(t);
-            const float weight = token < tile_.num_rows ? epilogue_.row_weight[tile_.row_begin + token] : 0;
+            const float row_weight = weight(token);
             maxima[t] = 0;
 #pragma unroll
             for (int i = 0; i < L::kElements; ++i) {
-                values[t][i] = activate_and_weigh(gate[t][i], up[t][i], weight);
+                values[t][i] = activate_and_weigh(gate[t][i], up[t][i], row_weight);
                 maxima[t] = fmaxf(maxima[t], fabsf(values[t][i]));
             }
         }
@@ -169,11 +169,15 @@ public:
         apply(gates, ups, epilogue_.activation);
     }
 
+    // Of the row of a token; 0 where the tile has none.
+    __device__ __forceinline__ float weight(int token) const {
+        return token < tile_.num_rows ? epilogue_.row_weight[tile_.row_begin + token] : 0;
+    }
+
     // Weighs, quantises and stores 8 activated values of a token; the lane kDistance further on has the other half of the
     // group. All lanes of a warp call it.
     template <int kDistance>
-    __device__ __forceinline__ void store_half(const float (&activated)[8], int token, int group) const {
-        const float weight = token < tile_.num_rows ? epilogue_.row_weight[tile_.row_begin + token] : 0;
+    __device__ __forceinline__ void store_half(const float (&activated)[8], float weight, int token, int group) const {
         float values[8], largest = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) values[i] = __fmul_rn(activated[i], weight);
