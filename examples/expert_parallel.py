@@ -1,0 +1,184 @@
+"""A MoE layer whose experts are split over ranks, by torch.distributed: the same bytes as on one device.
+
+    torchrun --nproc-per-node 4 examples/expert_parallel.py
+    python examples/expert_parallel.py --ranks 4
+
+Each rank has tokens of its own, and some of the experts:
+
+    x --order by rank, all-to-all--> moe_fp4, one expert a row --all-to-all back--> moe_combine --> out
+
+Every routed slot travels as a row of its own, and its result comes back unsummed: so moe_combine adds them at the
+source in the order of k, in fp32, as one device does. Sums made by the expert's rank would save bytes and change the
+last bits. As results go back one row a slot, sending a token once to a rank with several of its experts would save
+less than half of the bytes; this example does not.
+
+How many rows come is known only when the peers have said it: the host waits once a layer, for these counts. Nothing
+else waits, but such a layer cannot be captured into a graph.
+
+A peer that does not answer within the limit is a PeerError that names it, at the latest after twice the limit.
+On GPUs rows go through NCCL; without one, or with --emulate ARCH, through gloo, to kernels on the emulated device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from peers import Peers, end_at_error, spawn  # noqa: E402
+
+import loader  # noqa: E402
+
+ON_GPU = {"tokens": 1024, "experts": 18, "top_k": 4, "hidden": 2048, "between": 1024}
+EMULATED = {"tokens": 7, "experts": 9, "top_k": 2, "hidden": 64, "between": 32}
+DECODE_SCALE = 8 / (6 * 448)  # of activations, taken to be at most 8
+WORDS = {"global_scale_kind": "decode"}
+
+
+def experts_of(rank: int, ranks: int, experts: int) -> range:
+    """The experts of a rank. Where they do not divide, the first ranks have one more."""
+    if ranks > experts:
+        raise ValueError(f"{ranks} ranks for {experts} experts: a rank must have at least one")
+    share, more = divmod(experts, ranks)
+    return range(rank * share + min(rank, more), (rank + 1) * share + min(rank + 1, more))
+
+
+class ExpertParallel:
+    """moe_fp4 over the peers' experts. ``weights`` are its arguments for this rank's own; ``words`` are its scalars."""
+
+    def __init__(self, peers: Peers, experts: int, weights: Mapping[str, torch.Tensor], words: Mapping[str, Any],
+                 emulate: str | None = None) -> None:
+        self.peers, self.experts, self._device = peers, experts, emulate
+        self._arguments = {**weights, **words, "first_expert": experts_of(peers.rank, peers.ranks, experts).start}
+        if peers.device.type == "cuda":
+            loader.preload("moe_fp4", "moe_combine", device=str(peers.device))
+        owners = [rank for rank in range(peers.ranks) for _ in experts_of(rank, peers.ranks, experts)]
+        nobody = peers.ranks
+        self._owners = torch.tensor([*owners, nobody], device=peers.device)
+        self._every_rank = torch.arange(peers.ranks, device=peers.device)
+
+    def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+        """This rank's tokens: [T, H], ids and weights [T, TOPK], T any number. Every rank must call. Returns [T, H]."""
+        peers, top_k, slots = self.peers, topk_ids.shape[1], topk_ids.numel()
+        ids = topk_ids.flatten()
+        owner = self._owners[torch.where((ids >= 0) & (ids < self.experts), ids, self.experts).long()]
+        order = torch.argsort(owner, stable=True)  # by rank, then token, then k; slots without an expert are last
+        send, receive = peers.exchange_counts((owner == self._every_rank[:, None]).sum(1))
+        order = order[: sum(send)]
+        row_of_slot = torch.full((slots,), -1, dtype=torch.int32, device=x.device)
+        row_of_slot[order] = torch.arange(len(order), dtype=torch.int32, device=x.device)
+
+        # From here to the end the device may wait for a peer: what may wait for the device comes before.
+        rows, row_ids = x.new_empty(sum(receive), x.shape[1]), ids.new_empty(sum(receive), 1)
+        ones = topk_weights.new_ones(len(rows), 1)
+        results, returned, out = torch.empty_like(rows), x.new_empty(slots, x.shape[1]), torch.empty_like(x)
+        sent, sent_ids = x[order // top_k], ids[order][:, None]
+
+        peers.all_to_all(rows, sent, receive, send)
+        peers.all_to_all(row_ids, sent_ids, receive, send)
+        # One expert a row with a weight of 1: its sum over the top-k is the row itself.
+        loader.launch("moe_fp4", x=rows, topk_ids=row_ids, topk_weights=ones, **self._arguments, out=results,
+                      device=self._device)
+        peers.all_to_all(returned[: len(order)], results, send, receive)
+        loader.launch("moe_combine", rows=returned, row_of_slot=row_of_slot.view_as(topk_ids),
+                      topk_weights=topk_weights, out=out, device=self._device)
+        return out
+
+
+def random_weights(seed: int, experts: int, hidden: int, between: int) -> dict[str, torch.Tensor]:
+    """Weights of moe_fp4, random in the layout that it takes: any byte is two E2M1, scales are 0.25 to 1."""
+    random = torch.Generator().manual_seed(seed)
+
+    def matrix(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
+        padded = experts, -(-rows // 128) * 128, -(-columns // 64) * 4
+        decode = 0.5 * columns**-0.5  # codes times scales have a standard deviation of about 2
+        return {
+            name: torch.randint(256, (experts, rows, columns // 2), dtype=torch.uint8, generator=random),
+            f"{name}_scale": torch.randint(0x28, 0x39, padded, dtype=torch.uint8, generator=random),
+            f"{name}_alpha": torch.full((experts,), decode * DECODE_SCALE),
+        }
+
+    scales = {name: torch.full((experts,), DECODE_SCALE) for name in ("x_global_scale", "h_global_scale")}
+    return {**matrix("w13", 2 * between, hidden), **matrix("w2", hidden, between), **scales}
+
+
+def random_tokens(seed: int, tokens: int, experts: int, top_k: int, hidden: int) -> list[torch.Tensor]:
+    """x [T, H] bf16, top-k ids and weights [T, TOPK]."""
+    random = torch.Generator().manual_seed(seed)
+    logits, topk_ids = torch.randn(tokens, experts, generator=random).topk(top_k)
+    return [torch.randn(tokens, hidden, generator=random).bfloat16(), topk_ids.int(), logits.softmax(1)]
+
+
+def on_one_device(
+    x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, weights: Mapping[str, torch.Tensor],
+    emulate: str | None,
+) -> torch.Tensor:
+    """What all ranks together must give."""
+    out = torch.empty_like(x)
+    loader.launch("moe_fp4", x=x, topk_ids=topk_ids, topk_weights=topk_weights, **weights, **WORDS, out=out,
+                  device=emulate)
+    return out
+
+
+def run(store: dist.Store, rank: int, ranks: int, emulate: str | None, seed: int, limit: float) -> None:
+    """One rank: the layer on its share of a batch, compared with the whole batch on one device."""
+    device = device_of(rank, emulate)
+    sizes = EMULATED if emulate else ON_GPU
+    tokens, experts = sizes["tokens"], sizes["experts"]
+    weights = random_weights(seed, experts, sizes["hidden"], sizes["between"])
+    weights = {name: tensor.to(device) for name, tensor in weights.items()}
+    batch = [tensor.to(device) for tensor in random_tokens(seed, tokens, experts, sizes["top_k"], sizes["hidden"])]
+    cuts = torch.randint(tokens + 1, (ranks - 1,), generator=torch.Generator().manual_seed(seed)).sort().values
+    begin, end = [0, *cuts.tolist(), tokens][rank : rank + 2]
+
+    mine = experts_of(rank, ranks, experts)
+    peers = Peers(store, rank, ranks, device, limit)
+    layer = ExpertParallel(peers, experts, {name: tensor[mine.start : mine.stop] for name, tensor in weights.items()},
+                           WORDS, emulate)
+    out = layer(*(tensor[begin:end] for tensor in batch))
+    peers.synchronize()
+    same = torch.equal(out, on_one_device(*batch, weights, emulate)[begin:end])
+    print(f"rank {rank} of {ranks}, experts {mine.start} to {mine.stop - 1}, {end - begin} of {tokens} tokens: "
+          f"{'the same bytes as' if same else 'DIFFERS from'} one device", flush=True)
+    peers.close()
+    if not same:
+        raise SystemExit(1)
+
+
+def device_of(rank: int, emulate: str | None) -> torch.device:
+    """The device of a rank of this host, made current."""
+    if emulate:
+        return torch.device("cpu")
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, default=2, help="processes to start, where torchrun did not")
+    parser.add_argument("--emulate", metavar="ARCH", help="run on the emulated device of this arch")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and tokens")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="limit for a peer to answer")
+    options = parser.parse_args()
+    emulate = f"emulated:{options.emulate}" if options.emulate else None if torch.cuda.is_available() else "emulated"
+
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    ranks = int(os.environ["WORLD_SIZE"]) if by_torchrun else options.ranks
+    if not emulate and ranks > torch.cuda.device_count():
+        parser.error(f"{ranks} ranks need as many GPUs, and there are {torch.cuda.device_count()}; or give --emulate")
+    arguments = emulate, options.seed, options.timeout
+    if by_torchrun:
+        end_at_error(run, *next(dist.rendezvous("env://")), *arguments)
+        return 0
+    return max(map(abs, spawn(ranks, options.timeout, run, *arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

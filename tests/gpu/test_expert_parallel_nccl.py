@@ -1,0 +1,60 @@
+"""The layer of examples/expert_parallel.py over NCCL, a GPU a rank."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import hardware
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import parallel_layer  # noqa: E402
+from peers import spawn  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+# One row and hundreds an expert: ranks and one device choose other tiles.
+SIZES = [{"hidden": 512, "between": 256, "tokens": 4}, {"hidden": 1024, "between": 2048, "tokens": 600}]
+
+
+def need(gpus: int) -> None:
+    if hardware.cuda_devices() < gpus:
+        pytest.skip(f"{hardware.cuda_devices()} CUDA devices; this test needs {gpus}")
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: f"{sizes['tokens']}_tokens")
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_give_the_bytes_of_one(ranks: int, sizes: dict[str, int], tmp_path: Path,
+                                     rng: np.random.Generator) -> None:
+    """Every rank's rows are those of one GPU with all tokens and experts, whoever has tokens and wherever they go."""
+    need(ranks)
+    seed = int(rng.integers(1 << 31))
+    codes = spawn(ranks, 60, parallel_layer.compute, str(tmp_path), seed, sizes, None, 60)
+    assert codes == [0] * ranks
+    parallel_layer.compare(tmp_path, seed, ranks, sizes)
+
+
+@pytest.mark.parametrize(("how", "code"), [("exits inside the layer", 7), ("hangs", -9)])
+def test_a_lost_peer_is_named(how: str, code: int, tmp_path: Path, rng: np.random.Generator) -> None:
+    """The rank that waits for one that is lost ends with an error that names it; none hangs, not even the lost one."""
+    need(2)
+    limit = 10.0
+    codes = spawn(2, limit, parallel_layer.lose_a_peer, str(tmp_path), int(rng.integers(1 << 31)), SIZES[0], None,
+                  limit, how)
+    assert codes == [1, code]
+    assert (tmp_path / "0.txt").read_text() == "rank 0: rank 1 did not answer within 10 s"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_one_command_starts_the_example(ranks: int) -> None:
+    """torchrun and the example's own start both end well, and every rank says that it agrees with one GPU."""
+    need(ranks)
+    example = str(ROOT / "examples" / "expert_parallel.py")
+    for command in (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), example],
+                    [example, "--ranks", str(ranks)]):
+        result = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        assert result.stdout.count("the same bytes as one device") == ranks, result.stdout
