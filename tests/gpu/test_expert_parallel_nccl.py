@@ -13,7 +13,11 @@ import pytest
 pytest.importorskip("torch")
 
 import parallel_layer  # noqa: E402
+import torch  # noqa: E402
+from device_problem import device_problem  # noqa: E402
 from peers import spawn  # noqa: E402
+
+import loader  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # One row and hundreds an expert: ranks and one device choose other tiles.
@@ -35,6 +39,21 @@ def test_ranks_give_the_bytes_of_one(ranks: int, sizes: dict[str, int], tmp_path
     codes = spawn(ranks, 60, parallel_layer.compute, str(tmp_path), seed, sizes, None, 60)
     assert codes == [0] * ranks
     parallel_layer.compare(tmp_path, seed, ranks, sizes)
+
+
+def test_every_tile_gives_the_same_bytes(variants: dict[str, str], seed: int) -> None:
+    """A row of grouped_fp4 has the same bytes from any tile, alone or among others: ranks may choose another tile."""
+    problem = device_problem(seed, [1, 37, 0, 300], 520, 1056)
+    outputs = {}
+    for variant in (name for name, out_type in variants.items() if out_type == "bf16"):
+        out = problem.output("bf16")
+        loader.launch("grouped_fp4", **problem.inputs, out=out.array, variant=variant)
+        torch.cuda.synchronize()
+        problem.verify(out, variant)
+        outputs[variant] = out.array.view(torch.int16).cpu()
+    first, *others = outputs
+    assert others
+    assert [name for name in others if not torch.equal(outputs[name], outputs[first])] == [], f"differ from {first}"
 
 
 @pytest.mark.parametrize(("how", "code"), [("exits inside the layer", 7), ("hangs", -9)])
