@@ -16,10 +16,16 @@ def scaled_fp4_quant(
     input_global_scale: torch.Tensor,
     is_sf_swizzled_layout: bool = True,
     backend: str = "none",
+    padded_n: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """input [..., K] -> [M, K/2] and scales; row major, [M, K/16], where ``is_sf_swizzled_layout`` is False."""
+    """input [..., K] -> [M, K/2] and scales; row major, [M, K/16], where ``is_sf_swizzled_layout`` is False.
+
+    With ``padded_n``, K is continued to that with zeros.
+    """
     if "trtllm" in backend and input.numel() // input.shape[-1] <= 32:
         raise NotImplementedError(f"backend {backend!r} takes scales of up to 32 rows in an 8x4 layout")
+    if padded_n is not None:
+        input = torch.nn.functional.pad(input, (0, padded_n - input.shape[-1]))
     return nvfp4.quantize(input, input_global_scale, linear=not is_sf_swizzled_layout)
 
 

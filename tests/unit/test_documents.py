@@ -17,6 +17,7 @@ FORBIDDEN = {
     "generator": {"emulator", "tests"},
     "benchmarks": {"generator", "emulator"},
     "examples": {"generator", "emulator", "tests"},
+    "integrations": {"generator", "emulator", "tests"},
 }
 # Programs about two packages: one profiles kernels of packs, one times the emulated device.
 ALLOWED = {"emulator/__main__.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
