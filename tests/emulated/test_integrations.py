@@ -97,7 +97,18 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-each_mode = pytest.mark.parametrize("mode", [lambda function: function, compiled], ids=["eager", "compiled"])
+def eager(function):
+    return function
+
+
+# What torch traces does not depend on the arch.
+each_mode = pytest.mark.parametrize(
+    ("arch", "mode"),
+    [("90a", eager), ("100a", eager), ("120a", eager), ("120a", compiled)],
+    indirect=["arch"],
+    ids=["90a", "100a", "120a", "120a-compiled"],
+)
+one_arch = pytest.mark.parametrize("arch", ["120a"], indirect=True)
 
 
 @each_mode
@@ -111,6 +122,7 @@ def test_dense_quantisation(rng, module, mode):
     check_quantized(numbers(x).reshape(6, 48), encode.item(), packed.numpy(), linear(scales, 6, 48))
 
 
+@one_arch
 def test_dense_quantisation_with_row_major_scales(rng):
     """vLLM's unswizzled scales are [M, K/16], K may be padded; a layout that is not there is refused."""
     x = random_values(rng, 5, 96, dtype=torch.float16)
@@ -153,6 +165,7 @@ def test_expert_quantisation(rng, module, silu, mode):
         check_quantized(expected[rows], encode[e].item(), packed[rows].numpy(), mine, 2.0**-7 if silu else SLACK)
 
 
+@one_arch
 def test_offsets_may_lack_the_end(rng):
     """[E] offsets: the last expert has all rows that are left."""
     expert_offsets, scale_offsets = offsets(COUNTS)
@@ -162,6 +175,7 @@ def test_offsets_may_lack_the_end(rng):
     assert torch.equal(packed, again)
 
 
+@one_arch
 def test_sglang_routes_by_an_expert_map(rng):
     """Row r is row expert_map[r] of the tokens."""
     tokens = random_values(rng, 4, 32)
@@ -260,6 +274,7 @@ def test_grouped_product(grouped, with_end, mode):
         check_product(half[: grouped.rows], grouped.expected)
 
 
+@one_arch
 def test_scales_of_four_in_an_int32(grouped):
     """The bits are reinterpreted, not converted."""
     a, b, a_scale, b_scale, alphas = grouped.operands
@@ -270,6 +285,7 @@ def test_scales_of_four_in_an_int32(grouped):
         assert torch.equal(out[: grouped.rows], expected[: grouped.rows])
 
 
+@one_arch
 def test_sglang_wants_params(grouped):
     """Arguments that are no params are refused."""
     with pytest.raises(TypeError, match="takes params"):
@@ -300,6 +316,7 @@ def test_stage_activation(rng, tokens):
     check_quantized(numbers(x), LARGEST / amax, packed.view(torch.uint8).numpy(), scales.view(torch.uint8).numpy())
 
 
+@one_arch
 def test_stage_activation_of_zeros():
     """The largest magnitude is taken as at least 1e-8."""
     packed, scales, decode = mega_moe.stage_activation(torch.zeros(2, 32, dtype=torch.bfloat16))
@@ -402,6 +419,7 @@ def test_mega_moe(rng, options, mode):
         assert rank == 0 or not y[0].any()
 
 
+@one_arch
 def test_mega_moe_takes_what_it_is_given_in_other_forms(rng):
     """Prepared weights, scales of four in an int32 and int32 ids give the same bytes; fast math nearly the same."""
     mixture = Mixture(rng)
@@ -422,6 +440,7 @@ def test_mega_moe_takes_what_it_is_given_in_other_forms(rng):
     assert torch.equal(run((l1, l1_scale), (l2, l2_scale)), y)
 
 
+@one_arch
 def test_mega_moe_with_global_scales(rng):
     """Scales of the weights and of the intermediate activation, as checkpoints have them."""
     mixture = Mixture(rng)
@@ -434,6 +453,7 @@ def test_mega_moe_with_global_scales(rng):
     check_mixture(y, mixture.expected(buffer, decode=0.125, l1_scale=0.5, l2_scale=0.25))
 
 
+@one_arch
 def test_mega_moe_without_tokens(rng):
     """Nothing is read and nothing written."""
     mixture = Mixture(rng)
@@ -442,6 +462,7 @@ def test_mega_moe_without_tokens(rng):
     )
 
 
+@one_arch
 def test_weights_of_a_checkpoint_are_prepared_alike(rng):
     """``prepare_weights`` and the preparation of checkpoints lay the same bytes down."""
     mixture = Mixture(rng)
@@ -457,6 +478,7 @@ def test_weights_of_a_checkpoint_are_prepared_alike(rng):
         assert (w2_scale[e].numpy() == checkpoint.to_blocks(mixture.l2[1][e])).all()
 
 
+@one_arch
 def test_ops_tell_torch_the_truth(rng, grouped):
     """Schemas, fake kernels and mutated arguments agree with what the ops do."""
     a, b, a_scale, b_scale, alphas = (tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
@@ -472,6 +494,7 @@ def test_ops_tell_torch_the_truth(rng, grouped):
     torch.library.opcheck(ops.nvfp4_quantize, quantize, {"global_scale_kind": "encode"}, test_utils=checks)
 
 
+@one_arch
 @pytest.mark.parametrize("module", ["loader", "integrations.checkpoint"])
 def test_torch_is_not_imported(module):
     """Only the modules that engines call need torch."""
