@@ -40,6 +40,9 @@ class Peers:
         dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks,
                                 timeout=timedelta(seconds=3 * limit if on_gpu else limit),
                                 device_id=device if on_gpu else None)
+        self._counts = torch.empty(2, ranks, dtype=torch.int64, pin_memory=on_gpu)
+        # NCCL connects at the first exchange, and waits without a limit then: now, while all are known to be there.
+        self.exchange_counts(torch.zeros(ranks, dtype=torch.int64, device=device))
 
     def all_to_all(self, out: torch.Tensor, rows: torch.Tensor, receive: Sequence[int], send: Sequence[int]) -> None:
         """``send[r]`` of ``rows`` [n, bytes] to each rank r, and ``receive[r]`` into ``out``; both by rank."""
@@ -52,10 +55,9 @@ class Peers:
         """``send`` [ranks] int64 on the device, and what the peers sent to this one, both on the host."""
         counts = torch.stack([send, torch.empty_like(send)])
         self.all_to_all(counts[1][:, None], counts[0][:, None], [1] * self.ranks, [1] * self.ranks)
-        if self.device.type == "cuda":
-            counts = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
-            self.synchronize()
-        sent, received = counts.tolist()
+        self._counts.copy_(counts, non_blocking=True)
+        self.synchronize()
+        sent, received = self._counts.tolist()
         return sent, received
 
     def synchronize(self) -> None:
