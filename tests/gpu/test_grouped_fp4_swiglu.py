@@ -1,0 +1,89 @@
+"""grouped_fp4_swiglu on a GPU: every variant writes the bytes of grouped_fp4 and silu_mul_nvfp4_quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import hardware
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from device_problem import TORCH_TYPES, DeviceProblem, device_problem, routed_counts  # noqa: E402
+from reference import GROUP, round_up  # noqa: E402
+
+import loader  # noqa: E402
+from loader import arch  # noqa: E402
+from loader.registry import registry  # noqa: E402
+
+GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
+CHOICES = [
+    {"intermediate": "bf16", "global_scale_kind": "encode"},
+    {"intermediate": "bf16", "global_scale_kind": "decode", "rounding": "none", **GPT_OSS},
+    {"intermediate": "f16", "global_scale_kind": "encode", "division": "ieee"},
+    {"intermediate": "f32", "global_scale_kind": "decode", "division": "ieee", **GPT_OSS},
+]
+# Tokens (routed to 8 experts each) or rows of each expert, experts, I, K.
+LAYERS = {
+    "qwen3_30b_few_tokens": (4, 128, 768, 2048),
+    "qwen3_30b": (512, 128, 768, 2048),
+    "tails": ([1, 0, 129, 31, 257, 8], 6, 80, 96),
+    "one_row": ([1], 1, 16, 32),
+}
+
+
+def tiles() -> list[str]:
+    """The variants that run on device 0."""
+    if not hardware.cuda_devices():
+        return ["no device"]
+    capability = hardware.capability(0)
+    artifacts = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4_swiglu")]
+    return [artifact.variant for artifact in artifacts if arch.refusal(arch.ARCHS[artifact.arch], capability) is None]
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def problem(request: pytest.FixtureRequest, seed: int) -> Iterator[DeviceProblem]:
+    rows, experts, between, k = LAYERS[request.param]
+    counts = routed_counts(seed, rows, experts, top_k=8) if isinstance(rows, int) else rows
+    yield device_problem(seed, counts, 2 * between, k, wide=True, unowned_rows=3)
+    torch.cuda.empty_cache()
+
+
+def both(launch: Callable[..., None], problem: DeviceProblem, tile: str, choices: dict) -> list[list[torch.Tensor]]:
+    """out and out_scale of the fused kernel, then of the two it stands for; what nobody writes is 0xFF in all."""
+    inputs, device = problem.inputs, problem.inputs["a"].device
+    experts, between = len(inputs["alpha"]), problem.n // 2
+    generator = torch.Generator(device).manual_seed(problem.rows)
+
+    def uniform(count: int, low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, device=device, generator=generator)
+
+    activation = {"row_weight": uniform(problem.rows, -1, 1), "global_scale": 2 ** uniform(experts, -12, 12)}
+    outputs = []
+    for fused in (True, False):
+        out = torch.full((problem.rows, between // 2), 0xFF, dtype=torch.uint8, device=device)
+        scale_shape = len(inputs["a_scale"]), round_up(between // GROUP, 4)
+        out_scale = torch.full(scale_shape, 0xFF, dtype=torch.uint8, device=device)
+        outputs.append([out, out_scale])
+        if fused:
+            launch("grouped_fp4_swiglu", **inputs, **activation, **choices, out=out, out_scale=out_scale, variant=tile)
+            continue
+        dtype = choices["intermediate"]
+        products = torch.zeros(problem.rows, problem.n, dtype=TORCH_TYPES[dtype], device=device)
+        launch("grouped_fp4", **inputs, out=products, variant=f"{tile}_{dtype}")
+        halves = torch.cat([products[:, 0::2], products[:, 1::2]], dim=1)
+        route = {name: inputs[name] for name in ("expert_offsets", "scale_offsets")}
+        scalars = {name: choice for name, choice in choices.items() if name != "intermediate"}
+        launch("silu_mul_nvfp4_quantize", x=halves, **activation, **route, **scalars, out=out, out_scale=out_scale)
+    return outputs
+
+
+@pytest.mark.parametrize("tile", tiles())
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(map(str, choices.values())))
+def test_fused_and_unfused_write_the_same_bytes(problem: DeviceProblem, tile: str, choices: dict) -> None:
+    """Of all rows, their scales and the padding of these; rows that no expert owns are left alone by both."""
+    (out, out_scale), (unfused, unfused_scale) = both(loader.launch, problem, tile, choices)
+    assert torch.equal(out, unfused)
+    assert torch.equal(out_scale, unfused_scale)
+    assert (out[: problem.owned] != 0xFF).any(), "neither wrote anything"
+    assert (out[problem.owned :] == 0xFF).all()
