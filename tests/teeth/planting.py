@@ -168,7 +168,8 @@ def _write_pack(target: Path, entry: Variant, ptx: bytes) -> None:
     manifest = {
         "schema": pack.SCHEMA, "abi": pack.ABI, "source_digest": "0" * 64,
         "toolchain": {"nvcc": _toolchain().version, "flags": list(FLAGS), "zlib": ""},
-        "families": {entry.family: _expansion().families[entry.family]}, "artifacts": [pack.artifact(entry, stored)],
+        "families": {entry.family: _expansion().families[entry.family]}, "composites": {},
+        "artifacts": [pack.artifact(entry, stored)],
     }  # fmt: skip
     (folder / pack.MANIFEST).write_text(json.dumps(manifest))
     try:
