@@ -215,6 +215,7 @@ class PreparedComposite:
         self._launches = [(step.prepared, tuple((index, offset + chunk.first * [*rows, 0][index])
                                                 for index, offset in step.sources))
                           for chunk in chunks for step in chunk.steps]
+        self._checked: tuple[int, ...] | None = None  # the addresses that passed last
         self._bound: tuple[Any, list[Any]] = (None, [])
 
     def check(self, pointers: Sequence[int]) -> None:
@@ -224,7 +225,9 @@ class PreparedComposite:
         return _Slot(self, pointers)
 
     def launch(self, pointers: tuple[int, ...], stream: int) -> None:
-        self.check(pointers)
+        if pointers != self._checked:
+            self.check(pointers)
+            self._checked = pointers
         self.run(pointers, stream)
 
     def run(self, pointers: tuple[int, ...], stream: int) -> None:

@@ -106,6 +106,17 @@ def test_later_calls_use_the_addresses_given_then(cuda):
     assert len(cuda.pool) == len(cuda.freed) == 3
 
 
+def test_addresses_that_changed_are_checked_anew(cuda):
+    """After a correct call, and again after one that was refused."""
+    call = arguments()
+    loader.launch("thrice", **call)
+    call["first"].pointer += 8
+    for _ in range(2):
+        with pytest.raises(loader.AlignmentError, match="first must start at a multiple of 16"):
+            loader.launch("thrice", **call)
+    assert len(cuda.launches) == 3
+
+
 @pytest.mark.parametrize("rows", [24, 12, 11, 8, 5, 1])
 def test_a_small_workspace_splits_the_call(cuda, rows):
     """Equal chunks of as many rows as fit, each at its own part of the arguments; nothing is allocated."""
