@@ -185,9 +185,10 @@ def silu(gate: Interval, alpha: float) -> Interval:
     """gate * sigmoid(alpha * gate) as the kernels compute it, alpha > 0.
 
     It falls to its minimum at alpha * gate = -1.2785 and rises from there. The power of two is approximate, with a
-    relative error of 2^-22 (PTX ISA, ex2.approx: 2 ulp). Its argument is rounded twice and its factor log2 e once:
-    2.3 * 2^-24 of it, so of the power 2.3 * 2^-24 |alpha gate|. Sum and quotient round once each. A power that
-    overflows makes zero of what is below |gate| * 2^-127.
+    relative error of 2^-22 (PTX ISA, ex2.approx: 2 ulp). Of its argument, log2 e, that times alpha and the product are
+    rounded: 2.3 * 2^-24 of it, so of the power 2.3 * 2^-24 |alpha gate|. The sum rounds once, its reciprocal is
+    approximate, with 2^-23 (rcp.approx: 1 ulp), and the product rounds once. A reciprocal that is flushed makes zero of
+    what is below |gate| * 2^-126.
     """
 
     def exact(values: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ def silu(gate: Interval, alpha: float) -> Interval:
     ends = exact(gate.low), exact(gate.high)
     low = torch.where(inside, exact(lowest), torch.minimum(*ends))
     size = gate.magnitude().high
-    relative, absolute = (3 * alpha * size + 7) * 2.0**-24, (size + 1) * 2.0**-126
+    relative, absolute = (3 * alpha * size + 9) * 2.0**-24, (size + 1) * 2.0**-125
     high = torch.maximum(*ends)
     return Interval(low - low.abs() * relative - absolute, high + high.abs() * relative + absolute)
 

@@ -130,11 +130,12 @@ class Swiglu:
     ) -> np.ndarray:
         """gate * sigmoid(alpha gate) * (up + beta) * weight of fp32 [rows, I] and a weight a row."""
         alpha, beta, limit = (F32(v) for v in (self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit))
-        gate = np.fmin(gate, limit)
-        up = np.fmax(np.fmin(up, limit), -limit)
+        if limit < NO_LIMIT:
+            gate, up = np.fmin(gate, limit), np.fmax(np.fmin(up, limit), -limit)
         with np.errstate(all="ignore"):
-            exponential = approximations.exp2(-alpha * gate * F32(1.44269504))
-            result = gate / (F32(1) + exponential) * (up + beta) * weight[:, None]
+            exponential = approximations.exp2(-alpha * F32(1.44269504) * gate)
+            sigmoid = approximations.reciprocal(F32(1) + exponential)
+            result = gate * sigmoid * (up + beta) * weight[:, None]
         return load(store(result, dtype), dtype) if self.rounding == "activation_type" else result
 
 

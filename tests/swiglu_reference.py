@@ -65,9 +65,9 @@ def nearest(table: np.ndarray, values: np.ndarray) -> np.ndarray:
 def activate(gate: np.ndarray, up: np.ndarray, settings: Settings) -> np.ndarray:
     """gate * sigmoid(alpha * gate) * (up + beta) on clamped fp32 values."""
     alpha, beta, limit = np.float32([settings.swiglu_alpha, settings.swiglu_beta, settings.swiglu_limit])
-    gate = np.minimum(gate, limit)
-    up = np.clip(up, -limit, limit)
-    return gate / (1 + power_of_2(-alpha * gate * LOG2_E)) * (up + beta)
+    if limit < FLT_MAX:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate * reciprocal(1 + power_of_2(-alpha * LOG2_E * gate)) * (up + beta)
 
 
 def quantize(values: np.ndarray, encode_scale: np.ndarray, division: str) -> tuple[np.ndarray, np.ndarray]:

@@ -46,4 +46,21 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
         : "memory");
 }
 
+// The same for all lanes of a warp, which leave together: after a wait of each lane on its own the compiler takes the
+// warp for split up, and no longer keeps in uniform registers what is the same in all lanes.
+__device__ __forceinline__ void wait_together(Barrier* barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        asm volatile(
+            "{\n"
+            ".reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n"
+            "}\n"
+            : "=r"(done)
+            : "r"(shared_address(barrier)), "r"(parity)
+            : "memory");
+    } while (!__all_sync(0xFFFFFFFF, done));
+}
+
 }  // namespace mbarrier

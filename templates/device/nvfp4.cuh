@@ -81,4 +81,30 @@ __device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
 #endif
 }
 
+// Largest magnitude; NaN does not count.
+__device__ __forceinline__ float amax(const float (&values)[kBlock]) {
+    float largest[4] = {};  // four chains instead of one long one
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i) largest[i % 4] = fmaxf(largest[i % 4], fabsf(values[i]));
+    return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+}
+
+struct Quantized {
+    uint2 elements;  // 16 E2M1, the first in the lowest nibble
+    uint32_t scale;  // UE4M3
+};
+
+__device__ __forceinline__ Quantized quantize(const float (&values)[kBlock], float encode_scale, bool ieee) {
+    const BlockScale scale = block_scale(amax(values), encode_scale, ieee);
+    uint32_t packed[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float scaled[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) scaled[i] = __fmul_rn(values[8 * half + i], scale.multiplier);
+        packed[half] = pack_e2m1(scaled);
+    }
+    return {make_uint2(packed[0], packed[1]), scale.byte};
+}
+
 }  // namespace nvfp4

@@ -64,32 +64,6 @@ __device__ __forceinline__ void widen(float (&values)[nvfp4::kBlock], const Bloc
     }
 }
 
-// Largest magnitude; NaN does not count.
-__device__ __forceinline__ float amax(const float (&values)[nvfp4::kBlock]) {
-    float largest[4] = {};  // four chains instead of one long one
-#pragma unroll
-    for (int i = 0; i < nvfp4::kBlock; ++i) largest[i % 4] = fmaxf(largest[i % 4], fabsf(values[i]));
-    return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
-}
-
-struct Quantized {
-    uint2 elements;  // 16 E2M1, the first in the lowest nibble
-    uint32_t scale;  // UE4M3
-};
-
-__device__ __forceinline__ Quantized quantize(const float (&values)[nvfp4::kBlock], float encode_scale, bool ieee) {
-    const nvfp4::BlockScale scale = nvfp4::block_scale(amax(values), encode_scale, ieee);
-    uint32_t packed[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float scaled[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) scaled[i] = __fmul_rn(values[8 * half + i], scale.multiplier);
-        packed[half] = nvfp4::pack_e2m1(scaled);
-    }
-    return {make_uint2(packed[0], packed[1]), scale.byte};
-}
-
 // Four scales of a row as one word, from the byte of each thread of an aligned quad; all lanes of the warp call it.
 __device__ __forceinline__ uint32_t gather_quad(uint32_t byte) {
     uint32_t word = byte << 8 * (threadIdx.x % 4);
@@ -167,7 +141,8 @@ __device__ __forceinline__ void quantize_and_store(const Source& source, const O
     if (item.owned && block < output.blocks) {
         float values[nvfp4::kBlock];
         source.values(values, item.raw);
-        const Quantized result = quantize(values, nvfp4::encode_scale(item.global_scale, output.decode), output.ieee);
+        const float encode_scale = nvfp4::encode_scale(item.global_scale, output.decode);
+        const nvfp4::Quantized result = nvfp4::quantize(values, encode_scale, output.ieee);
         output.elements[int64_t(item.out_row) * output.blocks + block] = result.elements;
         scale = result.scale;
     }

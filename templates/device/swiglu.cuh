@@ -3,34 +3,56 @@
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <float.h>
 #include <stdint.h>
+
+#include "device/nvfp4.cuh"
+#include "device/output.cuh"
 
 namespace swiglu {
 
-// SwiGLU as gpt-oss and MiniMax vary it: plain SiLU(gate) * up has alpha 1, beta 0 and a limit that nothing reaches.
+// SwiGLU as gpt-oss and MiniMax vary it: plain SiLU(gate) * up has alpha 1, beta 0 and no limit.
 struct Parameters {
     float alpha;  // factor of the gate inside the sigmoid
     float beta;   // added to up
-    float limit;  // gate is at most this, up within +- this
+    float limit;  // gate is at most this, up within +- this; FLT_MAX is none
+
+    __device__ __forceinline__ bool limits() const { return limit < FLT_MAX; }
 };
 
-// gate * sigmoid(alpha * gate) * (up + beta) = gate / denominator * factor, of the clamped gate and up
-struct Terms {
-    float gate, denominator, factor;
-};
+namespace detail {
 
-__device__ __forceinline__ Terms terms(float gate, float up, const Parameters& parameters) {
-    gate = fminf(gate, parameters.limit);
-    up = fmaxf(fminf(up, parameters.limit), -parameters.limit);
-    constexpr float kLog2E = 1.44269504f;
-    float exponential;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(__fmul_rn(__fmul_rn(-parameters.alpha, gate), kLog2E)));
-    return {gate, __fadd_rn(1.0f, exponential), __fadd_rn(up, parameters.beta)};
+__device__ __forceinline__ void clamp(float& gate, float& up, float limit) {
+    gate = fminf(gate, limit);
+    up = fmaxf(fminf(up, limit), -limit);
 }
 
+// gate * sigmoid(alpha * gate) * (up + beta). The sigmoid is the approximate reciprocal of 1 + an approximate power of
+// two, as engines built with fast math have it.
 __device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
-    const Terms t = terms(gate, up, parameters);
-    return __fmul_rn(__fdiv_rn(t.gate, t.denominator), t.factor);
+    constexpr float kLog2E = 1.44269504f;
+    float exponential;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(__fmul_rn(__fmul_rn(-parameters.alpha, kLog2E), gate)));
+    const float sigmoid = nvfp4::reciprocal_approximate(__fadd_rn(1.0f, exponential));
+    return __fmul_rn(__fmul_rn(gate, sigmoid), __fadd_rn(up, parameters.beta));
+}
+
+}  // namespace detail
+
+__device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
+    if (parameters.limits()) detail::clamp(gate, up, parameters.limit);
+    return detail::apply(gate, up, parameters);
+}
+
+// Several values of a thread, of which gates[i] becomes the result: one decision for all.
+template <int kCount>
+__device__ __forceinline__ void apply(float (&gates)[kCount], float (&ups)[kCount], const Parameters& parameters) {
+    if (parameters.limits()) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) detail::clamp(gates[i], ups[i], parameters.limit);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) gates[i] = detail::apply(gates[i], ups[i], parameters);
 }
 
 // The type of a value that is not stored: what rounding to that type would have made of it.
@@ -48,6 +70,26 @@ __device__ __forceinline__ float select(bool condition, float a, float b) {
 __device__ __forceinline__ float round_to(float value, int type) {
     const float bf16 = __bfloat162float(__float2bfloat16_rn(value)), f16 = __half2float(__float2half_rn(value));
     return select(type == kBf16, bf16, select(type == kF16, f16, value));
+}
+
+// Several values of a thread: one decision for all.
+template <int kCount>
+__device__ __forceinline__ void round_to(float (&values)[kCount], Type type) {
+    static_assert(kCount % 2 == 0, "conversions take pairs");
+    if (type == kBf16) {
+#pragma unroll
+        for (int i = 0; i < kCount; i += 2) {
+            const uint32_t pair = output::pack<output::bf16>(values[i], values[i + 1]);
+            values[i] = __uint_as_float(pair << 16), values[i + 1] = __uint_as_float(pair & 0xFFFF0000);
+        }
+    } else if (type == kF16) {
+#pragma unroll
+        for (int i = 0; i < kCount; i += 2) {
+            const uint32_t pair = output::pack<output::f16>(values[i], values[i + 1]);
+            const float2 wide = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+            values[i] = wide.x, values[i + 1] = wide.y;
+        }
+    }
 }
 
 }  // namespace swiglu

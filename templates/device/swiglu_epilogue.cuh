@@ -10,7 +10,6 @@
 #include "device/scale_layout.cuh"
 #include "device/scheduler.cuh"
 #include "device/swiglu.cuh"
-#include "device/swiglu_vector.cuh"
 
 namespace swiglu {
 
@@ -21,6 +20,7 @@ struct Epilogue {
     const float *row_weight, *global_scale;
     uint8_t *out, *out_scale;
     int num_groups;  // scale groups in a row of out
+    int scale_rows;  // of out_scale
     bool decode;     // global_scale is amax / (6 * 448), else its inverse
     bool ieee;
     Type intermediate;  // of gate and up
@@ -115,11 +115,10 @@ __device__ __forceinline__ void pack(uint32_t (&codes)[L::kTokens], const float 
 // The epilogue of one tile.
 class TileEpilogue {
 public:
-    // descale: what the accumulators are still to be multiplied by, a power of two.
-    __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, const scheduler::Tile& tile, float descale = 1)
+    __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, const scheduler::Tile& tile)
         : epilogue_(epilogue),
           tile_(tile),
-          alpha_(__fmul_rn(epilogue.alpha[tile.expert], descale)),
+          alpha_(epilogue.alpha[tile.expert]),
           encode_scale_(nvfp4::encode_scale(epilogue.global_scale[tile.expert], epilogue.decode)),
           scale_row_(epilogue.scale_offsets[tile.expert] + tile.row_in_expert) {}
 
@@ -156,40 +155,19 @@ public:
         if (L::lane() < L::kTokens) write(elements, scale.byte, first_token + L::token(L::lane()), group);
     }
 
-    // gates[i], an accumulator like ups[i], becomes activated. The row's weight and the last rounding are still to come.
-    template <int kCount>
-    __device__ __forceinline__ void activate(float (&gates)[kCount], float (&ups)[kCount]) const {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            gates[i] = __fmul_rn(alpha_, gates[i]);
-            ups[i] = __fmul_rn(alpha_, ups[i]);
-        }
-        round_to(gates, epilogue_.intermediate);
-        round_to(ups, epilogue_.intermediate);
-        apply(gates, ups, epilogue_.activation);
-    }
-
     // Of the row of a token; 0 where the tile has none.
     __device__ __forceinline__ float weight(int token) const {
         return token < tile_.num_rows ? epilogue_.row_weight[tile_.row_begin + token] : 0;
     }
 
-    // Weighs, quantises and stores 8 activated values of a token; the lane kDistance further on has the other half of the
-    // group. All lanes of a warp call it.
-    template <int kDistance>
-    __device__ __forceinline__ void store_half(const float (&activated)[8], float weight, int token, int group) const {
-        float values[8], largest = 0;
+    // Weighs, quantises and stores the activated values of one group.
+    __device__ __forceinline__ void store_group(float (&values)[nvfp4::kBlock], float weight, int token,
+                                                int group) const {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) values[i] = __fmul_rn(activated[i], weight);
+        for (float& value : values) value = __fmul_rn(value, weight);
         round_to(values, epilogue_.activated);
-#pragma unroll
-        for (float value : values) largest = fmaxf(largest, fabsf(value));
-        largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFF, largest, kDistance));
-        const nvfp4::BlockScale scale = nvfp4::block_scale(largest, encode_scale_, epilogue_.ieee);
-#pragma unroll
-        for (float& value : values) value = __fmul_rn(value, scale.multiplier);
-        const uint32_t half = nvfp4::pack_e2m1(values), other = __shfl_xor_sync(0xFFFFFFFF, half, kDistance);
-        if (!detail::is_upper<kDistance>()) write(make_uint2(half, other), scale.byte, token, group);
+        const nvfp4::Quantized result = nvfp4::quantize(values, encode_scale_, epilogue_.ieee);
+        write(result.elements, result.scale, token, group);
     }
 
 private:
@@ -207,6 +185,8 @@ private:
             reinterpret_cast<uint2*>(epilogue_.out)[index] = elements;
         }
         const int row = scale_row_ + token;
+        // Unsigned, so that scale_offsets which are not what they should be cannot lead out of the buffer.
+        if (static_cast<uint32_t>(row) >= static_cast<uint32_t>(epilogue_.scale_rows)) return;
         const int64_t atom = static_cast<int64_t>(row / scale_layout::ATOM_ROWS) * words + group / 4;
         epilogue_.out_scale[(atom * scale_layout::ATOM_WORDS + scale_layout::word(row)) * 4 + group % 4] =
             group < groups ? scale : 0;

@@ -18,9 +18,10 @@ import loader
 from generator.matrix import Variant, load
 
 ROOT = Path(__file__).resolve().parents[2]
+MATRIX = load(ROOT / "kernels.yaml").variants
 VARIANTS = [
     variant
-    for variant in load(ROOT / "kernels.yaml").variants
+    for variant in MATRIX
     if variant.family == "grouped_fp4_swiglu" and variant.arch in ("90a", "100a", "120a")
 ]
 SMALLEST = {variant.arch: variant for variant in sorted(VARIANTS, key=lambda variant: -variant.axes["block_m"])}
@@ -97,11 +98,18 @@ class Runner:
         """The owned rows of grouped_fp4, stored as ``intermediate``, in fp32."""
         rows, columns, _, _ = problem.gemm.shape
         out = reference.GuardedOutput(rows, columns, intermediate)
+        # The tile with as many rows and columns; the order of a sum does not depend on its depth.
+        wanted = {"block_m": variant.axes["block_m"], "block_n": variant.axes["block_n"], "out": intermediate}
+        [unfused] = [
+            other.variant
+            for other in MATRIX
+            if other.family == "grouped_fp4" and other.arch == variant.arch and wanted.items() <= other.axes.items()
+        ]
         loader.launch(
             "grouped_fp4",
             **problem.gemm.inputs(),
             out=RawBuffer.of(out.array),
-            variant=f"{variant.tile}_{intermediate}",
+            variant=unfused,
             device=f"emulated:{variant.arch}",
             packs=self._packs,
         )
@@ -166,6 +174,36 @@ def test_every_choice(variant: Variant, run: Runner, rng: np.random.Generator) -
         assert {0, reference.MAX_SCALE} <= set(expected.groups.flat)
         results.add(run(variant.arch, variant.variant, problem, settings, expected))
     assert len(results) >= 3, "f32, bf16 and rounding to bf16 twice should differ"
+
+
+@every_arch
+def test_scale_offsets_that_leave_the_buffer(
+    variant: Variant, packs: list[str] | None, rng: np.random.Generator
+) -> None:
+    """Scales of that expert are not written, nor is anything else; the others have theirs."""
+    problem, settings = Problem.random(rng, [3, 4], 64, 64), Settings()
+    expected = problem.expected(settings)
+    inputs = problem.gemm.inputs()
+    inputs["scale_offsets"] = np.array([0, len(problem.gemm.a_scale)], np.int32)
+    rows = problem.gemm.shape[0]
+    out, out_scale = reference.GuardedOutput(rows, 32, "u8"), reference.GuardedOutput(len(inputs["a_scale"]), 4, "u8")
+    loader.launch(
+        "grouped_fp4_swiglu",
+        **inputs,
+        row_weight=problem.row_weight,
+        global_scale=problem.global_scale(settings),
+        out=out.array,
+        out_scale=out_scale.array,
+        **dataclasses.asdict(settings),
+        variant=variant.variant,
+        device=f"emulated:{variant.arch}",
+        packs=packs,
+    )
+    scales = out_scale.array.reshape(-1)
+    place = reference.scale_offset(np.arange(3)[:, None], np.arange(4), 4)
+    assert (scales[place] == expected.groups[:3])[expected.known[:3]].all()
+    assert (np.delete(scales, place.flat) == swiglu_reference.UNWRITTEN).all()
+    assert out.intact(rows) and out_scale.intact(len(out_scale.array))
 
 
 @every_arch

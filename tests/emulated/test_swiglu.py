@@ -1,4 +1,4 @@
-"""templates/device/swiglu_vector.cuh: SwiGLU and rounding of several values a thread, bit for bit."""
+"""templates/device/swiglu.cuh: SwiGLU and rounding of several values a thread, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 THREADS, COUNT = 256, 8
 TYPES = ("f32", "bf16", "f16")
 SOURCE = """
-#include "device/swiglu_vector.cuh"
+#include "device/swiglu.cuh"
 
 extern "C" __global__ void activate(const float* gates, const float* ups, float* out, int type, float alpha, float beta,
                                     float limit) {
@@ -60,7 +60,7 @@ EXTREMES = [0.0, 2.0**-149, 2.0**-130, 2.0**-65, 2.0**65, 3e38, 60.0, 87.5, 88.5
 def test_every_value_has_the_bits_of_separate_operations(
     dtype: str, extremes: float, module: emulator.Module, rng: np.random.Generator
 ) -> None:
-    """Also zeros of either sign, subnormal quotients, and sums of the sigmoid that overflow, beside ordinary values."""
+    """Also zeros of either sign, subnormal results, and sums of the sigmoid that overflow, beside ordinary values."""
     shape = THREADS * COUNT
     gates, ups = ((rng.standard_normal(shape) * 2.0 ** rng.uniform(-8, 4, shape)).astype(np.float32) for _ in range(2))
     drawn = rng.random(shape) < extremes
