@@ -1,4 +1,4 @@
-"""Every variant of grouped_fp4 under compute-sanitizer: ``python tests/gpu/sanitize.py``.
+"""Every family under compute-sanitizer, both GEMMs in every variant: ``python tests/gpu/sanitize.py``.
 
 Runs this file once per tool as a program that uses the driver alone (no framework, so that each report is about the
 kernels) and looks at the closing line. Exit status 1 if a tool reports anything, or if a result is wrong.
@@ -22,14 +22,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import hardware  # noqa: E402
 import packs  # noqa: E402
+import quantization  # noqa: E402
 import reference  # noqa: E402
 from raw_buffer import CUDA, NUMPY_TYPES, RawBuffer  # noqa: E402
 
 import loader  # noqa: E402
 from loader import arch  # noqa: E402
+from loader.registry import registry  # noqa: E402
 
 # Empty experts, one row, more than one tile of rows; more K tiles than stages, and a tail of each dimension.
-COUNTS, N, K = [0, 1, 19, 130, 0, 9], 264, 1312
+COUNTS, N, K = [0, 1, 19, 130, 0, 9], 288, 1312
 CLEAN = {
     "memcheck": r"ERROR SUMMARY: 0 errors",
     "racecheck": r"RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)",
@@ -56,8 +58,8 @@ class Device:
             raise RuntimeError(f"{name} failed with CUresult {status}")
 
     def upload(self, array: np.ndarray) -> RawBuffer:
-        """A device copy of a contiguous array; uint16 stands for bf16."""
-        pointer = ctypes.c_uint64()
+        """A device copy of an array; uint16 stands for bf16."""
+        array, pointer = np.ascontiguousarray(array), ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(array.nbytes))
         self._call(
             "cuMemcpyHtoD_v2", pointer, ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
@@ -71,27 +73,108 @@ class Device:
         self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(buffer.pointer), size)
 
 
-def launch_every_variant() -> None:
-    """Launches each variant that runs on device 0 on one small problem and checks the result."""
-    capability = hardware.capability(0)
-    variants = packs.output_types("grouped_fp4", lambda name: arch.refusal(arch.ARCHS[name], capability) is None)
+def runs_here(name: str) -> bool:
+    """Whether cubins of this arch run on device 0."""
+    return arch.refusal(arch.ARCHS[name], hardware.capability(0)) is None
+
+
+def launch_grouped(device: Device, problem: reference.GroupedProblem, inputs: dict[str, RawBuffer]) -> str:
+    """Every variant of grouped_fp4, each element within its bound."""
+    variants = packs.output_types("grouped_fp4", runs_here)
     if not variants:
-        raise SystemExit(f"no variant of grouped_fp4 runs on compute capability {capability}")
-    problem = reference.grouped_problem(np.random.default_rng(), COUNTS, N, K, gaps=True)
+        raise SystemExit("no variant of grouped_fp4 runs on device 0")
     expected = reference.grouped_reference(problem)
-    device = Device()
-    inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
     for variant, out_type in variants.items():
         out = reference.GuardedOutput(problem.shape[0], N, out_type)
         buffer = device.upload(out.array)
         loader.launch("grouped_fp4", **inputs, out=buffer, variant=variant)
         device.download(buffer, out.array)
         reference.verify(problem, expected, out, variant)
-    print(f"{len(variants)} variants, every element within the bound")
+    return f"{len(variants)} variants of grouped_fp4"
+
+
+def launch_fused(device: Device, problem: reference.GroupedProblem, inputs: dict[str, RawBuffer]) -> str:
+    """Every variant of grouped_fp4_swiglu for every type in between: all variants write the same bytes."""
+    found = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4_swiglu")]
+    variants = [artifact.variant for artifact in found if runs_here(artifact.arch)]
+    rows, _, _, experts = problem.shape
+    inputs = inputs | {
+        "row_weight": device.upload(np.ones(rows, np.float32)),
+        "global_scale": device.upload(np.full(experts, 0.5, np.float32)),
+    }
+    scale_shape = len(problem.a_scale), reference.round_up(N // 32, 4)
+    for intermediate in ("f32", "bf16", "f16"):
+        first = None
+        for variant in variants:
+            results = [np.full((rows, N // 4), 0xA5, np.uint8), np.full(scale_shape, 0xA5, np.uint8)]
+            buffers = [device.upload(array) for array in results]
+            loader.launch(
+                "grouped_fp4_swiglu", **inputs, global_scale_kind="encode", intermediate=intermediate,
+                out=buffers[0], out_scale=buffers[1], variant=variant,
+            )  # fmt: skip
+            for buffer, array in zip(buffers, results, strict=True):
+                device.download(buffer, array)
+            first = first or results
+            if not all(map(np.array_equal, first, results)):
+                raise AssertionError(f"{variant} {intermediate}: other bytes than {variants[0]}")
+    return f"{len(variants)} variants of grouped_fp4_swiglu"
+
+
+def launch_quantising(device: Device, rng: np.random.Generator) -> str:
+    """The quantising families from every type; their bytes are those of tests/gpu/test_nvfp4_quantize_device.py."""
+    for family in quantization.FAMILIES:
+        for dtype in ("bf16", "f16", "f32"):
+            for scalars in quantization.scalar_choices(family):
+                case = quantization.case(rng, family, dtype, [3, 0, 130, 1], 80, scalars)
+                arrays = {name: device.upload(array) for name, array in (case.inputs | case.outputs).items()}
+                loader.launch(family, **arrays, **scalars)
+    return f"{len(quantization.FAMILIES)} quantising families"
+
+
+def launch_layer(device: Device, rng: np.random.Generator) -> str:
+    """moe_fp4, whole and in chunks: the same bytes."""
+    tokens, top_k, experts, hidden, between = 37, 3, 6, 256, 160
+    weight_scales = {"w13_scale": (2 * between, hidden), "w2_scale": (hidden, between)}
+    arguments = {
+        "x": (rng.standard_normal((tokens, hidden)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
+        "topk_ids": rng.integers(-1, experts, (tokens, top_k), dtype=np.int32),
+        "topk_weights": rng.random((tokens, top_k), dtype=np.float32),
+        "w13": rng.integers(0, 256, (experts, 2 * between, hidden // 2), dtype=np.uint8),
+        "w2": rng.integers(0, 256, (experts, hidden, between // 2), dtype=np.uint8),
+        **{name: np.full(experts, 0.01, np.float32) for name in ("w13_alpha", "w2_alpha")},
+        **{name: np.full(experts, 100, np.float32) for name in ("x_global_scale", "h_global_scale")},
+    }
+    for name, (rows, columns) in weight_scales.items():
+        padded = reference.round_up(rows, 128), reference.round_up(columns // 16, 4)
+        arguments[name] = rng.integers(0, 0x7F, (experts, *padded), dtype=np.uint8)
+    buffers = {name: device.upload(array) for name, array in arguments.items()}
+    results = []
+    for count in (tokens, 8):
+        sizes = {"T": count, "TOPK": top_k, "E": experts, "H": hidden, "I": between}
+        names = {"x": "bf16", "topk_ids": "i32", "out": "bf16", "global_scale_kind": "encode"}
+        workspace = device.upload(np.full(loader.workspace_bytes("moe_fp4", **sizes, **names), 0xFF, np.uint8))
+        result = np.full((tokens, hidden), 0x7FC0, np.uint16)
+        out = device.upload(result)
+        loader.launch("moe_fp4", **buffers, global_scale_kind="encode", out=out, workspace=workspace)
+        device.download(out, result)
+        results.append(result)
+    if not np.array_equal(*results) or (results[0] == 0x7FC0).any():
+        raise AssertionError("moe_fp4: chunks give other bytes")
+    return "moe_fp4"
+
+
+def launch_everything() -> None:
+    """What runs on device 0, on small problems whose results are checked."""
+    rng, device = np.random.default_rng(), Device()
+    problem = reference.grouped_problem(rng, COUNTS, N, K, gaps=True)
+    inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
+    done = [launch_grouped(device, problem, inputs), launch_fused(device, problem, inputs)]
+    done += [launch_quantising(device, rng), launch_layer(device, rng)]
+    print(", ".join(done))
 
 
 def run_tool(sanitizer: str, tool: str) -> bool:
-    """One tool over ``launch_every_variant``; prints its closing lines, and everything if it is not clean."""
+    """One tool over ``launch_everything``; prints its closing lines, and everything if it is not clean."""
     begin = time.monotonic()
     result = subprocess.run(
         [sanitizer, "--tool", tool, *OPTIONS.get(tool, []), sys.executable, str(Path(__file__).resolve()), "--launch"],
@@ -110,10 +193,10 @@ def run_tool(sanitizer: str, tool: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tool", action="append", choices=list(CLEAN), help="run this tool only (repeatable)")
-    parser.add_argument("--launch", action="store_true", help="launch every variant without a tool")
+    parser.add_argument("--launch", action="store_true", help="launch everything without a tool")
     arguments = parser.parse_args()
     if arguments.launch:
-        launch_every_variant()
+        launch_everything()
         return 0
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     return 0 if all([run_tool(sanitizer, tool) for tool in arguments.tool or CLEAN]) else 1
