@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -10,12 +11,13 @@ import triton
 import triton.language as tl
 
 FLUSH_BYTES = 256 << 20  # four times the L2 of an H200
-REPLAYS = 30
+REPLAYS = 32  # of all instances together
+INSTANCES = 4
 
 
 class Timer:
-    """Median device time in microseconds. ``launch`` is captured once; before each replay the L2 is overwritten, which
-    also gives the host time to enqueue the events and the graph behind it."""
+    """Median device time in microseconds. Before each replay the L2 is overwritten, which also gives the host time to
+    enqueue the events and the graph behind it."""
 
     def __init__(self) -> None:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
@@ -24,14 +26,20 @@ class Timer:
         return self.in_turn([launch], replays)[0]
 
     def in_turn(self, launches: Sequence[Callable[[], object]], replays: int = REPLAYS) -> list[float]:
-        """Of several launches, replayed in turn: what heats or slows the device meets them all alike."""
-        graphs = [_capture(launch) for launch in launches]
-        for graph in graphs * 3:
+        """Of several launches, replayed in turn, in an order drawn anew each time: what heats or slows the device meets
+        them all alike. Each is captured ``INSTANCES`` times, since graphs of the same kernels differ by 1 to 3 us."""
+        graphs = [(of, _capture(launch)) for of, launch in enumerate(launches) for _ in range(INSTANCES)]
+        for _, graph in graphs * 3:
             graph.replay()
-        spans = [[_span(graph, self._flush) for graph in graphs] for _ in range(replays)]
+        spans, draw = [], random.Random(0)
+        for _ in range(-(-replays // INSTANCES)):
+            draw.shuffle(graphs)
+            spans += [(of, *_span(graph, self._flush)) for of, graph in graphs]
         torch.cuda.synchronize()
-        times = [[begin.elapsed_time(end) for begin, end in turn] for turn in spans]
-        return [statistics.median(of_one) * 1000 for of_one in zip(*times, strict=True)]
+        times: list[list[float]] = [[] for _ in launches]
+        for of, begin, end in spans:
+            times[of].append(begin.elapsed_time(end))
+        return [statistics.median(of_one) * 1000 for of_one in times]
 
 
 def _capture(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
