@@ -20,6 +20,7 @@ from timing import Timer, read_bandwidth
 import loader
 
 TOKENS = [1, 8, 64, 512, 4096]
+REPLAYS = 128  # of a layer: at the limit of power single ones differ by 2 %
 # Root mean square, relative, to torch on unquantised activations: the quantisations of x and of h make about a sixth.
 MAX_ERROR = 0.25
 
@@ -61,7 +62,7 @@ def compare(layer: Layer, weights: tuple[torch.Tensor, torch.Tensor], count: int
         "difference from torch": error,
         "kernels": list(plan.steps),
         "bytes": layer.least_bytes(tokens),
-        **dict(zip(ways, timer.in_turn(list(ways.values())), strict=True)),
+        **dict(zip(ways, timer.in_turn(list(ways.values()), REPLAYS), strict=True)),
         "steps": {what: timer(launcher([(what, step)])) for what, step in apart["fused"]},
         "unfused steps": {what: timer(launcher([(what, step)])) for what, step in apart["unfused"]},
     }
