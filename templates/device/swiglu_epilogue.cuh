@@ -1,11 +1,8 @@
-// Epilogue of a GEMM whose weight rows are gate and up in turn: activates, quantises to NVFP4 and stores, from registers.
-//
-// The 16 elements of a scale group are spread over lanes. What they share, the maximum and later the packed bytes, is
-// exchanged in halves: at each step a lane keeps every other token and hands the rest to its partner, so that in the
-// end one lane holds one whole group, of which it computes the scale and stores it all.
+// Epilogue of a GEMM whose weight rows are gate and up in turn: activates, quantises to NVFP4 and stores.
 #pragma once
 #include <stdint.h>
 
+#include "device/integer.cuh"
 #include "device/nvfp4.cuh"
 #include "device/scale_layout.cuh"
 #include "device/scheduler.cuh"
@@ -28,6 +25,10 @@ struct Epilogue {
     Parameters activation;
 };
 
+// Where a scale group is spread over lanes, what these share, the maximum and later the packed bytes, is exchanged in
+// halves: at each step a lane keeps every other token and hands the rest to its partner, so that in the end one lane holds
+// one whole group, of which it computes the scale and stores it all.
+//
 // How the values of a call lie in a warp: kTokens tokens, of each one group in kLanes lanes that are kStride apart, in
 // the order of the lanes. Tokens are neighbours, or pairs of neighbours that are kPairStep tokens apart.
 template <int kTokens_, int kLanes_, int kStride_, int kPairStep_ = 2>
