@@ -461,9 +461,9 @@ CAUGHT_90 = _of(
         ("alpha of the first expert", "arguments.alpha[tile.expert]", "arguments.alpha[0]"),
         ("scale factor of the format forgotten", "* fp4::kDescale", ""),
         ("panel written without its swizzle", "(((word * 4 + i) ^ (token & 7)) << 4)", "((word * 4 + i) << 4)"),
-        ("both halves from one panel", "tokens + half * (PANEL_BYTES >> 4) + i * 2,", "tokens + i * 2,"),
-        ("step of k mistaken", "(PANEL_BYTES >> 4) + i * 2,", "(PANEL_BYTES >> 4) + (i ^ 1) * 2,"),
-        ("products of the slot before lost", "half || i || !first_slot", "half || i"),
+        ("both halves from one panel", "tokens + k_step / 4 * (PANEL_BYTES >> 4)", "tokens"),
+        ("step of k mistaken", "+ k_step % 4 * 2,", "+ (k_step ^ 1) % 4 * 2,"),
+        ("products of the slot before lost", "k_step || !first_slot", "k_step"),
         ("packed rows without swizzle", "chunk ^ (PACKED_ROW_BYTES == 128 ? row & 7 : row >> 1 & 3)", "chunk"),
         (
             "swizzle of 64-byte rows mistaken",
@@ -475,8 +475,8 @@ CAUGHT_90 = _of(
         ("scale of one half", "half ? 0x4431 : 0x4420", "0x4420"),
         (
             "scale halves swapped",
-            "half ? fp4::broadcast_high(scale[row]) : fp4::broadcast_low(scale[row]);",
-            "half ? fp4::broadcast_low(scale[row]) : fp4::broadcast_high(scale[row]);",
+            "first < 2 ? fp4::broadcast_low(scale[row]) : fp4::broadcast_high(scale[row]);",
+            "first < 2 ? fp4::broadcast_high(scale[row]) : fp4::broadcast_low(scale[row]);",
         ),
         ("rows not permuted back", "row = permuted_row(g) + i / 2 * 8;", "row = g + i / 2 * 8;"),
         ("k tail of a block missing", "ceil_div(depth - k, GROUP_K));", "(depth - k) / GROUP_K);"),
@@ -503,6 +503,42 @@ CAUGHT_90 = _of(
             "((packed << 4) & 0x80808080u) | ((packed << 1) & 0x0E0E0E0Eu)",
             "((packed << 4) & 0x80808080u) | ((packed >> 3) & 0x0E0E0E0Eu)",
             {"file": "device/fp4.cuh"},
+        ),
+    ],
+)
+
+FUSED = Problem((0, 1, 43, 0, 29), 288, 608)  # more chunks than the ring holds
+CAUGHT_FUSED = _of(
+    "grouped_fp4_swiglu/sm90.cu.j2",
+    "90a",
+    "m32n256k256",
+    FUSED,
+    [
+        ("chunk full before all have written", "full_chunk[warpgroup][s], 128)", "full_chunk[warpgroup][s], 96)"),
+        (
+            "chunk written before it is free",
+            "mbarrier::wait_together(&shared.empty_chunk[warpgroup][ring.stage], ring.parity ^ 1);",
+            "",
+        ),
+        ("chunk read before it is full", "mbarrier::wait(&shared.full_chunk[warpgroup][stage], ring.parity);", ""),
+        ("chunk never freed", "mbarrier::arrive(&shared.empty_chunk[warpgroup][stage]);", ""),
+        ("chunk free before all have read", "empty_chunk[warpgroup][s], 32)", "empty_chunk[warpgroup][s], 16)"),
+        ("chunk read without its swizzle", "place = chunk_place(group, token);", "place = token * CHUNK_ROW_BYTES;"),
+        ("gate taken for up", "swap ? 0x1032 : 0x3210", "0x3210"),
+        ("fused alpha of the first expert", "arguments.epilogue.alpha[tile.expert]", "arguments.epilogue.alpha[0]"),
+        ("scales of a row too far", "(first ^ t * 16) + i * 256", "first + t * 16 + i * 256"),
+        ("group of the other warpgroup", "+ warpgroup * GROUPS_PER_WARPGROUP + group;", "+ group;"),
+        (
+            "weight of a row of the first tile",
+            "epilogue_.row_weight[tile_.row_begin + token]",
+            "epilogue_.row_weight[token]",
+            {"file": "device/swiglu_epilogue.cuh"},
+        ),
+        (
+            "neighbours of 64-byte rows mistaken",
+            "PACKED_ROW_BYTES + 16 : PACKED_ROW_BYTES)",
+            "PACKED_ROW_BYTES + 16 : PACKED_ROW_BYTES + 16)",
+            {"variant": "m128n256k128", "problem": Problem((5,), 32, 96)},
         ),
     ],
 )
@@ -553,7 +589,7 @@ CAUGHT_BY_FENCES = [  # and by barriers of a warp, and waits that return early
     ),
 ]
 
-CAUGHT = [*CAUGHT_90, *CAUGHT_100, *CAUGHT_120, *CAUGHT_BY_FENCES]
+CAUGHT = [*CAUGHT_90, *CAUGHT_FUSED, *CAUGHT_100, *CAUGHT_120, *CAUGHT_BY_FENCES]
 
 NOT_CAUGHT = [
     *_of(

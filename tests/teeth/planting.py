@@ -6,6 +6,7 @@ A fault is a replacement of text that occurs exactly once in its file, so that a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -28,6 +29,7 @@ import numpy as np
 import pytest
 import reference
 from raw_buffer import RawBuffer
+from swiglu_reference import Settings, swiglu_reference
 
 import loader
 from generator import matrix, pack, toolchain
@@ -115,7 +117,9 @@ def _expansion() -> matrix.Expansion:
 
 @functools.cache
 def _variants() -> dict[tuple[str, str], Variant]:
-    return {(v.arch, v.variant): v for v in _expansion().variants if v.family == "grouped_fp4"}
+    """Of both GEMMs, whose variants have different names."""
+    families = "grouped_fp4", "grouped_fp4_swiglu"
+    return {(v.arch, v.variant): v for v in _expansion().variants if v.family in families}
 
 
 @functools.cache
@@ -207,13 +211,31 @@ def run(folder: Path, arch: str, variant: str, problem: Problem) -> None:
     """
     import emulator
 
-    data, expected = problem.data
+    launch = _launch_fused if _variants()[arch, variant].family == "grouped_fp4_swiglu" else _launch_plain
     device = emulator.Device
     with mock.patch.object(emulated, "SM_COUNT", problem.multiprocessors):
         for seed, lazy in SCHEDULES:
             seeded = functools.partial(device, seed=seed, lazy=lazy, checks=True)
-            out = reference.GuardedOutput(data.shape[0], problem.n, variant.rpartition("_")[2])
             with mock.patch.object(emulator, "Device", seeded), np.errstate(all="ignore"):
-                loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), variant=variant,
-                              device=f"emulated:{arch}", packs=[str(folder)])  # fmt: skip
-            reference.verify(data, expected, out, f"seed {seed} lazy {lazy}")
+                launch(problem, f"seed {seed} lazy {lazy}", variant, device=f"emulated:{arch}", packs=[str(folder)])
+
+
+def _launch_plain(problem: Problem, context: str, variant: str, **options: object) -> None:
+    data, expected = problem.data
+    out = reference.GuardedOutput(data.shape[0], problem.n, variant.rpartition("_")[2])
+    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), variant=variant, **options)
+    reference.verify(data, expected, out, context)
+
+
+def _launch_fused(problem: Problem, context: str, variant: str, **options: object) -> None:
+    data, gemm = problem.data
+    rows, experts = data.shape[0], data.shape[3]
+    row_weight, settings = np.linspace(0.5, 1, rows, dtype=np.float32), Settings()
+    global_scale = np.full(experts, 8, np.float32)
+    expected = swiglu_reference(data, gemm.value.astype(np.float32), row_weight, global_scale, settings, gemm.exact)
+    out = reference.GuardedOutput(rows, problem.n // 4, "u8")
+    out_scale = reference.GuardedOutput(len(data.a_scale), reference.round_up(problem.n // 32, 4), "u8")
+    loader.launch("grouped_fp4_swiglu", **data.inputs(), row_weight=row_weight, global_scale=global_scale,
+                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), variant=variant,
+                  **options)  # fmt: skip
+    expected.verify(data, out, out_scale, context)
