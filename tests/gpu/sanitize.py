@@ -1,4 +1,4 @@
-"""Every family under compute-sanitizer, both GEMMs in every variant: ``python tests/gpu/sanitize.py``.
+"""The kernels of the layer under compute-sanitizer, both GEMMs in every variant: ``python tests/gpu/sanitize.py``.
 
 Runs this file once per tool as a program that uses the driver alone (no framework, so that each report is about the
 kernels) and looks at the closing line. Exit status 1 if a tool reports anything, or if a result is wrong.
@@ -31,7 +31,8 @@ from loader import arch  # noqa: E402
 from loader.registry import registry  # noqa: E402
 
 # Empty experts, one row, more than one tile of rows; more K tiles than stages, and a tail of each dimension.
-COUNTS, N, K = [0, 1, 19, 130, 0, 9], 288, 1312
+COUNTS, N, K = [0, 1, 19, 130, 0, 9], 264, 1312
+BETWEEN = 144  # of the fused GEMM, 16 a block
 CLEAN = {
     "memcheck": r"ERROR SUMMARY: 0 errors",
     "racecheck": r"RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)",
@@ -78,8 +79,10 @@ def runs_here(name: str) -> bool:
     return arch.refusal(arch.ARCHS[name], hardware.capability(0)) is None
 
 
-def launch_grouped(device: Device, problem: reference.GroupedProblem, inputs: dict[str, RawBuffer]) -> str:
+def launch_grouped(device: Device, rng: np.random.Generator) -> str:
     """Every variant of grouped_fp4, each element within its bound."""
+    problem = reference.grouped_problem(rng, COUNTS, N, K, gaps=True)
+    inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
     variants = packs.output_types("grouped_fp4", runs_here)
     if not variants:
         raise SystemExit("no variant of grouped_fp4 runs on device 0")
@@ -93,20 +96,21 @@ def launch_grouped(device: Device, problem: reference.GroupedProblem, inputs: di
     return f"{len(variants)} variants of grouped_fp4"
 
 
-def launch_fused(device: Device, problem: reference.GroupedProblem, inputs: dict[str, RawBuffer]) -> str:
+def launch_fused(device: Device, rng: np.random.Generator) -> str:
     """Every variant of grouped_fp4_swiglu for every type in between: all variants write the same bytes."""
+    problem = reference.grouped_problem(rng, COUNTS, 2 * BETWEEN, K, gaps=True)
     found = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4_swiglu")]
     variants = [artifact.variant for artifact in found if runs_here(artifact.arch)]
     rows, _, _, experts = problem.shape
-    inputs = inputs | {
+    inputs = {name: device.upload(array) for name, array in problem.inputs().items()} | {
         "row_weight": device.upload(np.ones(rows, np.float32)),
         "global_scale": device.upload(np.full(experts, 0.5, np.float32)),
     }
-    scale_shape = len(problem.a_scale), reference.round_up(N // 32, 4)
+    scale_shape = len(problem.a_scale), reference.round_up(BETWEEN // 16, 4)
     for intermediate in ("f32", "bf16", "f16"):
         first = None
         for variant in variants:
-            results = [np.full((rows, N // 4), 0xA5, np.uint8), np.full(scale_shape, 0xA5, np.uint8)]
+            results = [np.full((rows, BETWEEN // 2), 0xA5, np.uint8), np.full(scale_shape, 0xA5, np.uint8)]
             buffers = [device.upload(array) for array in results]
             loader.launch(
                 "grouped_fp4_swiglu", **inputs, global_scale_kind="encode", intermediate=intermediate,
@@ -121,7 +125,7 @@ def launch_fused(device: Device, problem: reference.GroupedProblem, inputs: dict
 
 
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:
-    """The quantising families from every type; their bytes are those of tests/gpu/test_nvfp4_quantize_device.py."""
+    """The quantising families from every type, launched only; test_nvfp4_quantize_device.py has their bytes."""
     for family in quantization.FAMILIES:
         for dtype in ("bf16", "f16", "f32"):
             for scalars in quantization.scalar_choices(family):
@@ -164,13 +168,10 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_everything() -> None:
-    """What runs on device 0, on small problems whose results are checked."""
+    """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    problem = reference.grouped_problem(rng, COUNTS, N, K, gaps=True)
-    inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
-    done = [launch_grouped(device, problem, inputs), launch_fused(device, problem, inputs)]
-    done += [launch_quantising(device, rng), launch_layer(device, rng)]
-    print(", ".join(done))
+    parts = launch_grouped, launch_fused, launch_quantising, launch_layer
+    print(", ".join([part(device, rng) for part in parts]))
 
 
 def run_tool(sanitizer: str, tool: str) -> bool:

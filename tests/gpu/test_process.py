@@ -91,6 +91,6 @@ print("parent verified")
 
 
 def test_raw_driver_without_any_framework(run_program: Callable[..., str]) -> None:
-    """A process with neither torch nor another framework launches every variant."""
+    """A process with neither torch nor another framework launches the kernels of a layer."""
     printed = run_program("import sanitize, sys; sanitize.launch_everything(); print('torch' in sys.modules)")
     assert printed.splitlines()[-1] == "False"
