@@ -1,17 +1,13 @@
-"""SwiGLU of a grouped GEMM and its quantisation to NVFP4, bit for bit: fp32 operations in numpy, each rounded once.
-
-Approximate instructions are taken as float64 rounded to fp32, which is what the emulated device gives.
-"""
+"""SwiGLU of a grouped GEMM and its quantisation to NVFP4, bit for bit, on the emulated device."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
-from reference import E2M1, GROUP, UE4M3, GroupedProblem, GuardedOutput, pack_e2m1, round_up, scale_offset
+from quantization import EMULATED, NO_LIMIT, Swiglu, encode_scale, load, quantize, store
+from reference import GROUP, GroupedProblem, GuardedOutput, round_up, scale_offset
 
-FLT_MAX = float(np.finfo(np.float32).max)
-LOG2_E = np.float32(1.44269504)
 UNWRITTEN = GuardedOutput.POISON
 
 
@@ -25,66 +21,11 @@ class Settings:
     rounding: str = "activation_type"
     swiglu_alpha: float = 1.0
     swiglu_beta: float = 0.0
-    swiglu_limit: float = FLT_MAX
+    swiglu_limit: float = NO_LIMIT
 
-
-def flushed(values: np.ndarray) -> np.ndarray:
-    """Fp32 with subnormal numbers as zeros of their sign."""
-    tiny = np.abs(values) < np.finfo(np.float32).tiny
-    return np.where(tiny, np.copysign(np.float32(0), values), values)
-
-
-def reciprocal(values: np.ndarray) -> np.ndarray:
-    """rcp.approx.ftz.f32"""
-    return flushed((1 / flushed(values).astype(np.float64)).astype(np.float32))
-
-
-def power_of_2(values: np.ndarray) -> np.ndarray:
-    """ex2.approx.ftz.f32"""
-    return flushed(np.exp2(flushed(values).astype(np.float64)).astype(np.float32))
-
-
-def round_to(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Fp32 values rounded to nearest even as ``dtype`` would store them."""
-    if dtype == "f32":
-        return values
-    if dtype == "f16":
-        return values.astype(np.float16).astype(np.float32)
-    bits = values.view(np.uint32)
-    return (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-
-
-def nearest(table: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Index of the entry of an ascending table that is nearest; the even index of two, the last beyond the end."""
-    middles = (table[1:] + table[:-1]) / 2
-    index = np.searchsorted(middles, values.astype(np.float64), side="left")
-    tie = np.append(middles, np.inf)[index] == values
-    return index + (tie & (index % 2 == 1))
-
-
-def activate(gate: np.ndarray, up: np.ndarray, settings: Settings) -> np.ndarray:
-    """gate * sigmoid(alpha * gate) * (up + beta) on clamped fp32 values."""
-    alpha, beta, limit = np.float32([settings.swiglu_alpha, settings.swiglu_beta, settings.swiglu_limit])
-    if limit < FLT_MAX:
-        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-    return gate * reciprocal(1 + power_of_2(-alpha * LOG2_E * gate)) * (up + beta)
-
-
-def quantize(values: np.ndarray, encode_scale: np.ndarray, division: str) -> tuple[np.ndarray, np.ndarray]:
-    """Packed E2M1 [M, K/2] and scale bytes [M, K/16] of fp32 values [M, K]; ``encode_scale``: fp32 [M]."""
-    groups = values.reshape(len(values), -1, GROUP)
-    amax, encode_scale = np.abs(groups).max(axis=-1), encode_scale[:, None]
-    sixth = np.float32(1) / np.float32(6)
-    scale = amax * (encode_scale * sixth) if division == "ieee" else encode_scale * (amax * sixth)
-    stored = nearest(UE4M3[:0x7F], scale)
-    value = UE4M3[stored].astype(np.float32)
-    if division == "ieee":
-        multiplier = np.minimum(encode_scale / value, np.float32(FLT_MAX))
-    else:
-        multiplier = reciprocal(value * reciprocal(encode_scale))
-    scaled = groups * np.where(stored == 0, np.float32(0), multiplier)[..., None]
-    codes = nearest(E2M1[:8], np.abs(scaled)) | np.signbit(scaled) * 8
-    return pack_e2m1(codes.reshape(values.shape)), stored.astype(np.uint8)
+    @property
+    def activation(self) -> Swiglu:
+        return Swiglu(self.rounding, self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +74,11 @@ def swiglu_reference(
     turn. known: bool [rows, 2 I], where ``products`` are exact to the bit; everywhere if not given."""
     owned, columns = products.shape
     experts = np.repeat(np.arange(len(global_scale)), np.diff(problem.expert_offsets))
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore"):
-        gate, up = (round_to(np.ascontiguousarray(products[:, part::2]), settings.intermediate) for part in (0, 1))
-        values = activate(gate, up, settings) * row_weight[:owned, None]
-        if settings.rounding == "activation_type":
-            values = round_to(values, settings.intermediate)
-        encode = 1 / global_scale if settings.global_scale_kind == "decode" else global_scale
-        out, groups = quantize(values, encode[experts], settings.division)
+    dtype = settings.intermediate
+    gate, up = (load(store(products[:, part::2], dtype), dtype) for part in (0, 1))
+    values = settings.activation.apply(gate, up, row_weight[:owned], dtype, EMULATED)
+    encode = encode_scale(global_scale, settings.global_scale_kind)
+    out, groups = quantize(values, encode[experts], settings.division, EMULATED)
     if known is None:
         known = np.ones(products.shape, bool)
     return Quantized(out, groups, known.reshape(owned, columns // (2 * GROUP), 2 * GROUP).all(axis=-1))
