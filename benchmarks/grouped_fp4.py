@@ -16,7 +16,7 @@ import record
 import torch
 import triton_w4a16
 from problem import Problem, make_problem
-from timing import REPLAYS, Timer, read_bandwidth
+from timing import REPLAYS, Timer, begin
 from variants import runnable
 
 import loader
@@ -87,10 +87,8 @@ def main() -> None:
     record.add_json_argument(parser)
     arguments = parser.parse_args()
 
-    found, timer = record.environment(), Timer()
     tiles = runnable("grouped_fp4", torch.cuda.get_device_capability(), out="bf16")
-    bandwidth = read_bandwidth(timer)
-    print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
+    found, timer, bandwidth = begin()
     rows = []
     for n, k in LAYERS:
         weights = make_problem([1] * arguments.experts, n, k).weights()

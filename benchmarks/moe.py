@@ -15,7 +15,7 @@ from collections.abc import Callable
 import record
 import torch
 from moe_layer import SIZES, Layer, in_torch, steps, whole
-from timing import Timer, read_bandwidth
+from timing import Timer, begin
 
 import loader
 
@@ -75,9 +75,7 @@ def main() -> None:
     record.add_json_argument(parser)
     arguments = parser.parse_args()
 
-    found, timer = record.environment(), Timer()
-    bandwidth = read_bandwidth(timer)
-    print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
+    found, timer, bandwidth = begin()
     rows = []
     for name in arguments.layers:
         layer = Layer(SIZES[name])

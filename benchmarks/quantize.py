@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import record
 import torch
-from timing import Timer, read_bandwidth
+from timing import begin
 
 import loader
 
@@ -127,9 +127,7 @@ def main() -> None:
     record.add_json_argument(parser)
     arguments = parser.parse_args()
 
-    found, timer = record.environment(), Timer()
-    bandwidth = read_bandwidth(timer)
-    print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
+    found, timer, bandwidth = begin()
     rows = []
     for m in arguments.rows:
         layer = Layer(arguments.experts, m)

@@ -6,6 +6,7 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 
+import record
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +41,14 @@ class Timer:
         for of, begin, end in spans:
             times[of].append(begin.elapsed_time(end))
         return [statistics.median(of_one) * 1000 for of_one in times]
+
+
+def begin() -> tuple[dict[str, str], Timer, float]:
+    """Environment, a timer and the read bandwidth in bytes a second, printed first."""
+    found, timer = record.environment(), Timer()
+    bandwidth = read_bandwidth(timer)
+    print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
+    return found, timer, bandwidth
 
 
 def _capture(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
