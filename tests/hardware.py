@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 
+from loader import arch
+
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
@@ -34,3 +36,8 @@ def capability(device: int) -> tuple[int, int]:
             raise RuntimeError(f"device {device} has no compute capability to tell")
         parts.append(value.value)
     return parts[0], parts[1]
+
+
+def runs_here(name: str) -> bool:
+    """Whether cubins of this arch run on device 0, which exists."""
+    return arch.refusal(arch.ARCHS[name], capability(0)) is None

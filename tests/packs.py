@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loader.manifest import Artifact
 from loader.registry import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,12 @@ def build_kernels(archs: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def artifacts(family: str, runs: Callable[[str], bool], packs: Sequence[str] | None = None) -> list[Artifact]:
+    """Those of a family whose arch ``runs``."""
+    found = [candidate.artifact for candidate in registry(packs).candidates(family)]
+    return [artifact for artifact in found if runs(artifact.arch)]
+
+
 def output_types(family: str, runs: Callable[[str], bool], packs: Sequence[str] | None = None) -> dict[str, str]:
     """Variant -> output type, of the artifacts of a family whose arch ``runs``."""
-    artifacts = [candidate.artifact for candidate in registry(packs).candidates(family)]
-    return {artifact.variant: artifact.axes["out"] for artifact in artifacts if runs(artifact.arch)}
+    return {artifact.variant: artifact.axes["out"] for artifact in artifacts(family, runs, packs)}

@@ -15,8 +15,6 @@ import hardware
 import packs
 import pytest
 
-from loader import arch
-
 ROOT = Path(__file__).resolve().parents[2]
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX shares the device with torch
 
@@ -32,8 +30,7 @@ def device_variants() -> dict[str, str]:
     """Variant -> output type of the grouped_fp4 artifacts that run on device 0; empty without a device."""
     if not hardware.cuda_devices():
         return {}
-    capability = hardware.capability(0)
-    return packs.output_types("grouped_fp4", lambda name: arch.refusal(arch.ARCHS[name], capability) is None)
+    return packs.output_types("grouped_fp4", hardware.runs_here)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

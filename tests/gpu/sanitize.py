@@ -27,8 +27,6 @@ import reference  # noqa: E402
 from raw_buffer import CUDA, NUMPY_TYPES, RawBuffer  # noqa: E402
 
 import loader  # noqa: E402
-from loader import arch  # noqa: E402
-from loader.registry import registry  # noqa: E402
 
 # Empty experts, one row, more than one tile of rows; more K tiles than stages, and a tail of each dimension.
 COUNTS, N, K = [0, 1, 19, 130, 0, 9], 264, 1312
@@ -74,16 +72,11 @@ class Device:
         self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(buffer.pointer), size)
 
 
-def runs_here(name: str) -> bool:
-    """Whether cubins of this arch run on device 0."""
-    return arch.refusal(arch.ARCHS[name], hardware.capability(0)) is None
-
-
 def launch_grouped(device: Device, rng: np.random.Generator) -> str:
     """Every variant of grouped_fp4, each element within its bound."""
     problem = reference.grouped_problem(rng, COUNTS, N, K, gaps=True)
     inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
-    variants = packs.output_types("grouped_fp4", runs_here)
+    variants = packs.output_types("grouped_fp4", hardware.runs_here)
     if not variants:
         raise SystemExit("no variant of grouped_fp4 runs on device 0")
     expected = reference.grouped_reference(problem)
@@ -99,8 +92,7 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
 def launch_fused(device: Device, rng: np.random.Generator) -> str:
     """Every variant of grouped_fp4_swiglu for every type in between: all variants write the same bytes."""
     problem = reference.grouped_problem(rng, COUNTS, 2 * BETWEEN, K, gaps=True)
-    found = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4_swiglu")]
-    variants = [artifact.variant for artifact in found if runs_here(artifact.arch)]
+    variants = [artifact.variant for artifact in packs.artifacts("grouped_fp4_swiglu", hardware.runs_here)]
     rows, _, _, experts = problem.shape
     inputs = {name: device.upload(array) for name, array in problem.inputs().items()} | {
         "row_weight": device.upload(np.ones(rows, np.float32)),

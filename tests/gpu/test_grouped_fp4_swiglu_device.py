@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import hardware
+import packs
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,8 +14,6 @@ from device_problem import TORCH_TYPES, DeviceProblem, device_problem, routed_co
 from reference import GROUP, round_up  # noqa: E402
 
 import loader  # noqa: E402
-from loader import arch  # noqa: E402
-from loader.registry import registry  # noqa: E402
 
 GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
 CHOICES = [
@@ -36,9 +35,7 @@ def tiles() -> list[str]:
     """The variants that run on device 0."""
     if not hardware.cuda_devices():
         return ["no device"]
-    capability = hardware.capability(0)
-    artifacts = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4_swiglu")]
-    return [artifact.variant for artifact in artifacts if arch.refusal(arch.ARCHS[artifact.arch], capability) is None]
+    return [artifact.variant for artifact in packs.artifacts("grouped_fp4_swiglu", hardware.runs_here)]
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -51,9 +48,8 @@ def problem(request: pytest.FixtureRequest, seed: int) -> Iterator[DeviceProblem
 
 def unfused_tile(tile: str) -> str:
     """The tile of grouped_fp4 with as many rows and columns; the order of a sum does not depend on its depth."""
-    artifacts = [candidate.artifact for candidate in registry(None).candidates("grouped_fp4")]
-    here = {a.tile for a in artifacts if arch.refusal(arch.ARCHS[a.arch], hardware.capability(0)) is None}
-    [same] = [other for other in here if other.split("k")[0] == tile.split("k")[0]]
+    tiles = {artifact.tile for artifact in packs.artifacts("grouped_fp4", hardware.runs_here)}
+    [same] = [other for other in tiles if other.split("k")[0] == tile.split("k")[0]]
     return same
 
 

@@ -70,7 +70,8 @@ def test_tokens_of_rows(
     tokens, top_k, experts, k = problem
     ids = random_ids(rng, tokens, top_k, experts)
     ids[rng.random(ids.shape) < 1 / 16] = -1
-    rows, routing = to_device(route(ids, experts)), route(ids, experts)
+    routing = route(ids, experts)
+    rows = to_device(routing)
     owned, slots = routing.owned, rows["slot_of_row"][: routing.owned].long()
     x = random_tokens(generator, tokens, k, dtype)
     weights = torch.rand((tokens, top_k), device=DEVICE, generator=generator)
