@@ -1,7 +1,8 @@
 """The kernels as torch custom ops, ``torch.ops.block_scaled.<kernel>``, so that torch.compile traces calls of them.
 
 An op takes the buffers of the kernel in the loader's order, outputs last, and its scalars by name. It writes its
-outputs and returns nothing; shapes and types are checked by the loader at the call.
+outputs and returns nothing; shapes and types are checked by the loader at the call. The scalar `prefetch` is left out:
+what torch.compile launches before an op, nobody can promise.
 """
 
 from __future__ import annotations

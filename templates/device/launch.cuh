@@ -3,8 +3,10 @@
 #include <stdint.h>
 
 // Blocks until the grids that this one depends on have completed and their writes are visible. Every thread that
-// touches global memory calls it first. A CTA that left without it would let dependents of this grid run before
-// the work this grid waits for, so every CTA calls it, also one without work.
+// touches global memory calls it first, or is told by one that did; only what the grid before the previous one has
+// written may be read earlier, where the previous one allows this one after its own wait. A CTA that left without it
+// would let dependents of this grid run before the work this grid waits for, so every CTA calls it, also one without
+// work.
 __device__ __forceinline__ void wait_for_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Lets the next grid of the stream start its own prologue; it waits for this one as above.

@@ -17,7 +17,8 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
 VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "grouped_fp4" and v.arch in ARCHS]
-SCHEDULES = 3
+# Of one schedule each.
+PREFETCH = ("none", "weights", "weights")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -32,7 +33,13 @@ class Runner:
     def __init__(self, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
         self._packs, self._reschedule = packs, reschedule
 
-    def __call__(self, variant: Variant, problem: reference.GroupedProblem, expected: reference.Expected) -> bytes:
+    def __call__(
+        self,
+        variant: Variant,
+        problem: reference.GroupedProblem,
+        expected: reference.Expected,
+        prefetch: str = "none",
+    ) -> bytes:
         """A checked launch; returns the bytes of the output."""
         schedule = self._reschedule()
         out = reference.GuardedOutput(problem.shape[0], problem.shape[1], variant.axes["out"])
@@ -40,11 +47,12 @@ class Runner:
             "grouped_fp4",
             **problem.inputs(),
             out=RawBuffer.of(out.array),
+            prefetch=prefetch,
             variant=variant.variant,
             device=f"emulated:{variant.arch}",
             packs=self._packs,
         )
-        context = f"{variant.label} (M, N, K, E) = {problem.shape} {schedule}"
+        context = f"{variant.label} (M, N, K, E) = {problem.shape} prefetch={prefetch} {schedule}"
         reference.verify(problem, expected, out, context)
         return out.array.tobytes()
 
@@ -62,12 +70,13 @@ def test_every_variant_was_built(build: subprocess.CompletedProcess | None) -> N
 @every_variant
 def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
     """Empty experts, one row, a row tile and three rows, a row tile less one; tails of N and K, and of K inside a word
-    of scales; unused scale blocks, rows without an expert, NaN in all padding. Every schedule gives the same bytes."""
+    of scales; unused scale blocks, rows without an expert, NaN in all padding. Every schedule gives the same bytes, and
+    so do weights that are loaded ahead."""
     rows = variant.axes["block_m"]
     counts = [0, 1, rows + 3, 0, rows - 1, 0]
     problem = reference.grouped_problem(rng, counts, variant.axes["block_n"] + 8, 608, gaps=True, unowned_rows=2)
     expected = reference.grouped_reference(problem)
-    outputs = {run(variant, problem, expected) for _ in range(SCHEDULES)}
+    outputs = {run(variant, problem, expected, prefetch) for prefetch in PREFETCH}
     assert len(outputs) == 1, "the result depends on the schedule"
 
 

@@ -70,7 +70,13 @@ class Runner:
         self._packs, self._reschedule = packs, reschedule
 
     def __call__(
-        self, arch: str, variant: str | None, problem: Problem, settings: Settings, expected: swiglu_reference.Quantized
+        self,
+        arch: str,
+        variant: str | None,
+        problem: Problem,
+        settings: Settings,
+        expected: swiglu_reference.Quantized,
+        prefetch: str = "none",
     ) -> tuple[bytes, bytes]:
         """A checked launch; returns the bytes of the outputs."""
         schedule = self._reschedule()
@@ -86,11 +92,12 @@ class Runner:
             out=out.array,
             out_scale=out_scale.array,
             **dataclasses.asdict(settings),
+            prefetch=prefetch,
             variant=variant,
             device=f"emulated:{arch}",
             packs=self._packs,
         )
-        context = f"{variant}@{arch} (M, N, K, E) = {problem.gemm.shape} {settings} {schedule}"
+        context = f"{variant}@{arch} (M, N, K, E) = {problem.gemm.shape} {settings} prefetch={prefetch} {schedule}"
         expected.verify(problem.gemm, out, out_scale, context)
         return out.array.tobytes(), out_scale.array.tobytes()
 
@@ -131,13 +138,14 @@ MANY = [
 @every_variant
 def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
     """Empty experts, one row, a row tile and three rows, a row tile less one; tails of I and K, and of K inside a word
-    of scales; unused scale blocks, rows without an expert, NaN in all padding. Three schedules."""
+    of scales; unused scale blocks, rows without an expert, NaN in all padding. Three schedules, two of which load
+    weights ahead."""
     rows = variant.axes["block_m"]
     counts = [0, 1, rows + 3, 0, rows - 1, 0]
     problem = Problem.random(rng, counts, variant.axes["block_n"] // 2 + 16, 608, gaps=True, unowned_rows=2)
     assert problem.exact.mean() > 0.9
-    for settings in MANY:
-        run(variant.arch, variant.variant, problem, settings, problem.expected(settings))
+    for settings, prefetch in zip(MANY, ("none", "weights", "weights"), strict=True):
+        run(variant.arch, variant.variant, problem, settings, problem.expected(settings), prefetch)
 
 
 SMALL = {

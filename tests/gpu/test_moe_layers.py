@@ -119,6 +119,25 @@ def test_a_graph_replays_on_new_routing(given: bool, generator: torch.Generator)
             assert torch.equal(out, run(layer, tokens)), f"{count} tokens"
 
 
+def test_layers_follow_one_another(generator: torch.Generator) -> None:
+    """Each with its routing, in one workspace and without a pause, so that weights are loaded ahead while the layer
+    before still runs: what each gives alone."""
+    model, _ = MODELS["qwen3_235b"]
+    layer = model.layer(generator)
+    for count in (1, 20, 300):
+        many = [model.draw(generator, count) for _ in range(40)]
+        alone = [run(layer, tokens) for tokens in many]
+        outs = [torch.full_like(tokens.x, torch.nan) for tokens in many]
+        memory, stream = workspace(model, count), torch.cuda.current_stream()
+        plans = [
+            loader.plan("moe_fp4", **tokens._asdict(), **layer.arguments, out=out, workspace=memory)
+            for tokens, out in zip(many, outs, strict=True)
+        ]
+        for plan in plans:
+            plan.launch(stream)
+        assert all(map(torch.equal, outs, alone)), f"{count} tokens"
+
+
 @pytest.mark.parametrize(("model", "count"), [(MANY_EXPERTS, 700), (TAILS, 70)], ids=["most_experts", "tails"])
 def test_unusual_layers(model: Model, count: int, generator: torch.Generator) -> None:
     """1,024 experts of which some have no token; H and I that end inside a tile and inside a word of scales."""
