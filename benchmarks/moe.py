@@ -1,7 +1,7 @@
 """moe_fp4 beside the same layer in pieces: ``python benchmarks/moe.py --json benchmarks/results/moe-h200.json``.
 
 MoE layers of real models, tokens routed at random, bf16 in and out, L2 cold, median of CUDA-graph replays. moe_fp4 is
-one call; unfused are this registry's kernels with L1 and its activation apart; torch is sort, index_select, two
+one call; unfused are this registry's kernels one by one, L1 and its activation apart; torch is sort, index_select, two
 grouped_mm, SiLU and index_add on bf16 weights, four times the memory and no quantisation of activations. The floor is
 the bytes of the experts that have tokens over the measured read bandwidth. Each step of the layer is timed alone, with
 a cold L2 of its own, so the steps add up to more than the whole.
