@@ -93,7 +93,9 @@ class Call:
                       + [scalar.name for scalar in self.family.scalars])
         self.count = len(self.family.arguments)
         self._arguments = {argument.name: i for i, argument in enumerate(self.family.arguments)}
-        self._has_choices = any(scalar.choices for scalar in self.family.scalars)
+        self._words = [(index, {word: number for number, word in enumerate(scalar.choices)})
+                       for index, scalar in enumerate(self.family.scalars, self.count) if scalar.choices]
+        self._defaults = {scalar.name: scalar.default for scalar in self.family.scalars if scalar.default is not None}
         self._by_name = operator.itemgetter(*self.names) if len(self.names) > 1 else None
         # One DLTensor as five fields: data, the 16 bytes of device, rank and type, shape, strides, byte offset.
         self._unpack = struct.Struct("<" + "Q16sQQQ" * self.count).unpack_from
@@ -116,14 +118,7 @@ class Call:
     # Later calls of a problem
 
     def launch(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> None:
-        try:
-            values = self._by_name(kwargs) if not args and len(kwargs) == len(self.names) else None
-        except KeyError:
-            values = None
-        if values is None:
-            values = signature.order(self.family, args, kwargs)
-        if self._has_choices:
-            values = signature.choose(self.family, values)
+        values = self._in_order(args, kwargs)
         found = self._locate(values)
         prepared = found and found[0].get(found[1])
         if prepared is None:
@@ -135,6 +130,20 @@ class Call:
             ordinal = prepared.device.ordinal
             stream = streams.handle(stream) if stream is not None else streams.current(values, ordinal)
         prepared.launch(found[2], stream)
+
+    def _in_order(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+        """Values of a call as ``signature.order`` and ``signature.choose`` give them; all by name is the fast way."""
+        if self._by_name is not None and not args:
+            given = {**self._defaults, **kwargs} if self._defaults else kwargs
+            if len(given) == len(self.names):
+                try:
+                    values = list(self._by_name(given))
+                    for index, words in self._words:
+                        values[index] = words[values[index]]
+                    return values
+                except (KeyError, TypeError):
+                    pass  # the slow way says which name or word is wrong
+        return signature.choose(self.family, signature.order(self.family, args, kwargs))
 
     def _locate(self, values: Sequence[Any]) -> tuple[dict[Any, Any], Any, tuple[int, ...]] | None:
         """Where the problem of these values is remembered, under which key, and their addresses.
@@ -302,7 +311,7 @@ class Call:
         return evaluator.evaluate(values)
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any], stream: Any) -> Plan:
-        values = self._with_numbers(signature.choose(self.family, signature.order(self.family, args, kwargs)))
+        values = self._with_numbers(self._in_order(args, kwargs))
         prepared, buffers = self.prepare(values, self.stream(values, stream))
         if prepared is not None:
             prepared.check([buffer.pointer for buffer in buffers])

@@ -83,7 +83,7 @@ def choose(family: Family, values: Sequence[Any]) -> list[Any]:
 
 def choice(family: str, scalar: Scalar, value: Any) -> int:
     """The index of a word among the choices of a scalar."""
-    if type(value) is str and value in scalar.choices:
+    if isinstance(value, str) and value in scalar.choices:
         return scalar.choices.index(value)
     expected = " or ".join(map(repr, scalar.choices))
     raise ScalarError(f"{family}: {scalar.name} expects {expected}, got {value!r}", kernel=family,
