@@ -2,14 +2,15 @@
 #pragma once
 #include <stdint.h>
 
-// Blocks until the grids that this one depends on have completed and their writes are visible. Every thread that
-// touches global memory calls it first, or is told by one that did; only what the grid before the previous one has
-// written may be read earlier, where the previous one allows this one after its own wait. A CTA that left without it
-// would let dependents of this grid run before the work this grid waits for, so every CTA calls it, also one without
-// work.
+// Blocks until the grids that this one depends on have completed and their writes are visible. Every thread that touches
+// what the previous grid writes, or writes what it reads, calls it first or is told by one that did. A CTA that left
+// without it would let dependents of this grid run before the work this grid waits for, so every CTA calls it, also one
+// without work.
 __device__ __forceinline__ void wait_for_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// Lets the next grid of the stream start its own prologue; it waits for this one as above.
+// Lets the next grid of the stream start its own prologue; it waits for this one as above. Every kernel calls it after
+// its own wait. So when a grid starts, all grids but the previous one have completed, and what those wrote may be read
+// before the wait; past L1, which nothing has invalidated by then.
 __device__ __forceinline__ void allow_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // True in one lane of a converged warp.

@@ -525,7 +525,11 @@ CAUGHT_FUSED = _of(
         ("chunk free before all have read", "empty_chunk[warpgroup][s], 32)", "empty_chunk[warpgroup][s], 16)"),
         ("chunk read without its swizzle", "place = chunk_place(group, token);", "place = token * CHUNK_ROW_BYTES;"),
         ("gate taken for up", "swap ? 0x1032 : 0x3210", "0x3210"),
-        ("fused alpha of the first expert", "arguments.epilogue.alpha[tile.expert]", "arguments.epilogue.alpha[0]"),
+        (
+            "fused alpha of the first expert",
+            "__ldcg(arguments.epilogue.alpha + tile.expert)",
+            "arguments.epilogue.alpha[0]",
+        ),
         ("scales of a row too far", "(first ^ t * 16) + i * 256", "first + t * 16 + i * 256"),
         ("group of the other warpgroup", "+ warpgroup * GROUPS_PER_WARPGROUP + group;", "+ group;"),
         (
