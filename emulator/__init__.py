@@ -2,8 +2,8 @@
 
 Pure Python and numpy. Modelled: threads, warps, CTAs and clusters, every state space, barriers, asynchronous copies
 and tensor cores with the order that the seed gives them. Not modelled: time, caches, register limits, textures,
-device-side calls. Memory is sequentially consistent, and grids run one after another, so griddepcontrol has nothing
-to wait for.
+device-side calls. Memory is sequentially consistent, and grids run one after another; whether a grid waits for those
+before it is checked.
 """
 
 from emulator.device import Device as Device
@@ -11,6 +11,7 @@ from emulator.device import Module as Module
 from emulator.device import load as load
 from emulator.faults import BarrierFault as BarrierFault
 from emulator.faults import DeadlockFault as DeadlockFault
+from emulator.faults import DependenceFault as DependenceFault
 from emulator.faults import DivergenceFault as DivergenceFault
 from emulator.faults import EmulatorError as EmulatorError
 from emulator.faults import EmulatorFault as EmulatorFault

@@ -43,15 +43,18 @@ def _nanosleep(e: Emitter, i: Instruction) -> None:
     e.leave(f"('pause', {e.mask(i)})")
 
 
-def _no_effect(e: Emitter, i: Instruction) -> None:
-    """griddepcontrol: one grid runs at a time, so the grid before is complete. setmaxnreg: registers are unlimited."""
-    if i.opcode == "griddepcontrol" and i.modifiers[0] not in ("wait", "launch_dependents"):
+def _grid_dependence(e: Emitter, i: Instruction) -> None:
+    if i.modifiers[0] not in ("wait", "launch_dependents"):
         raise e.fail("unknown griddepcontrol")
-    if i.opcode == "setmaxnreg":
-        count = i.operands[0].value
-        if i.modifiers[0] not in ("inc", "dec") or count % 8 or not 24 <= count <= 256:
-            raise e.fail(f"setmaxnreg of {count}: expected a multiple of 8 from 24 to 256")
-        require_whole_warps(e, i)
+    e.line(f"C.grid_{i.modifiers[0]}({e.mask(i)})")
+
+
+def _setmaxnreg(e: Emitter, i: Instruction) -> None:
+    """Registers are unlimited."""
+    count = i.operands[0].value
+    if i.modifiers[0] not in ("inc", "dec") or count % 8 or not 24 <= count <= 256:
+        raise e.fail(f"setmaxnreg of {count}: expected a multiple of 8 from 24 to 256")
+    require_whole_warps(e, i)
 
 
 # Warp-level communication
@@ -344,7 +347,8 @@ def _unsupported_call(e: Emitter, i: Instruction) -> None:
 
 EMITTERS: dict[str, Callable[[Emitter, Instruction], None]] = {
     "bra": _bra, "brx": _brx, "ret": _exit, "exit": _exit, "trap": _trap, "brkpt": _trap, "nanosleep": _nanosleep,
-    "call": _unsupported_call, "griddepcontrol": _no_effect, "setmaxnreg": _no_effect, "shfl": _shfl, "vote": _vote,
-    "match": _match, "redux": _redux, "elect": _elect, "activemask": _activemask, "bar": _bar, "barrier": _bar,
-    "mbarrier": _mbarrier, "clusterlaunchcontrol": _cluster_launch_control, "wgmma": _wgmma, "tcgen05": _tcgen05,
+    "call": _unsupported_call, "griddepcontrol": _grid_dependence, "setmaxnreg": _setmaxnreg, "shfl": _shfl,
+    "vote": _vote, "match": _match, "redux": _redux, "elect": _elect, "activemask": _activemask, "bar": _bar,
+    "barrier": _bar, "mbarrier": _mbarrier, "clusterlaunchcontrol": _cluster_launch_control, "wgmma": _wgmma,
+    "tcgen05": _tcgen05,
 }  # fmt: skip

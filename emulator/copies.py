@@ -90,7 +90,7 @@ class CopyOperations:
         region.data[index] = POISON
         if region.valid is not None:
             region.valid[index] = IN_FLIGHT
-        space = self.device.space
+        space = self.cta.space
         if self.cta.races is not None:
             # No proxy fence is asked for: compilers' kernels feed tcgen05 by cp.async without one.
             who, _, where = self.accesses(into, mask)
@@ -208,7 +208,7 @@ class CopyOperations:
     def _bulk_load(
         self, row: int, lane: int, into: int, out: int, size: int, barrier: int, targets: np.ndarray | None
     ) -> None:
-        space = self.device.space
+        space = self.cta.space
         for rank in self._ranks(row, lane, into, targets):
             own = into if targets is None else into & 0xFFFFFF | rank << 24
             signal = self.mbarrier(barrier if targets is None else barrier & 0xFFFFFF | rank << 24)
@@ -228,7 +228,7 @@ class CopyOperations:
         self, row: int, lane: int, into: int, out: int, size: int, operation: str | None, kind: str | None
     ) -> None:
         held: list[np.ndarray] = []
-        space = self.device.space
+        space = self.cta.space
 
         def read() -> None:
             held.append(self._read_shared(out, size).copy())
@@ -293,7 +293,7 @@ class CopyOperations:
             return self.launch.parameters, address - PARAM_WINDOW
         if address & (SHARED_WINDOW | LOCAL_WINDOW):
             raise MemoryFault("a tensor map must lie in parameter, constant or global memory", address=address)
-        return self.device.space.find(address, 128), address
+        return self.cta.space.find(address, 128), address
 
     def tensor_map(self, address: int) -> tma.TensorMap:
         return tma.read_map(*self._map_region(address))
@@ -344,7 +344,7 @@ class CopyOperations:
     ) -> None:
         self._poison(own, size, 128)
         region = self._shared(own)
-        space = self.device.space
+        space = self.cta.space
 
         def run() -> None:
             data = np.concatenate([t.load(space, place) for t, place, _ in tiles])
@@ -375,7 +375,7 @@ class CopyOperations:
     ) -> None:
         size = tensor.tile_bytes * len(tiles)
         held: list[np.ndarray] = []
-        space = self.device.space
+        space = self.cta.space
         region = self._shared(out)
         self.asynchronous_read(row, np.arange(out, out + size, 4))
 
@@ -400,7 +400,7 @@ class CopyOperations:
             if space == "generic":
                 space = "shared" if where >> 56 == SHARED_WINDOW >> 56 else "global"
                 where &= SHARED_WINDOW - 1
-            region = self._shared(where) if space == "shared" else self.device.space.find(where, 128)
+            region = self._shared(where) if space == "shared" else self.cta.space.find(where, 128)
             tma.replace_field(region.bytes_at(where, 128), name, index, int(value[row, lane]))
             region.mark(where, 128, WRITTEN)
 
@@ -409,7 +409,7 @@ class CopyOperations:
         self.converged(mask)
         for row in np.flatnonzero(self.active(mask).any(1)):
             where = int(into[row, 0])
-            region = self.device.space.find(where, 128)
+            region = self.cta.space.find(where, 128)
             if not region.writable:
                 raise MemoryFault(f"write to {region.name}, which is read-only", address=where)
             region.bytes_at(where, 128)[:] = self._read_shared(int(out[row, 0]), 128)

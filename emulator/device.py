@@ -10,6 +10,7 @@ import numpy as np
 
 from emulator import tma
 from emulator.codegen import Program
+from emulator.dependence import EarlySpace
 from emulator.faults import LaunchError, UnsupportedInstruction
 from emulator.memory import Region, Space, host_bytes
 from emulator.parse import Source, parse
@@ -67,6 +68,7 @@ class Device:
         self.cuts_sums = number == "90"  # recorded of Hopper alone
         self.sm_count = 132
         self.space = Space()
+        self._unfinished: list[Region] = []  # of grids that could be running when the next one starts
         self._variables: dict[int, tuple[Module, dict[str, int], list[np.ndarray]]] = {}
 
     def map_buffer(self, pointer: int, size: int, writable: bool, name: str) -> None:
@@ -106,13 +108,26 @@ class Device:
 
     def launch(
         self, module: Module, entry: str, grid: Sequence[int], block: Sequence[int], cluster: Sequence[int],
-        shared_bytes: int, parameters: bytes,
+        shared_bytes: int, parameters: bytes, programmatic: bool = False,
     ) -> Statistics:  # fmt: skip
-        """Runs a kernel to its end. Raises LaunchError, or an EmulatorFault that says where the kernel went wrong."""
+        """Runs a kernel to its end. Raises LaunchError, or an EmulatorFault that says where the kernel went wrong.
+
+        Args:
+            programmatic: the grid does not wait for the end of the one launched before on this device (programmatic
+            stream serialization): until griddepcontrol.wait, what that one writes is out of reach.
+        """
         target = module.source.target
         self._check_target(target)
         shapes = [tuple(int(n) for n in (*shape, 1, 1)[:3]) for shape in (grid, block, cluster)]
-        return launcher.get()(self, module, entry, *shapes, int(shared_bytes), bytes(parameters)).run()
+        launch = launcher.get()(self, module, entry, *shapes, int(shared_bytes), bytes(parameters))
+        before = self._unfinished if programmatic else []
+        launch.early_space = EarlySpace(self.space, before) if before else self.space
+        statistics = launch.run()
+        if not launch.allows_dependents:
+            self._unfinished = []
+        else:
+            self._unfinished = [*self.space.regions, *([] if launch.waits_before else before)]
+        return statistics
 
     def _check_target(self, target: str) -> None:
         """a: this architecture alone; f: the same major number and a minor not lower; neither: this or newer."""

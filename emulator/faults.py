@@ -53,6 +53,10 @@ class MemoryFault(EmulatorFault):
     """An access out of bounds, misaligned, to read-only memory, or of the wrong state space."""
 
 
+class DependenceFault(MemoryFault):
+    """An access before griddepcontrol.wait to memory that a grid before this one may still write."""
+
+
 class UninitializedRead(EmulatorFault):
     """A read of shared or tensor memory that nothing has written, or whose asynchronous write is still in flight."""
 

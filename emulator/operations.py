@@ -50,7 +50,7 @@ class MemoryOperations:
 
     def load_global(self, address: np.ndarray, mask: np.ndarray | None, size: int, count: int, site: int) -> np.ndarray:
         address, some = self._prepare(address, mask)
-        return load_global(self.device.space, address, size, count, site) if some else self._zeros(size, count)
+        return load_global(self.cta.space, address, size, count, site) if some else self._zeros(size, count)
 
     load_const = load_global
 
@@ -105,7 +105,7 @@ class MemoryOperations:
             return self._zeros(size, count)
         windows = address >> WINDOW_SHIFT
         if not np.count_nonzero(windows):
-            return load_global(self.device.space, address, size, count, site)
+            return load_global(self.cta.space, address, size, count, site)
         result = self._zeros(size, count)
         for name, lanes, inner in self._by_window(address, windows):
             value = getattr(self, f"load_{name}")(inner, lanes & self.active(mask), size, count, site)
@@ -153,7 +153,7 @@ class MemoryOperations:
             address, values = address[active], [np.broadcast_to(v, self.shape)[active] for v in values]
             if not len(address):
                 return
-        store_global(self.device.space, address, size, values, site)
+        store_global(self.cta.space, address, size, values, site)
 
     def store_shared(
         self, address: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray], site: int = 0
@@ -242,7 +242,7 @@ class MemoryOperations:
             if name == "shared":
                 load, store = self._shared_access(size)
             elif name == "global":
-                space_ = self.device.space
+                space_ = self.cta.space
                 load = lambda a: load_global(space_, a, size, 1, site)  # noqa: E731, B023
                 store = lambda a, v: store_global(space_, a, size, [v], site)  # noqa: E731, B023
             else:

@@ -19,7 +19,7 @@ from emulator.barriers import ClusterBarrier, CtaBarrier
 from emulator.cohort import Cohort, Entry
 from emulator.faults import BarrierFault, DeadlockFault, EmulatorFault, LaunchError, MemoryFault, UnsupportedInstruction
 from emulator.illegal import IllegalInstruction
-from emulator.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
+from emulator.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region, Space
 from emulator.parse import WIDTHS, Instruction
 from emulator.races import Races, TensorOrder, joined
 from emulator.scheduling import Operation
@@ -83,6 +83,7 @@ class Cta:
         self.cluster, self.launch, self.index, self.rank = cluster, cluster.launch, index, rank
         self.races = cluster.races
         launch = self.launch
+        self.space = launch.early_space
         self.slot = launch.next_slot()
         total = RESERVED_SHARED + launch.shared_size
         self.window = np.full(total, 0xFF, np.uint8)
@@ -228,6 +229,9 @@ class Launch:
         cluster: tuple[int, int, int], shared_bytes: int, parameters: bytes,
     ):  # fmt: skip
         self.device, self.module = device, module
+        self.early_space: Space = device.space  # until griddepcontrol.wait
+        self.allows_dependents = False
+        self.waits_before = False  # some CTA waited before it allowed them
         self.program = module.program(name)
         self.function = self.program.function
         self.grid, self.block, self.cluster = grid, block, cluster

@@ -470,6 +470,15 @@ class SynchronizationOperations:
     def on_pause(self, mask: np.ndarray | None) -> None:
         self.launch.yielded = True
 
+    def grid_wait(self, mask: np.ndarray | None) -> None:
+        if self.active(mask).any():
+            self.cta.space = self.device.space
+
+    def grid_launch_dependents(self, mask: np.ndarray | None) -> None:
+        if self.active(mask).any():
+            self.launch.allows_dependents = True
+            self.launch.waits_before |= self.cta.space is self.device.space
+
     def on_trap(self, mask: np.ndarray | None, text: str) -> None:
         active = self.active(mask)
         if active.any():

@@ -244,6 +244,9 @@ class PreparedComposite:
             launches = [(prepared, tuple([bases[index] + offset for index, offset in sources]))
                         for prepared, sources in self._launches]
             self._bound = bases, launches
+        if self._emulated:
+            emulated.run_in_order(launches)
+            return
         for prepared, pointers in launches:
             prepared.launch(pointers, stream)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loader import arch, signature
@@ -95,11 +95,12 @@ class EmulatedPrepared:
         self.check(pointers)
         self.run(pointers)
 
-    def run(self, pointers: Sequence[int]) -> None:
+    def run(self, pointers: Sequence[int], device: Any = None) -> Any:
+        """Runs the kernel, on ``device`` behind what ran there before, or on a new one; returns the device."""
         emulator = _emulator()
         _warn_once(self._arch)
         geometry = self.geometry
-        device = emulator.Device(self._arch)
+        device = device or emulator.Device(self._arch)
         for argument, pointer, size in zip(self.family.arguments, pointers, self.problem.bytes, strict=True):
             if size:
                 device.map_buffer(pointer, size, argument.direction != "in", argument.name)
@@ -110,7 +111,19 @@ class EmulatedPrepared:
             fields[index] = device.encode_tensor_map(pointers[m.argument], m.element, m.dims, m.strides, m.box,
                                                      m.swizzle)
         device.launch(_module(emulator, self._candidate), self.artifact.symbol, geometry.grid, geometry.block,
-                      geometry.cluster, geometry.shared, geometry.layout.pack(*fields))
+                      geometry.cluster, geometry.shared, geometry.layout.pack(*fields), self.artifact.launch.pdl)
+        for pointer, size in zip(pointers, self.problem.bytes, strict=True):
+            if size:
+                device.unmap_buffer(pointer)
+        return device
+
+
+def run_in_order(launches: Iterable[tuple[EmulatedPrepared, Sequence[int]]]) -> None:
+    """Kernels with their addresses, each behind the other on one device, which so can tell whether it waits."""
+    device = None
+    for prepared, pointers in launches:
+        prepared.check(pointers)
+        device = prepared.run(pointers, device)
 
 
 def prepare(call: Call, problem: Problem) -> EmulatedPrepared:

@@ -20,11 +20,15 @@ class FakeEmulator(types.ModuleType):
 
         class Device:
             def __init__(self, arch, seed=0, lazy=True, checks=True):
-                self.arch, self.mapped, self.maps, self.launches = arch, [], [], []
+                self.arch, self.mapped, self.maps, self.launches, self.still_mapped = arch, [], [], [], []
                 recorder.devices.append(self)
 
             def map_buffer(self, pointer, size, writable, name):
                 self.mapped.append((pointer, size, writable, name))
+                self.still_mapped.append(pointer)
+
+            def unmap_buffer(self, pointer):
+                self.still_mapped.remove(pointer)
 
             def encode_tensor_map(self, *description):
                 self.maps.append(description)
@@ -32,6 +36,7 @@ class FakeEmulator(types.ModuleType):
 
             def launch(self, *launch):
                 self.launches.append(launch)
+                assert self.still_mapped
 
         self.Device = Device
 
@@ -70,7 +75,8 @@ def test_host_buffers_reach_the_emulator(pack, emulator):
     assert device.mapped == [(pointers["a"], 96 * 32, False, "a"), (pointers["scale"], 12, False, "scale"),
                              (pointers["offsets"], 16, False, "offsets"), (pointers["out"], 96 * 64 * 4, True, "out")]
     assert device.maps == [(pointers["a"], "u8", (32, 96), (32,), (16, 16), 32)]
-    (module, entry, grid, block, cluster, shared, parameters), = device.launches
+    (module, entry, grid, block, cluster, shared, parameters, programmatic), = device.launches
+    assert programmatic and not device.still_mapped
     assert module == ("module", ".version 9.0\n// the PTX of scale_rows_m16_f32\n")
     assert (entry, grid, block, cluster, shared) == ("scale_rows_m16_f32", (4, 1, 1), (128, 1, 1), (1, 1, 1), 65536)
     assert parameters == bytes(range(128)) + struct.pack("<QQQifqi", pointers["scale"], pointers["offsets"],
