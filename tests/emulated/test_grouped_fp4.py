@@ -91,9 +91,9 @@ SMALL = {
 @every_variant
 def test_small_problems_with_wide_scales(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
     """Every scale byte from 0 to 0x7E, subnormal ones too, on shapes smaller than any tile."""
-    for counts, n, k in SMALL.values():
+    for (counts, n, k), prefetch in zip(SMALL.values(), ("weights", "none", "weights", "none"), strict=True):
         problem = reference.grouped_problem(rng, counts, n, k, wide=True)
-        run(variant, problem, reference.grouped_reference(problem, halves=variant.arch == "90a"))
+        run(variant, problem, reference.grouped_reference(problem, halves=variant.arch == "90a"), prefetch)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

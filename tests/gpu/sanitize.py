@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import re
 import shutil
 import subprocess
@@ -80,12 +81,12 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
     if not variants:
         raise SystemExit("no variant of grouped_fp4 runs on device 0")
     expected = reference.grouped_reference(problem)
-    for variant, out_type in variants.items():
+    for (variant, out_type), prefetch in itertools.product(variants.items(), ("none", "weights")):
         out = reference.GuardedOutput(problem.shape[0], N, out_type)
         buffer = device.upload(out.array)
-        loader.launch("grouped_fp4", **inputs, out=buffer, variant=variant)
+        loader.launch("grouped_fp4", **inputs, out=buffer, prefetch=prefetch, variant=variant)
         device.download(buffer, out.array)
-        reference.verify(problem, expected, out, variant)
+        reference.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
     return f"{len(variants)} variants of grouped_fp4"
 
 
@@ -99,14 +100,14 @@ def launch_fused(device: Device, rng: np.random.Generator) -> str:
         "global_scale": device.upload(np.full(experts, 0.5, np.float32)),
     }
     scale_shape = len(problem.a_scale), reference.round_up(BETWEEN // 16, 4)
-    for intermediate in ("f32", "bf16", "f16"):
+    for intermediate, prefetch in (("f32", "none"), ("bf16", "weights"), ("f16", "weights")):
         first = None
         for variant in variants:
             results = [np.full((rows, BETWEEN // 2), 0xA5, np.uint8), np.full(scale_shape, 0xA5, np.uint8)]
             buffers = [device.upload(array) for array in results]
             loader.launch(
                 "grouped_fp4_swiglu", **inputs, global_scale_kind="encode", intermediate=intermediate,
-                out=buffers[0], out_scale=buffers[1], variant=variant,
+                prefetch=prefetch, out=buffers[0], out_scale=buffers[1], variant=variant,
             )  # fmt: skip
             for buffer, array in zip(buffers, results, strict=True):
                 device.download(buffer, array)

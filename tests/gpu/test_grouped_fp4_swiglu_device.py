@@ -18,9 +18,9 @@ import loader  # noqa: E402
 GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
 CHOICES = [
     {"intermediate": "bf16", "global_scale_kind": "encode"},
-    {"intermediate": "bf16", "global_scale_kind": "decode", "rounding": "none", **GPT_OSS},
+    {"intermediate": "bf16", "global_scale_kind": "decode", "rounding": "none", "prefetch": "weights", **GPT_OSS},
     {"intermediate": "f16", "global_scale_kind": "encode", "division": "ieee"},
-    {"intermediate": "f32", "global_scale_kind": "decode", "division": "ieee", **GPT_OSS},
+    {"intermediate": "f32", "global_scale_kind": "decode", "division": "ieee", "prefetch": "weights", **GPT_OSS},
 ]
 # Tokens (routed to 8 experts each) or rows of each expert, experts, I, K.
 LAYERS = {
@@ -77,7 +77,7 @@ def both(launch: Callable[..., None], problem: DeviceProblem, tile: str, choices
         launch("grouped_fp4", **inputs, out=products, variant=f"{unfused_tile(tile)}_{dtype}")
         halves = torch.cat([products[:, 0::2], products[:, 1::2]], dim=1)
         route = {name: inputs[name] for name in ("expert_offsets", "scale_offsets")}
-        scalars = {name: choice for name, choice in choices.items() if name != "intermediate"}
+        scalars = {name: choice for name, choice in choices.items() if name not in ("intermediate", "prefetch")}
         launch("silu_mul_nvfp4_quantize", x=halves, **activation, **route, **scalars, out=out, out_scale=out_scale)
     return outputs
 

@@ -70,11 +70,16 @@ def test_the_pack_has_variants_of_every_output_type(variants: dict[str, str]) ->
 
 
 def test_every_element_is_within_the_bound(problem: DeviceProblem, variant: str, out_type: str) -> None:
-    """fp32 accumulation and one rounding explain every difference, and nothing outside the experts' rows is written."""
-    out = problem.output(out_type)
+    """fp32 accumulation and one rounding explain every difference, and nothing outside the experts' rows is written;
+    weights that are loaded ahead give the same bytes."""
+    out, ahead = problem.output(out_type), problem.output(out_type)
     loader.launch("grouped_fp4", **problem.inputs, out=out.array, variant=variant)
+    loader.launch("grouped_fp4", **problem.inputs, out=ahead.array, variant=variant, prefetch="weights")
     torch.cuda.synchronize()
     problem.verify(out, variant)
+    problem.verify(ahead, f"{variant} prefetch=weights")
+    owned = slice(problem.owned)
+    assert torch.equal(out.array[owned].view(torch.uint8), ahead.array[owned].view(torch.uint8))
 
 
 @pytest.mark.parametrize("out_type", ["bf16", "f16", "f32"])

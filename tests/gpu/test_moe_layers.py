@@ -54,11 +54,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator(DEVICE).manual_seed(seed)
 
 
-def run(layer: Layer, tokens: Tokens, out_type: str = "bf16", workspace: torch.Tensor | None = None) -> torch.Tensor:
-    """An eager launch into a poisoned output; nothing else is written."""
+def run(layer: Layer, tokens: Tokens, out_type: str = "bf16", **others: torch.Tensor | None) -> torch.Tensor:
+    """An eager launch into a poisoned output, with ``others`` in place of the layer's; nothing else is written."""
     count, hidden = tokens.x.shape
     out = Output(count, hidden, out_type, tokens.x.device)
-    loader.launch("moe_fp4", **tokens._asdict(), **layer.arguments, out=out.array, workspace=workspace)
+    loader.launch("moe_fp4", **tokens._asdict(), **layer.arguments | others, out=out.array)
     assert out.intact(count), "wrote outside the output"
     return out.array
 
@@ -120,20 +120,23 @@ def test_a_graph_replays_on_new_routing(given: bool, generator: torch.Generator)
 
 
 def test_layers_follow_one_another(generator: torch.Generator) -> None:
-    """Each with its routing, in one workspace and without a pause, so that weights are loaded ahead while the layer
-    before still runs: what each gives alone."""
+    """Each with its routing and alphas, in one workspace and without a pause; weights are loaded while the step before
+    still runs: what each gives alone."""
     model, _ = MODELS["qwen3_235b"]
     layer = model.layer(generator)
     for count in (1, 20, 300):
         many = [model.draw(generator, count) for _ in range(40)]
-        alone = [run(layer, tokens) for tokens in many]
+        alphas = [layer.arguments["w13_alpha"] * 2.0 ** (i % 3) for i in range(len(many))]
+        alone = [run(layer, tokens, w13_alpha=alpha) for tokens, alpha in zip(many, alphas, strict=True)]
         outs = [torch.full_like(tokens.x, torch.nan) for tokens in many]
-        memory, stream = workspace(model, count), torch.cuda.current_stream()
+        memory, shared, stream = workspace(model, count), alphas[0].clone(), torch.cuda.current_stream()
         plans = [
-            loader.plan("moe_fp4", **tokens._asdict(), **layer.arguments, out=out, workspace=memory)
+            loader.plan("moe_fp4", **tokens._asdict(), **layer.arguments | {"w13_alpha": shared}, out=out,
+                        workspace=memory)
             for tokens, out in zip(many, outs, strict=True)
-        ]
-        for plan in plans:
+        ]  # fmt: skip
+        for plan, alpha in zip(plans, alphas, strict=True):
+            shared.copy_(alpha)
             plan.launch(stream)
         assert all(map(torch.equal, outs, alone)), f"{count} tokens"
 

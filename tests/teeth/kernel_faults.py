@@ -593,7 +593,28 @@ CAUGHT_BY_FENCES = [  # and by barriers of a warp, and waits that return early
     ),
 ]
 
-CAUGHT = [*CAUGHT_90, *CAUGHT_FUSED, *CAUGHT_100, *CAUGHT_120, *CAUGHT_BY_FENCES]
+# Four blocks of k for three stages.
+AHEAD = Problem((0, 1, 70, 0, 7, 0), 264, 992, prefetch="weights")
+CAUGHT_AHEAD = _of(
+    SM90,
+    "90a",
+    "m64n256k256_f32",
+    AHEAD,
+    [
+        (
+            "more blocks ahead than a tile has",
+            "min(kNumStages, ceil_div(arguments.depth, BLOCK_K))",
+            "kNumStages",
+            {"problem": Problem((0, 1, 70, 0, 7, 0), 264, 352, prefetch="weights")},
+        ),
+        ("another block ahead", "prefetched * BLOCK_K)", "(prefetched ^ 1) * BLOCK_K)"),
+        ("weights ahead loaded again", "--prefetched;", "--prefetched, load_weights(s, k);"),
+        ("weights ahead not counted down", "--prefetched;", ";"),
+        ("weights ahead in one stage", "load_weights(prefetched, ", "load_weights(0, "),
+    ],
+)
+
+CAUGHT = [*CAUGHT_AHEAD, *CAUGHT_90, *CAUGHT_FUSED, *CAUGHT_100, *CAUGHT_120, *CAUGHT_BY_FENCES]
 
 NOT_CAUGHT = [
     *_of(
@@ -631,20 +652,6 @@ NOT_CAUGHT = [
                 "i < kNumStages; ++i) {\n        mbarrier::wait(&shared.empty",
                 "i < 0; ++i) {\n        mbarrier::wait(&shared.empty",
                 {"reason": "the commit of the accumulator, which is waited for, is the last of the queue"},
-            ),
-        ],
-    ),
-    *_of(
-        SM120,
-        "120a",
-        "m8n128k256_f32",
-        SMALL,
-        [
-            (
-                "dependent grid not waited for",
-                'asm volatile("griddepcontrol.wait;" ::: "memory");',
-                "",
-                {"file": "device/launch.cuh", "reason": "grids run one after another"},
             ),
         ],
     ),

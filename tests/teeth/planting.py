@@ -192,6 +192,7 @@ class Problem:
     n: int
     k: int
     multiprocessors: int = 2
+    prefetch: str = "none"
 
     @functools.cached_property
     def data(self) -> tuple[reference.GroupedProblem, reference.Expected]:
@@ -223,7 +224,8 @@ def run(folder: Path, arch: str, variant: str, problem: Problem) -> None:
 def _launch_plain(problem: Problem, context: str, variant: str, **options: object) -> None:
     data, expected = problem.data
     out = reference.GuardedOutput(data.shape[0], problem.n, variant.rpartition("_")[2])
-    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), variant=variant, **options)
+    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), prefetch=problem.prefetch,
+                  variant=variant, **options)  # fmt: skip
     reference.verify(data, expected, out, context)
 
 
@@ -236,6 +238,6 @@ def _launch_fused(problem: Problem, context: str, variant: str, **options: objec
     out = reference.GuardedOutput(rows, problem.n // 4, "u8")
     out_scale = reference.GuardedOutput(len(data.a_scale), reference.round_up(problem.n // 32, 4), "u8")
     loader.launch("grouped_fp4_swiglu", **data.inputs(), row_weight=row_weight, global_scale=global_scale,
-                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), variant=variant,
-                  **options)  # fmt: skip
+                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), prefetch=problem.prefetch,
+                  variant=variant, **options)  # fmt: skip
     expected.verify(data, out, out_scale, context)

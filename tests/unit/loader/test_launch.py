@@ -127,6 +127,16 @@ def test_default_scalar(cuda, pack):
     assert struct.unpack_from("<f", cuda.launches[0].parameters, 156) == (1.0,)
 
 
+@pytest.mark.parametrize("alpha", [2.5, None], ids=["given", "default"])
+def test_names_are_checked_once(cuda, pack, monkeypatch, alpha):
+    """Later calls by name are put in order without the checks of the first one, also where a default is left out."""
+    call = arguments(alpha=alpha)
+    loader.launch("scale_rows", **call)
+    monkeypatch.setattr(calls.signature, "order", None)
+    loader.launch("scale_rows", **call)
+    assert cuda.launches[0] == cuda.launches[1]
+
+
 def test_positional_arguments(cuda, pack):
     """Arguments by position are the same call."""
     call = arguments()
