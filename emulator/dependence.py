@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from emulator.faults import DependenceFault
+from emulator.faults import DependenceFault, MemoryFault
 from emulator.memory import Region, Space
 
 
@@ -24,10 +24,10 @@ class EarlySpace(Space):
         self.regions = [piece for region in space.regions for piece in _untouched(region, unfinished)]
 
     def find(self, address: int, size: int = 1) -> Region:
-        for region in self.regions:
-            if region.contains(address, size):
-                return region
-        region = self._whole.find(address, size)
+        try:
+            return super().find(address, size)
+        except MemoryFault:
+            region = self._whole.find(address, size)
         message = f"access of {size} bytes to {region.name}, where a grid before this one may still write"
         raise DependenceFault(f"{message}, before griddepcontrol.wait", address=address)
 

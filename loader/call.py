@@ -95,7 +95,7 @@ class Call:
         self._arguments = {argument.name: i for i, argument in enumerate(self.family.arguments)}
         self._words = [(index, {word: number for number, word in enumerate(scalar.choices)})
                        for index, scalar in enumerate(self.family.scalars, self.count) if scalar.choices]
-        self._defaults = {scalar.name: scalar.default for scalar in self.family.scalars if scalar.default is not None}
+        self._defaults = signature.defaults_of(self.family)
         self._by_name = operator.itemgetter(*self.names) if len(self.names) > 1 else None
         # One DLTensor as five fields: data, the 16 bytes of device, rank and type, shape, strides, byte offset.
         self._unpack = struct.Struct("<" + "Q16sQQQ" * self.count).unpack_from

@@ -47,6 +47,11 @@ class Problem(NamedTuple):
     bytes: tuple[int, ...]
 
 
+def defaults_of(family: Family) -> dict[str, Any]:
+    """Name -> default, of the scalars that may be left out."""
+    return {scalar.name: scalar.default for scalar in family.scalars if scalar.default is not None}
+
+
 def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """Values of the call in the order of the family's arguments, then its scalars (defaults filled in)."""
     names = [argument.name for argument in family.arguments] + [scalar.name for scalar in family.scalars]
@@ -64,7 +69,7 @@ def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
             raise DuplicateArgumentError(f"{family.name}: {name} is given by position and by name",
                                          kernel=family.name, argument=name, expected="once", got="twice")
         given[name] = value
-    defaults = {scalar.name: scalar.default for scalar in family.scalars if scalar.default is not None}
+    defaults = defaults_of(family)
     missing = [name for name in names if name not in given and name not in defaults]
     if missing:
         raise MissingArgumentError(f"{family.name}: missing {', '.join(missing)}", kernel=family.name,

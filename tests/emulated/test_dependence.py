@@ -58,7 +58,7 @@ def test_reading_too_early(stream: Stream) -> None:
 def test_writing_too_early(stream: Stream, target: int) -> None:
     """What the grid before reads or writes."""
     stream(0, 1, WAIT, ALLOW, "copy")
-    with pytest.raises(emulator.MemoryFault, match=f"word {target}"):
+    with pytest.raises(emulator.MemoryFault, match=f"word {target}.*griddepcontrol.wait"):
         stream(3, target, "copy", WAIT)
 
 
@@ -159,7 +159,7 @@ def test_a_layer_that_does_not_wait(
     launch = functools.partial(loader.launch, "moe_fp4", **tokens._asdict(), **layer.arguments,
                                out=torch.empty_like(tokens.x), device=f"emulated:{arch}", packs=packs)  # fmt: skip
     with mock.patch.object(emulated, "ptx_text", planted), mock.patch.object(emulated, "_modules", {}):
-        with pytest.raises(emulator.MemoryFault):
+        with pytest.raises(emulator.MemoryFault, match="griddepcontrol.wait"):
             for _ in range(8):  # schedules: what is told to wait late may still come in time
                 reschedule()
                 launch()
