@@ -12,6 +12,7 @@ import reference
 from raw_buffer import RawBuffer
 
 import loader
+from emulator.__main__ import profile_kernel
 from generator.matrix import Variant, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,3 +114,19 @@ def test_selection_without_a_variant(arch: str, packs: list[str] | None, rng: np
         out = reference.GuardedOutput(problem.shape[0], 72, out_type)
         loader.launch("grouped_fp4", **problem.inputs(), out=out.array, device=f"emulated:{arch}", packs=packs)
         reference.verify(problem, expected, out, f"{arch} {out_type}")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_scan_finds_the_expert_of_a_tile(
+    arch: str, packs: list[str] | None, reschedule: Callable[[], str]
+) -> None:
+    """The last of 1,024 experts has the only row. Against 32, no warp executes one instruction more for each expert."""
+
+    def longest(experts: int) -> int:
+        reschedule()
+        counts = [0] * (experts - 1) + [1]
+        found = profile_kernel("grouped_fp4", arch, "m8n128k256_f16", counts, 8, 32, "f16", 0, packs)
+        return max(sum(count * len(block.instructions) for block, count in executed.items())
+                   for executed in found.executed.values())  # fmt: skip
+
+    assert longest(1024) - longest(32) < 1024 - 32
