@@ -78,6 +78,42 @@ def test_an_indirect_branch_reaches_its_listed_targets():
     assert [(loop.first, loop.last) for loop in sass.parse(text).loops] == [(0x40, 0x90)]
 
 
+# The loop is reached by falling through the jump at 0x10 and in no other way.
+BEHIND_A_JUMP = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x37c] ;
+        /*0010*/              {jump} ;
+.L_x_1:
+        /*0020*/                   HMMA.16816.F32 R8, R4, R6, RZ ;
+        /*0030*/              @!P0 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0040*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(
+    ("jump", "conditional"),
+    [
+        ("BRA `(.L_x_2)", False),
+        ("BRA.U `(.L_x_2)", False),
+        ("@P1 BRA `(.L_x_2)", True),
+        ("@!UP0 BRA `(.L_x_2)", True),
+        ("BRA !P6, `(.L_x_2)", True),
+        ("@P1 BRA P2, `(.L_x_2)", True),
+        ("BRA.U UP0, `(.L_x_2)", True),
+        ("BRA.U !UP3, `(.L_x_2)", True),
+        ("EXIT", False),
+        ("@P0 EXIT", True),
+        ("RET.REL.NODEC R2 `(kernel)", False),
+        ("CALL.REL.NOINC `(.L_x_2)", True),
+    ],
+)
+def test_what_follows_a_jump(jump, conditional):
+    """Only a predicate, before a jump or as its operand, lets it fall through; a call comes back."""
+    loops = sass.parse(BEHIND_A_JUMP.format(jump=jump)).loops
+    assert [(loop.first, loop.last) for loop in loops] == ([(0x20, 0x30)] if conditional else [])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "no code section"), (SASS + "\n.text.other:\n", "expected one kernel, nvdisasm also shows .text.other")],
