@@ -174,12 +174,15 @@ def check_buffer(family: str, argument: Argument, buffer: Buffer) -> None:
 
 
 def check_addresses(family: Family, pointers: Sequence[int], sizes: Sequence[int]) -> None:
-    """Every buffer has an aligned address, and none that the kernel writes shares a byte with another."""
+    """Every buffer has an aligned address, and none that the kernel writes shares a byte with another.
+
+    A buffer without bytes may have any address.
+    """
     for argument, pointer, size in zip(family.arguments, pointers, sizes, strict=True):
         if size and not pointer:
             raise BufferProtocolError(f"{family.name}: {argument.name} has address 0", kernel=family.name,
                                       argument=argument.name, expected="an address", got=0)
-        if pointer % argument.alignment:
+        if size and pointer % argument.alignment:
             raise AlignmentError(f"{family.name}: {argument.name} must start at a multiple of {argument.alignment} "
                                  f"bytes, got address {pointer:#x}", kernel=family.name, argument=argument.name,
                                  expected=argument.alignment, got=pointer)
