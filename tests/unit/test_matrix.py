@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from generator.errors import MatrixError
+from generator.expand import solvable_dimension
 from generator.matrix import load
 from loader.arch import ARCHS
 
@@ -105,6 +106,35 @@ def test_a_variant_carries_numbers_where_they_are_known(tmp_path):
     assert variant.parameter_bytes == 200
     assert variant.parameters[1]["box"] == [32, 128]
     assert variant.parameters[1]["swizzle"] == 64
+
+
+def test_a_family_keeps_its_constraints(tmp_path):
+    """What a call must hold to reaches the manifest, as text and as an expression."""
+    content = edited({"constraints": ["K % 4 == 0", "M < 9 or K == 8"]})
+    assert expand(tmp_path, {"f": content}).families["f"]["constraints"] == [
+        {"text": "K % 4 == 0", "expression": ["==", ["%", "K", 4], 0]},
+        {"text": "M < 9 or K == 8", "expression": ["or", ["<", "M", 9], ["==", "K", 8]]},
+    ]
+
+
+def test_a_box_without_swizzle_may_be_wide(tmp_path):
+    """Only the span of a swizzle bounds the bytes of a row."""
+    content = edited({"parameters.1.swizzle": 0, "parameters.1.box.0": 256})
+    assert {v.parameters[1]["box"][0] for v in expand(tmp_path, {"f": content}).variants} == {256}
+
+
+@pytest.mark.parametrize(
+    ("entry", "dimension"),
+    [
+        ("M", "M"), (["/", "K", 2], "K"), (["+", "E", 1], "E"), (["+", 1, "E"], "E"), (["*", 2, "E"], "E"),
+        (["-", "E", 1], "E"), (["-", 9, "E"], None), (["/", 12, "E"], None), (["//", "K", 2], None),
+        (["ceil_div", "K", 2], None), (["+", "A", "B"], None), (["*", ["+", "M", 1], 2], None), (["+", 1, 2], None),
+        (3, None),
+    ],
+)  # fmt: skip
+def test_which_shape_gives_a_dimension(entry, dimension):
+    """A name, alone or with one number beside it, on the side where the extent gives it back."""
+    assert solvable_dimension(entry) == dimension
 
 
 def test_a_target_may_replace_the_parameters(tmp_path):
@@ -279,6 +309,26 @@ CASES = {
     ),
     "duplicate argument": ({"arguments.1.name": "x"}, "families.f.arguments[1].name: duplicate name 'x'"),
     "scalar named as an argument": ({"scalars.0.name": "y"}, "families.f.scalars[0].name: duplicate name 'y'"),
+    "duplicate dtype": ({"arguments.0.dtypes": ["f16", "f16"]}, "families.f.arguments[0].dtypes: duplicate dtype"),
+    "feature named as a scalar": (
+        {"select.features.factor": "M"},
+        "families.f.select.features.factor: 'factor' already names something else",
+    ),
+    "feature named as the device": (
+        {"select.features.sm_count": "M"},
+        "families.f.select.features.sm_count: 'sm_count' already names something else",
+    ),
+    "feature named as a dimension": (
+        {"select.features.K": "M"},
+        "families.f.select.features.K: 'K' already names something else",
+    ),
+    "unknown name in a feature": ({"select.features.rows": "Q"}, "families.f.select.features.rows: unknown name 'Q'"),
+    "unknown name in a parameter": ({"parameters.0.value": "Q"}, "families.f.parameters[0].value: unknown name 'Q'"),
+    "swizzle by a dimension": ({"parameters.1.swizzle": "M"}, "families.f.parameters[1].swizzle: unknown name 'M'"),
+    "half a thread": (
+        {"targets.hopper.launch.block.0": "fdiv(threads, 3)"},
+        f"{HOPPER}.launch.block[0]: expected an integer of at least 1, got 10.66",
+    ),
     "alignment": ({"arguments.0.alignment": 12}, "families.f.arguments[0].alignment: 12 is not a power of two"),
     "match without an axis": ({"select.match": {"kind": "y"}}, f"{HOPPER}.axes: select.match needs an axis 'kind'"),
     "match of an unknown argument": (
