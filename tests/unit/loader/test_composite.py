@@ -261,8 +261,11 @@ DAMAGE = {
     "workspace twice": (("workspace", 0, "name"), "between"),
     "workspace named as an argument": (("workspace", 0, "name"), "x"),
     "unknown key": (("colour",), "red"),
+    "unknown key of a buffer": (("workspace", 0, "colour"), "red"),
+    "unknown key of a step": (("steps", 0, "colour"), "red"),
     "steps that are no list": (("steps",), 1),
     "choices that are no words": (("scalars", 0, "choices"), [1, 2]),
+    "choices twice": (("scalars", 0, "choices"), ["plain", "plain"]),
     "default that is no choice": (("scalars", 0, "default"), "even"),
 }
 

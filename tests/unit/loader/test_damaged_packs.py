@@ -168,6 +168,8 @@ EDITS = {
                                                             "microseconds": {"m16": 1}}]),
     "measured negative": ((*FAMILY, "select", "measured"), [{"arch": "120a", "device": "x", "features": {"M": 1},
                                                             "microseconds": {"m16": -1}}]),
+    "measured unknown key": ((*FAMILY, "select", "measured"), [{"arch": "120a", "device": "x", "features": {"M": 1},
+                                                               "microseconds": {"m16": 1}, "colour": "red"}]),
     "unknown family": ((*ARTIFACT, "family"), "other"),
     "unknown arch": ((*ARTIFACT, "arch"), "86"),
     "variant as a path": ((*ARTIFACT, "variant"), "../x"),
@@ -217,6 +219,21 @@ def test_edited_manifest(cuda, tmp_path, what):
     sample_pack.write(tmp_path, manifest, FILES)
     error = refuse(cuda, tmp_path, loader.ManifestError)
     assert error.pack == str(tmp_path) and str(error).startswith(f"pack {tmp_path}: ")
+
+
+def test_parameters_are_read_for_each_artifact(cuda, tmp_path):
+    """Parameters equal to those of the artifact before are refused where they name an axis that this one lacks."""
+    manifest = copy.deepcopy(MANIFEST)
+    for artifact in manifest["artifacts"]:
+        artifact["cost"], artifact["launch"]["grid"] = None, [1, 1, 1]
+    sample_pack.write(tmp_path / "all have it", manifest, FILES)
+    launch(tmp_path / "all have it")
+    cuda.launches.clear()
+    cuda.calls.clear()
+    del manifest["artifacts"][1]["axes"]["block_m"]
+    sample_pack.write(tmp_path / "one lacks it", manifest, FILES)
+    error = refuse(cuda, tmp_path / "one lacks it", loader.ManifestError)
+    assert "artifacts[1].parameters[0].box[1]: min(block_m, 128) uses unknown block_m" in str(error)
 
 
 @pytest.mark.parametrize("file", ["../x.cubin", "/etc/hostname", "scale_rows/../../x", "", ".", "a//b", "./x", "a\\b",
