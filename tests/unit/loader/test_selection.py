@@ -1,6 +1,7 @@
 """Selection of new problems: the same answers as expressions evaluated one by one, and words only when asked."""
 
 import pytest
+import sample_pack
 from fake_cuda import FakeDevice
 from sample_call import arguments
 
@@ -62,3 +63,18 @@ def test_new_problems_of_a_known_choice(cuda, pack, monkeypatch):
     assert len(decisions) == 16 and len(worded) == 1
     accepted, = (decision for decision in decisions if decision.accepted)
     assert (accepted.variant, accepted.arch, accepted.reason) == ("m64_bf16", "120a", "2 us estimated")
+
+
+def test_each_arch_launches_by_its_own_numbers(cuda, tmp_path):
+    """A variant of one name is another kernel on another device: its grid and parameters are those of its arch."""
+    manifest, files = sample_pack.build(["90a", "120a"])
+    for artifact in manifest["artifacts"]:
+        if artifact["arch"] == "90a":
+            artifact["axes"]["block_m"] *= 2
+            artifact["launch"] |= {"grid": [["ceil_div", "M", "block_m"], 3, 1], "block": [256, 1, 1], "pdl": False}
+            artifact["parameters"][4]["value"] = ["+", "M", 1]
+    sample_pack.write(tmp_path, manifest, files)
+    for ordinal in (0, 2, 0, 2):  # sm_120, sm_90
+        loader.launch("scale_rows", variant="m16_bf16", packs=tmp_path, **arguments(m=96, device=(2, ordinal)))
+    found = [(launch.device, launch.grid, launch.block[0], launch.parameters[152]) for launch in cuda.launches]
+    assert found == [(0, (6, 1, 1), 128, 96), (2, (3, 3, 1), 256, 97)] * 2
