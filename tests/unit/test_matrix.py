@@ -276,6 +276,10 @@ CASES = {
         f"{HOPPER}.axes.tile[1]/block_k[0]: tile m128k64 can never be chosen on 90a, 100a: it wins at no "
         "point of select.domain",
     ),
+    "tile for problems that a constraint forbids": (
+        {"constraints.1": "M + sm_count > 4000"},
+        f"{HOPPER}.axes.tile[1]/block_k[1]: tile m128k32 can never be chosen on 90a, 100a",
+    ),
     "cost without a domain": (
         {"select.domain": {}},
         f"{HOPPER}.cost: select.domain is empty, so no two tiles can be compared",
