@@ -1,6 +1,7 @@
 """Checks a composite of kernels.yaml: a call that runs several kernels in order over one workspace.
 
-A step takes for each argument and scalar of its kernel the composite's of the same name, unless it maps it.
+A step takes for each argument and scalar of its kernel the composite's of the same name, unless it maps it; an optional
+argument that neither has is left out.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class _Composer:
             at = f"{self.where}.workspace[{index}]"
             if scratch.name in self.dtypes or scratch.name in self.known:
                 self.problems.add(f"{at}.name", f"duplicate name {scratch.name!r}")
-            if scratch.dtype not in DTYPE_BYTES and scratch.dtype not in self.signature.arguments:
-                self.problems.add(f"{at}.dtype", f"{scratch.dtype!r} is no dtype and no argument")
+            if scratch.dtype not in DTYPE_BYTES and scratch.dtype not in self.signature.required:
+                self.problems.add(f"{at}.dtype", f"{scratch.dtype!r} is no dtype and no argument that is always given")
             for axis, entry in enumerate(scratch.shape):
                 self.signature.check_names(f"{at}.shape[{axis}]", entry, self.known)
             self.dtypes[scratch.name] = self.dtypes.get(scratch.dtype, {scratch.dtype})
@@ -83,8 +84,11 @@ class _Composer:
             for name in sorted(set(given) - set(known)):
                 self.problems.add(f"{at}.{kind}.{name}", f"{step.kernel} has no such one")
         arguments = {name: step.arguments.get(name, name) for name in family.arguments}
-        for name, buffer in arguments.items():
-            self._check_buffer(f"{at}.arguments.{name}", family.arguments[name], buffer)
+        for name, argument in family.arguments.items():
+            if argument.optional and name not in step.arguments and name not in self.dtypes:
+                arguments[name] = None
+            else:
+                self._check_buffer(f"{at}.arguments.{name}", argument, arguments[name])
         self.written |= {buffer for name, buffer in arguments.items() if family.arguments[name].direction != "in"}
         scalars = {scalar.name: self._scalar(f"{at}.scalars.{scalar.name}", scalar,
                                              step.scalars.get(scalar.name, scalar.name))
@@ -100,6 +104,8 @@ class _Composer:
         if self.ranks[buffer] != len(argument.shape):
             self.problems.add(at, f"{buffer!r} has {self.ranks[buffer]} dimensions, the kernel expects "
                               f"{len(argument.shape)}")
+        if buffer in set(self.signature.arguments) - self.signature.required and not argument.optional:
+            self.problems.add(at, f"{buffer!r} may be left out, which the kernel does not take")
         if argument.direction != "out" and buffer not in self.written:
             self.problems.add(at, f"no step before this one writes {buffer!r}")
         outer = self.signature.arguments.get(buffer)

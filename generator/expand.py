@@ -103,6 +103,7 @@ class FamilyExpander:
         self.name, self.family, self.problems = name, family, problems
         self.where = f"{section}.{name}"
         self.arguments = {argument.name: argument for argument in family.arguments}
+        self.required = {argument.name for argument in family.arguments if not argument.optional}
         self.dimensions = self._dimensions()
         self.scalars = {scalar.name for scalar in family.scalars}
         self.choices = {scalar.name: {word: index for index, word in enumerate(scalar.choices)}
@@ -127,8 +128,12 @@ class FamilyExpander:
             self.problems.add(where, f"unknown name {name!r}; known are {', '.join(sorted(known)) or 'none'}")
         return not unknown
 
-    def _dimensions(self) -> set[str]:
-        entries = [entry for argument in self.family.arguments for entry in argument.shape]
+    def _dimensions(self, of: str | None = None) -> set[str]:
+        """Those that the shapes give, or only those that an argument can be checked with: its own, and those of the
+        arguments that every call gives."""
+        arguments = [argument for argument in self.family.arguments
+                     if of is None or argument.name == of or not argument.optional]
+        entries = [entry for argument in arguments for entry in argument.shape]
         return {name for name in map(solvable_dimension, entries) if name is not None} - {
             scalar.name for scalar in self.family.scalars
         }
@@ -150,8 +155,9 @@ class FamilyExpander:
                 add(f"{at}.alignment", f"{argument.alignment} is not a power of two")
             if len(set(argument.dtypes)) != len(argument.dtypes):
                 add(f"{at}.dtypes", "duplicate dtype")
+            known = self._dimensions(argument.name) | self.scalars
             for axis, entry in enumerate(argument.shape):
-                self.check_names(f"{at}.shape[{axis}]", entry, self.dimensions | self.scalars)
+                self.check_names(f"{at}.shape[{axis}]", entry, known)
         constraints = []
         for index, text in enumerate(family.constraints):
             with self.problems.at(f"{where}.constraints[{index}]"):
@@ -185,8 +191,9 @@ class FamilyExpander:
     def _check_select(self) -> None:
         select, where = self.family.select, f"{self.where}.select"
         for axis, argument in select.match.items():
-            if argument not in self.arguments:
-                self.problems.add(f"{where}.match.{axis}", f"unknown argument {argument!r}")
+            if argument not in self.required:
+                what = "optional" if argument in self.arguments else "unknown"
+                self.problems.add(f"{where}.match.{axis}", f"{what} argument {argument!r}")
         for name, expression in select.features.items():
             if name in self.scalars or name in DEVICE_NAMES or (name in self.dimensions and expression != name):
                 self.problems.add(f"{where}.features.{name}", f"{name!r} already names something else")
@@ -364,6 +371,8 @@ class _TargetExpander:
                 self.problems.add(f"{at}.{key}", f"unknown argument {argument!r}; "
                                   f"known are {', '.join(self.parent.arguments)}")  # fmt: skip
                 ok = False
+            elif kind == "tensor_map" and argument not in self.parent.required:
+                self.problems.add(f"{at}.argument", f"{argument!r} is optional, a tensor map needs its address")
             if kind == "scalar":
                 ok &= self.parent.check_names(f"{at}.value", parameter.value, runtime)
             if kind == "tensor_map":
@@ -423,12 +432,12 @@ class _TargetExpander:
         ]  # fmt: skip
 
     def _sizes(self, point: _Point) -> dict[str, int]:
-        """``sizeof_<argument>`` of every argument whose dtype the variant fixes."""
+        """``sizeof_<argument>`` of every argument that is always there and whose dtype the variant fixes."""
         by_axis = {argument: str(point.axes[axis]) for axis, argument in self.matched.items()}
         sizes = {}
         for name, argument in self.parent.arguments.items():
             dtype = by_axis.get(name, argument.dtypes[0] if len(argument.dtypes) == 1 else None)
-            if dtype is not None:
+            if dtype is not None and not argument.optional:
                 sizes[f"sizeof_{name}"] = DTYPE_BYTES[dtype]
         return sizes
 

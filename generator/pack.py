@@ -28,7 +28,7 @@ from generator.matrix import Expansion
 from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
 
-SCHEMA = 2
+SCHEMA = 3
 ABI = 1
 MANIFEST = "manifest.json"
 STORE = ".build"
@@ -63,7 +63,7 @@ def read(out: Path) -> dict[str, Any]:
     """The manifest in ``out``, as far as a build needs it; without artifacts where there is none."""
     try:
         manifest = json.loads((out / MANIFEST).read_text())
-        if manifest["schema"] != SCHEMA:
+        if manifest["schema"] not in range(1, SCHEMA + 1):  # each only added keys to the one before
             raise PackError(f"{out / MANIFEST} has schema {manifest['schema']}, this build writes {SCHEMA}; remove it")
         return {"families": dict(manifest["families"]), "artifacts": list(manifest["artifacts"]),
                 "source_digest": manifest["source_digest"]}  # fmt: skip

@@ -64,6 +64,7 @@ class Argument(Model):
     shape: Annotated[list[Expr], Field(min_length=1)]
     alignment: Annotated[int, Field(gt=0)]
     doc: str
+    optional: bool = False
 
 
 class Scalar(Model):

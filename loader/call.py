@@ -62,15 +62,21 @@ def known_arch(text: str) -> str:
         raise UnknownArchError(str(error), got=text, known=list(arch.ARCHS)) from None
 
 
-class _Header:
-    """Memory for the DLTensors of one call."""
+def _no_tensor(value: None, address: int) -> int:
+    """In the place of ``dlpack.Exchange.tensor`` for None: the DLTensor stays zeros, as no buffer's is."""
+    return 0
 
-    __slots__ = ("memory", "addresses")
+
+class _Header:
+    """Memory for the DLTensors of one call; ``bytes`` is a view of it."""
+
+    __slots__ = ("memory", "addresses", "bytes")
 
     def __init__(self, count: int) -> None:
         self.memory = ctypes.create_string_buffer(dlpack.TENSOR.size * max(count, 1))
         base = ctypes.addressof(self.memory)
         self.addresses = tuple(base + dlpack.TENSOR.size * i for i in range(count))
+        self.bytes = memoryview(self.memory).cast("B")
 
 
 class _Layout(NamedTuple):
@@ -104,6 +110,10 @@ class Call:
                                                     for scalar in self.family.scalars))
         self._headers: list[_Header] = []
         self._tensor_of: dict[type, Any] = {}
+        self._no_tensors = b""  # zeros for a header, where an argument may be left out
+        if any(argument.optional for argument in self.family.arguments):
+            self._tensor_of[type(None)] = _no_tensor
+            self._no_tensors = bytes(dlpack.TENSOR.size * self.count)
         self._layouts: dict[Any, _Layout] = {}
         self._problems: dict[Any, Any] = {}
         self.checker = signature.Checker(self.family)
@@ -155,6 +165,8 @@ class Call:
         except IndexError:
             header = _Header(self.count)
         tensor_of = self._tensor_of
+        if self._no_tensors:
+            header.bytes[:] = self._no_tensors
         try:
             for value, address in zip(values, header.addresses):  # noqa: B905 (scalars follow the buffers)
                 if tensor_of[type(value)](value, address):
@@ -208,7 +220,7 @@ class Call:
 
     def _remember(self, values: Sequence[Any], prepared: Prepared | None) -> None:
         """Let ``_locate`` find this problem, if every buffer's type has the exchange API."""
-        apis = {kind: dlpack.exchange(kind) for kind in map(type, values[:self.count])}
+        apis = {kind: dlpack.exchange(kind) for kind in map(type, values[:self.count]) if kind is not type(None)}
         if None in apis.values() or not self.count:
             return
         self._tensor_of.update({kind: api.tensor for kind, api in apis.items()})
@@ -239,8 +251,8 @@ class Call:
 
     def prepare(self, values: Sequence[Any], stream: int) -> tuple[Any, list[Buffer]]:
         """The problem of values ``_with_numbers``, and their buffers; None where there is nothing to compute."""
-        buffers = [dlpack.read(value, name, stream)
-                   for name, value in zip(self.names, values[:self.count], strict=False)]
+        buffers = [signature.read(self.family.name, argument, value, stream)
+                   for argument, value in zip(self.family.arguments, values[:self.count], strict=True)]
         scalars = values[self.count:]
         key = (tuple(buffer[1:] for buffer in buffers), self._pack_scalars(scalars))
         prepared = self._problems.get(key)

@@ -28,6 +28,9 @@ WORKSPACE = Argument("workspace", "out", ("u8",), ("workspace_bytes",), 256,
                      "memory for what the steps hand on; may be left out")
 ALIGNMENT = WORKSPACE.alignment  # of each buffer in it
 
+# Where the "buffer" of an argument comes from that a step leaves out: address 0, the last of all bases.
+_NOTHING = (-1, 0)
+
 # Buffers of a problem whose addresses are not known yet lie this far apart.
 _APART = 1 << 44
 
@@ -114,8 +117,8 @@ class CompositeCall(Call):
     def step_problems(self, problem: Problem, count: int, place: tuple[int, int]) -> list[tuple[_Step, Problem, Any]]:
         """Each step with its problem, for a chunk of ``count``; and where its buffers come from.
 
-        The arguments' index and the first byte's offset: into the composite's argument, or, past the last one, into
-        the workspace.
+        The arguments' index and the first byte's offset: into the composite's argument, past the last one into the
+        workspace, or ``_NOTHING``.
         """
         values = {**problem.values, self.composite.split: count}
         offsets, _ = self._offsets(values)
@@ -123,12 +126,15 @@ class CompositeCall(Call):
         dtypes = dict(problem.dtypes)
         dtypes |= {scratch.name: dtypes.get(scratch.dtype, scratch.dtype) for scratch in self.composite.workspace}
         sources = {argument.name: (index, 0) for index, argument in enumerate(arguments)}
-        sources |= {name: (len(arguments), offset) for name, offset in offsets.items()}
+        sources |= {name: (len(arguments), offset) for name, offset in offsets.items()} | {None: _NOTHING}
         found = []
         for step in self.steps:
             names = [step.arguments[argument.name] for argument in step.call.family.arguments]
             buffers = []
             for name in names:
+                if name not in dtypes:  # left out, by the step or by the call
+                    buffers.append(dlpack.ABSENT)
+                    continue
                 index, offset = sources[name]
                 buffers.append(Buffer((index + 1) * _APART + offset, *place, _ELEMENTS[dtypes[name]],
                                       self._shape(name, values), None, False))
@@ -233,10 +239,10 @@ class PreparedComposite:
     def run(self, pointers: tuple[int, ...], stream: int) -> None:
         """Launch every step with these addresses, which have passed ``check``."""
         if self._with_workspace:
-            self._run(pointers, stream)
+            self._run((*pointers, 0), stream)
             return
         with self._workspace(stream) as address:
-            self._run((*pointers, address), stream)
+            self._run((*pointers, address, 0), stream)
 
     def _run(self, bases: tuple[int, ...], stream: int) -> None:
         known, launches = self._bound

@@ -54,6 +54,10 @@ class Buffer(NamedTuple):
     read_only: bool
 
 
+# In the place of the buffer of an optional argument that is left out.
+ABSENT = Buffer(0, 0, 0, (0, 0, 0), (), None, False)
+
+
 class Exchange(NamedTuple):
     """Two functions of a type's C exchange API.
 

@@ -49,7 +49,8 @@ def signature_text(family: Family) -> str:
     parts = []
     for a in family.arguments:
         shape = ", ".join(map(expression.to_text, a.shape))
-        parts.append(f"{a.name}: {'' if a.direction == 'in' else a.direction + ' '}{'|'.join(a.dtypes)} [{shape}]")
+        parts.append(f"{a.name}: {'' if a.direction == 'in' else a.direction + ' '}{'|'.join(a.dtypes)} [{shape}]"
+                     + (" = None" if a.optional else ""))
     parts.extend(f"{s.name}: {'|'.join(s.choices) or s.dtype}" + (f" = {s.default}" if s.default is not None else "")
                  for s in family.scalars)
     return f"{family.name}({', '.join(parts)})"
@@ -68,10 +69,12 @@ def problem_of(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
     """The problem of a call given by its buffers, or by dimensions, scalars and dtypes; and where the buffers are."""
     family = call.family
     numbers = {*family.dimensions, *(scalar.name for scalar in family.scalars)}
-    if not args and kwargs and all(name in numbers or isinstance(value, str) for name, value in kwargs.items()):
-        return _problem_of_numbers(family, kwargs), None
+    described = {name: value for name, value in kwargs.items() if value is not None}
+    if not args and described and all(name in numbers or isinstance(value, str) for name, value in described.items()):
+        return _problem_of_numbers(family, described), None
     values = signature.choose(family, signature.order(family, args, kwargs))
-    buffers = [dlpack.read(value, name) for name, value in zip(call.names, values[:call.count], strict=False)]
+    buffers = [signature.read(family.name, argument, value)
+               for argument, value in zip(family.arguments, values[:call.count], strict=True)]
     return call.checker.check(buffers, values[call.count:]), signature.device_of(family, buffers)
 
 
@@ -97,8 +100,10 @@ def _problem_of_numbers(family: Family, given: Mapping[str, Any]) -> Problem:
                                        argument=scalar.name, expected=scalar.dtype, got=None)
         read = signature.choice if scalar.choices else signature.scalar_value
         values[scalar.name] = read(family.name, scalar, value)
+    present = [argument for argument in family.arguments if not argument.optional or argument.name in given]
+    needed = {name for argument in present for entry in argument.shape for name in expression.names(entry)}
     for name in family.dimensions:
-        size = given.get(name)
+        size = given.get(name, None if name in needed else 0)
         if type(size) is not int or size < 0:
             kind = MissingArgumentError if name not in given else ScalarError
             raise kind(f"{family.name}: dimension {name} must be given as a number, got {size!r}", kernel=family.name,
@@ -111,6 +116,9 @@ def _problem_of_numbers(family: Family, given: Mapping[str, Any]) -> Problem:
             raise UnknownArgumentError(f"{family.name} has no argument or dimension {name!r}", kernel=family.name,
                                        argument=name, expected=[*values, *arguments], got=name)
     for name, argument in arguments.items():
+        if argument not in present:
+            values[f"sizeof_{name}"] = 0
+            continue
         dtype = given.get(name, argument.dtypes[0])
         if dtype not in argument.dtypes:
             raise DtypeError(f"{family.name}: {name} takes {' or '.join(argument.dtypes)}, got {dtype!r}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loader import arch, expression
@@ -24,7 +24,7 @@ from loader.errors import (
 from loader.expression import Expression
 
 # The schemas and parameter-passing rules that this loader reads, both ends included.
-SCHEMAS = (1, 2)
+SCHEMAS = (1, 3)
 ABIS = (1, 1)
 
 MANIFEST_NAME = "manifest.json"
@@ -47,7 +47,10 @@ FORMATS = ("cubin", "fatbin")
 
 
 class Argument(NamedTuple):
-    """One buffer of the call. ``shape`` counts stored elements, so packed FP4 counts bytes."""
+    """One buffer of the call. ``shape`` counts stored elements, so packed FP4 counts bytes.
+
+    The kernel gets address 0 where a call leaves out one that is ``optional``.
+    """
 
     name: str
     direction: str
@@ -55,6 +58,7 @@ class Argument(NamedTuple):
     shape: tuple[Expression, ...]
     alignment: int
     doc: str
+    optional: bool = False
 
 
 class Scalar(NamedTuple):
@@ -106,10 +110,11 @@ class Scratch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One kernel of a composite: a buffer for each of its arguments, a value for each of its scalars."""
+    """One kernel of a composite: a buffer for each of its arguments, None for an optional one that is left out, and a
+    value for each of its scalars."""
 
     kernel: str
-    arguments: Mapping[str, str]
+    arguments: Mapping[str, str | None]
     scalars: Mapping[str, Expression]
 
 
@@ -260,6 +265,12 @@ class _Fields:
             raise _wrong(f"{self.where}.{key}", "an object", value)
         return value
 
+    def flag(self, key: str) -> bool:
+        value = self.take(key)
+        if type(value) is not bool:
+            raise _wrong(f"{self.where}.{key}", "true or false", value)
+        return value
+
     def done(self) -> None:
         if self._taken != len(self._values):
             names = ", ".join(sorted(self._values))
@@ -346,7 +357,8 @@ def _argument(fields: _Fields) -> Argument:
     alignment = fields.integer("alignment", 1, 4096)
     if alignment & (alignment - 1):
         raise _wrong(f"{fields.where}.alignment", "a power of two", alignment)
-    argument = Argument(name, direction, tuple(dtypes), tuple(shape), alignment, fields.text("doc"))
+    argument = Argument(name, direction, tuple(dtypes), tuple(shape), alignment, fields.text("doc"),
+                        fields.flag("optional") if fields.has("optional") else False)
     fields.done()
     return argument
 
@@ -415,10 +427,10 @@ def _family(name: str, fields: _Fields) -> Family:
     known = _problem_names(signature)
     select = fields.object("select")
     match = select.mapping("match")
-    names = {argument.name for argument in signature.arguments}
+    names = _required(signature)
     for axis, argument_name in match.items():
         if type(argument_name) is not str or argument_name not in names:
-            raise _wrong(f"{select.where}.match.{axis}", "the name of an argument", argument_name)
+            raise _wrong(f"{select.where}.match.{axis}", "the name of an argument that is not optional", argument_name)
     # A feature may also ask for the device it runs on.
     features = {key: _expression(value, f"{select.where}.features.{key}", known | {"sm_count"})
                 for key, value in select.mapping("features").items()}
@@ -436,19 +448,32 @@ def _problem_names(family: Family) -> frozenset[str]:
                       *(f"sizeof_{argument.name}" for argument in family.arguments)])
 
 
+def _required(family: Family) -> list[str]:
+    """The arguments that every call gives."""
+    return [argument.name for argument in family.arguments if not argument.optional]
+
+
+def _dimensions(arguments: Sequence[Argument], scalars: Iterable[str], where: str) -> tuple[str, ...]:
+    """What the shapes give: those of the required arguments alone, and with each of the optional ones."""
+    required = [entry for argument in arguments if not argument.optional for entry in argument.shape]
+    dimensions: dict[str, None] = {}
+    for further in [(), *(argument.shape for argument in arguments if argument.optional)]:
+        unsolved, order = solve_order([*required, *further], scalars)
+        if unsolved:
+            raise ManifestError(f"{where}: no shape gives the dimension {', '.join(sorted(unsolved))}", where=where,
+                                expected="a shape that can be solved", got=sorted(unsolved))
+        dimensions |= dict.fromkeys(dimension for _, dimension in order)
+    return tuple(dimensions)
+
+
 def _signature(name: str, fields: _Fields) -> Family:
     """What families and composites have in common; selection is left empty."""
     arguments = tuple(map(_argument, fields.objects("arguments")))
     scalars = tuple(map(_scalar, fields.objects("scalars")))
     scalar_names = [scalar.name for scalar in scalars]
     _unique([argument.name for argument in arguments] + scalar_names, f"{fields.where}.arguments")
-    shapes = [entry for argument in arguments for entry in argument.shape]
-    unsolved, order = solve_order(shapes, scalar_names)
-    if unsolved:
-        raise ManifestError(f"{fields.where}: no shape gives the dimension {', '.join(sorted(unsolved))}",
-                            where=fields.where, expected="a shape that can be solved", got=sorted(unsolved))
     family = Family(name, fields.text("summary"), arguments, scalars, (), None, {}, {}, (),
-                    tuple(dimension for _, dimension in order))
+                    _dimensions(arguments, scalar_names, fields.where))
     known = _problem_names(family)
     constraints = []
     for entry in fields.objects("constraints"):
@@ -475,28 +500,35 @@ def _composite(name: str, fields: _Fields, families: Mapping[str, Family]) -> Co
     workspace = tuple(_scratch(entry, signature, known) for entry in fields.objects("workspace"))
     buffers = [argument.name for argument in signature.arguments] + [scratch.name for scratch in workspace]
     _unique(buffers, f"{fields.where}.workspace")
-    steps = tuple(_step(entry, frozenset(buffers), known, families) for entry in fields.objects("steps"))
+    optional = frozenset(argument.name for argument in signature.arguments if argument.optional)
+    steps = tuple(_step(entry, frozenset(buffers), optional, known, families) for entry in fields.objects("steps"))
     fields.done()
     return Composite(signature, split, workspace, steps)
 
 
 def _scratch(fields: _Fields, signature: Family, known: frozenset[str]) -> Scratch:
-    dtypes = [*DTYPE_BYTES, *(argument.name for argument in signature.arguments)]
+    dtypes = [*DTYPE_BYTES, *_required(signature)]
     scratch = Scratch(fields.text("name", _IDENTIFIER), fields.choice("dtype", dtypes),
                       _expressions(fields, "shape", known))
     fields.done()
     return scratch
 
 
-def _step(fields: _Fields, buffers: frozenset[str], known: frozenset[str], families: Mapping[str, Family]) -> Step:
+def _step(fields: _Fields, buffers: frozenset[str], optional: frozenset[str], known: frozenset[str],
+          families: Mapping[str, Family]) -> Step:
     family = families[fields.choice("kernel", families)]
     arguments, scalars = fields.mapping("arguments"), fields.mapping("scalars")
     for key, given, expected in (("arguments", arguments, family.arguments), ("scalars", scalars, family.scalars)):
         if set(given) != {entry.name for entry in expected}:
             raise _wrong(f"{fields.where}.{key}", f"those of {family.name}", sorted(given))
-    for argument, buffer in arguments.items():
+    for argument in family.arguments:
+        buffer, where = arguments[argument.name], f"{fields.where}.arguments.{argument.name}"
+        if buffer is None and argument.optional:
+            continue
         if type(buffer) is not str or buffer not in buffers:
-            raise _wrong(f"{fields.where}.arguments.{argument}", "an argument or a buffer of the workspace", buffer)
+            raise _wrong(where, "an argument or a buffer of the workspace", buffer)
+        if buffer in optional and not argument.optional:
+            raise _wrong(where, "a buffer that every call gives", buffer)
     step = Step(family.name, arguments, {scalar: _expression(value, f"{fields.where}.scalars.{scalar}", known)
                                          for scalar, value in scalars.items()})
     fields.done()
@@ -510,7 +542,7 @@ def _expressions(fields: _Fields, key: str, known: frozenset[str]) -> tuple[Expr
     return tuple(_expression(value, f"{fields.where}.{key}[{i}]", known) for i, value in enumerate(fields.items(key)))
 
 
-def _parameter(fields: _Fields, arguments: frozenset[str], known: frozenset[str]) -> Parameter:
+def _parameter(fields: _Fields, family: Family, known: frozenset[str]) -> Parameter:
     kind = fields.choice("kind", ("pointer", "scalar", "tensor_map"))
     name, offset = fields.text("name", _IDENTIFIER), fields.integer("offset", 0, 1 << 16)
     size = fields.integer("size", 1, TENSOR_MAP_BYTES)
@@ -518,11 +550,12 @@ def _parameter(fields: _Fields, arguments: frozenset[str], known: frozenset[str]
         dtype = fields.choice("dtype", SCALAR_FORMATS)
         value = _expression(fields.take("value"), f"{fields.where}.value", known)
         return ScalarParameter(name, offset, size, dtype, value)
-    argument = fields.choice("argument", arguments)
     if kind == "pointer":
+        argument = fields.choice("argument", [argument.name for argument in family.arguments])
         return PointerParameter(name, offset, size, argument)
     parameter = TensorMapParameter(
-        name, offset, size, argument,
+        name, offset, size,
+        fields.choice("argument", _required(family)),
         fields.choice("element", TENSOR_MAP_ELEMENTS),
         _expressions(fields, "dims", known),
         _expressions(fields, "strides", known),
@@ -574,10 +607,9 @@ class _SameParameters:
 
 
 def _parameters(fields: _Fields, family: Family, known: frozenset[str]) -> tuple[tuple[Parameter, ...], int]:
-    arguments = frozenset(argument.name for argument in family.arguments)
     parameters = []
     for entry in fields.objects("parameters"):
-        parameters.append(_parameter(entry, arguments, known))
+        parameters.append(_parameter(entry, family, known))
         entry.done()
     _unique([parameter.name for parameter in parameters], f"{fields.where}.parameters")
     offsets, end = layout(map(_abi, parameters))
@@ -607,9 +639,7 @@ def _launch(fields: _Fields, known: frozenset[str]) -> Launch:
     block, cluster = _triple(fields, "block", 1, 1024), _triple(fields, "cluster", 1, 16)
     if block[0] * block[1] * block[2] > 1024:
         raise _wrong(f"{fields.where}.block", "at most 1024 threads", block)
-    shared, pdl = fields.integer("shared", 0, 1 << 20), fields.take("pdl")
-    if type(pdl) is not bool:
-        raise _wrong(f"{fields.where}.pdl", "true or false", pdl)
+    shared, pdl = fields.integer("shared", 0, 1 << 20), fields.flag("pdl")
     fields.done()
     return Launch(grid, block, cluster, shared, pdl)
 

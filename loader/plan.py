@@ -15,7 +15,7 @@ from typing import Any
 from loader import dlpack, driver, signature
 from loader import stream as streams
 from loader.driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
-from loader.errors import DeviceError, DtypeError, ShapeError, UnknownArgumentError
+from loader.errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
 from loader.geometry import Geometry
 from loader.manifest import TENSOR_MAP_ALIGNMENT, Family
 from loader.select import Decision, Selection
@@ -241,9 +241,10 @@ class Plan:
                 raise UnknownArgumentError(f"{self._family.name} has no buffer {name!r}; it has {', '.join(names)}",
                                            kernel=self._family.name, argument=name, expected=names, got=name)
             index = names.index(name)
-            buffer = dlpack.read(value, name)
+            argument = self._family.arguments[index]
+            buffer = signature.read(self._family.name, argument, value)
             _same_signature(self._family, name, self._buffers[index], buffer)
-            signature.check_buffer(self._family.name, self._family.arguments[index], buffer)
+            signature.check_buffer(self._family.name, argument, buffer)
             buffers[index], kept[index] = buffer, value
         pointers = [buffer.pointer for buffer in buffers]
         if self._prepared is not None:
@@ -257,6 +258,10 @@ class Plan:
 
 
 def _same_signature(family: Family, name: str, old: dlpack.Buffer, new: dlpack.Buffer) -> None:
+    if (old is dlpack.ABSENT) != (new is dlpack.ABSENT):
+        how, what = ("without", "a buffer") if old is dlpack.ABSENT else ("with", "None")
+        raise MissingArgumentError(f"{family.name}: {name} was planned {how} a buffer, got {what}; make a new plan",
+                                   kernel=family.name, argument=name, expected=f"{how} a buffer", got=what)
     for error, what, expected, got in (
         (DeviceError, "device", dlpack.device_name(*old[1:3]), dlpack.device_name(*new[1:3])),
         (DtypeError, "element type", dlpack.describe(old.element), dlpack.describe(new.element)),

@@ -48,8 +48,9 @@ class Problem(NamedTuple):
 
 
 def defaults_of(family: Family) -> dict[str, Any]:
-    """Name -> default, of the scalars that may be left out."""
-    return {scalar.name: scalar.default for scalar in family.scalars if scalar.default is not None}
+    """Name -> default, of what may be left out: None of an argument."""
+    arguments = {argument.name: None for argument in family.arguments if argument.optional}
+    return arguments | {scalar.name: scalar.default for scalar in family.scalars if scalar.default is not None}
 
 
 def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -75,6 +76,16 @@ def order(family: Family, args: Sequence[Any], kwargs: Mapping[str, Any]) -> lis
         raise MissingArgumentError(f"{family.name}: missing {', '.join(missing)}", kernel=family.name,
                                    argument=missing[0], expected=names, got=sorted(given))
     return [given[name] if name in given else defaults[name] for name in names]
+
+
+def read(family: str, argument: Argument, value: Any, stream: int | None = None) -> Buffer:
+    """The buffer given for an argument, as ``dlpack.read``; ``dlpack.ABSENT`` where an optional one is None."""
+    if value is not None:
+        return dlpack.read(value, argument.name, stream)
+    if argument.optional:
+        return dlpack.ABSENT
+    raise MissingArgumentError(f"{family}: {argument.name} is None and may not be left out", kernel=family,
+                               argument=argument.name, expected="a buffer", got=None)
 
 
 def choose(family: Family, values: Sequence[Any]) -> list[Any]:
@@ -204,6 +215,8 @@ def device_of(family: Family, buffers: Sequence[Buffer]) -> tuple[int, int]:
     device: tuple[int, int] | None = None
     holder = ""
     for argument, buffer in zip(family.arguments, buffers, strict=True):
+        if buffer is dlpack.ABSENT:
+            continue
         place = (dlpack.CUDA if buffer.device_type == dlpack.CUDA_MANAGED else buffer.device_type, buffer.device_id)
         got = dlpack.device_name(buffer.device_type, buffer.device_id)
         facts = {"kernel": family.name, "argument": argument.name, "got": got}
@@ -241,10 +254,11 @@ class _Step(NamedTuple):
     value: Function
 
 
-def _steps(family: Family) -> tuple[_Step, ...]:
-    """The shape entries in an order in which each needs only what those before it gave; a manifest has one."""
+def _steps(family: Family, present: Sequence[bool]) -> tuple[_Step, ...]:
+    """The shape entries of the arguments that are there, in an order in which each needs only what those before it
+    gave; a manifest has one."""
     given = {scalar.name for scalar in family.scalars}
-    pending = [(index, axis, entry) for index, argument in enumerate(family.arguments)
+    pending = [(index, axis, entry) for index, argument in enumerate(family.arguments) if present[index]
                for axis, entry in enumerate(argument.shape)]
     steps = []
     while pending:
@@ -265,24 +279,29 @@ class Checker:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._steps = _steps(family)
+        self._steps: dict[tuple[bool, ...], tuple[_Step, ...]] = {}  # by which arguments are there
         self._constraints = [(constraint, expression.function(constraint.expression))
                              for constraint in family.constraints]
 
     def check(self, buffers: Sequence[Buffer], scalars: Sequence[Any]) -> Problem:
         """The problem of a call. Raises an ``ArgumentError``."""
         family = self.family
-        dtypes, shapes = {}, []
+        present = tuple([buffer is not dlpack.ABSENT for buffer in buffers])
+        dtypes: dict[str, str] = {}
+        shapes: list[tuple[int, ...]] = []
         for argument, buffer in zip(family.arguments, buffers, strict=True):
+            if buffer is dlpack.ABSENT:
+                shapes.append(())
+                continue
             dtypes[argument.name] = _dtype(family.name, argument, buffer)
             shapes.append(_stored_shape(family.name, argument, buffer))
             check_buffer(family.name, argument, buffer)
         values: dict[str, Number] = {scalar.name: scalar_value(family.name, scalar, value)
                                      for scalar, value in zip(family.scalars, scalars, strict=True)}
-        self._solve(shapes, values)
+        self._solve(shapes, present, values)
         sizes = []
-        for argument, shape in zip(family.arguments, shapes, strict=True):
-            size = values[f"sizeof_{argument.name}"] = DTYPE_BYTES[dtypes[argument.name]]
+        for argument, shape, there in zip(family.arguments, shapes, present, strict=True):
+            size = values[f"sizeof_{argument.name}"] = DTYPE_BYTES[dtypes[argument.name]] if there else 0
             sizes.append(size * math.prod(shape))
         for constraint, holds in self._constraints:
             if not holds(values):
@@ -293,9 +312,13 @@ class Checker:
         check_addresses(family, [buffer.pointer for buffer in buffers], sizes)
         return Problem(dtypes, values, tuple(sizes))
 
-    def _solve(self, shapes: Sequence[tuple[int, ...]], values: dict[str, Number]) -> None:
-        """Add every dimension to ``values``: each from the first shape entry that gives it, the others checked."""
-        for index, axis, entry, name, value in self._steps:
+    def _solve(self, shapes: Sequence[tuple[int, ...]], present: tuple[bool, ...], values: dict[str, Number]) -> None:
+        """Add every dimension to ``values``: each from the first shape entry that gives it, the others checked; 0 where
+        the arguments that would give it are left out."""
+        steps = self._steps.get(present)
+        if steps is None:
+            steps = self._steps[present] = _steps(self.family, present)
+        for index, axis, entry, name, value in steps:
             size = shapes[index][axis]
             try:
                 if name is None:
@@ -310,3 +333,5 @@ class Checker:
                 raise ShapeError(
                     f"{family}: {argument} dimension {axis} ({expression.to_text(entry)}) expects {expected}, "
                     f"got {size}" + _known(values), kernel=family, argument=argument, expected=expected, got=size)
+        for name in self.family.dimensions:
+            values.setdefault(name, 0)

@@ -104,6 +104,49 @@ def test_every_mistake_names_its_place(tmp_path, case):
     assert words in str(raised.value) and "kernels.yaml: composites.twice" in str(raised.value)
 
 
+def optional_family(name):
+    """``copy`` with an optional argument."""
+    family = copy.deepcopy(FAMILY)
+    family["arguments"].append({**FAMILY["arguments"][0], "name": name, "shape": ["G"], "optional": True})
+    family["parameters"].append({"pointer": name})
+    return family
+
+
+OPTIONAL = {"name": "table", "direction": "in", "dtypes": ["f16"], "shape": ["G"], "alignment": 4, "doc": "in",
+            "optional": True}  # fmt: skip
+
+
+def test_a_step_leaves_out_what_the_composite_lacks(tmp_path):
+    """An optional argument takes the composite's of the same name, or the one it is mapped to, or none."""
+    changes = {"arguments": [*COMPOSITE["arguments"], OPTIONAL], "steps.1.arguments": {
+        "x": "between", "y": "z", "more": "table"}}  # fmt: skip
+    expansion = expand(tmp_path, changes, optional_family("more"))
+    assert [step["arguments"]["more"] for step in expansion.composites["twice"]["steps"]] == [None, "table"]
+    assert expansion.composites["twice"]["arguments"][2]["optional"] is True
+    same_name = expand(tmp_path, changes | {"steps.1.arguments": {"x": "between", "y": "z"}}, optional_family("table"))
+    assert [step["arguments"]["table"] for step in same_name.composites["twice"]["steps"]] == ["table", "table"]
+
+
+WRONG_OPTIONAL = {
+    "kernel that needs it": (
+        {"steps.0.arguments": {"x": "table", "y": "between"}},
+        "steps[0].arguments.x: 'table' may be left out, which the kernel does not take"),
+    "dtype of a workspace": (
+        {"workspace.0.dtype": "table"}, "workspace[0].dtype: 'table' is no dtype and no argument that is always given"),
+    "unknown buffer": ({"steps.0.arguments": {"y": "between", "more": "q"}}, "steps[0].arguments.more: unknown buffer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONAL)
+def test_nothing_relies_on_an_optional_argument(tmp_path, case):
+    """No step whose kernel needs it, and no buffer of its dtype."""
+    changes, words = WRONG_OPTIONAL[case]
+    with pytest.raises(MatrixError) as raised:
+        expand(tmp_path, {"arguments": [*COMPOSITE["arguments"], {**OPTIONAL, "shape": ["G", "K"]}], **changes},
+               optional_family("more"))  # fmt: skip
+    assert words in str(raised.value)
+
+
 def test_a_composite_is_no_family(tmp_path):
     """One name, one meaning."""
     path = tmp_path / "kernels.yaml"

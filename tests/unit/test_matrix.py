@@ -215,6 +215,20 @@ CASES = {
         {"targets.hopper.cost": "M +"},
         f"{HOPPER}.cost: cannot read 'M +': invalid syntax; a choice is written `a if condition else b`",
     ),
+    "tensor map over an optional argument": (
+        {"arguments.0.optional": True, "arguments.1.shape": ["M", "K"]},
+        "families.f.parameters[1].argument: 'x' is optional, a tensor map needs its address",
+    ),
+    "variants by an optional argument": (
+        {"arguments.1.optional": True}, "families.f.select.match.out: optional argument 'y'"),
+    "size of an optional argument at build time": (
+        {"arguments.1.optional": True, "select.match": {}},
+        f"{HOPPER}.launch.shared: 2048 + (16 * sizeof_y) has no value at build time (variant m8k64 and 1 more)"),
+    "dimension that only an optional argument gives": (
+        {"arguments.1.shape": ["M", "round_up(L, 2)"], "arguments.2": {
+            "name": "z", "direction": "in", "dtypes": ["i32"], "shape": ["L"], "alignment": 4, "doc": "in",
+            "optional": True}},
+        "families.f.arguments[1].shape[1]: unknown name 'L'; known are K, M, factor"),
     "unknown dimension of a shape": (
         {"arguments.0.shape.1": "round_up(L, 4)"},
         "families.f.arguments[0].shape[1]: unknown name 'L'; known are M, factor",

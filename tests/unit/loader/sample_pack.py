@@ -60,7 +60,7 @@ def artifact(arch, tile, output):
         "axes": {"block_m": TILES[tile], "out": output}, "symbol": symbol, "format": "cubin",
         **stored(f"{name}.cubin", binary), "ptx": stored(f"{name}.ptx.gz", ptx),
         "registers": 64, "spill_bytes": 0, "local_bytes": 0, "static_shared": 1024,
-        "parameters": PARAMETERS, "parameter_bytes": 172,
+        "parameters": PARAMETERS, "parameter_bytes": PARAMETERS[-1]["offset"] + PARAMETERS[-1]["size"],
         "launch": {"grid": [["min", "sm_count", ["ceil_div", "M", "block_m"]], 1, 1], "block": [128, 1, 1],
                    "cluster": [1, 1, 1], "shared": 65536, "pdl": True},
         "cost": ["ceil_div", "M", "block_m"],
