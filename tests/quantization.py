@@ -42,6 +42,22 @@ def _rounded(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarr
     return apply
 
 
+def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c of f32, rounded once to f32.
+
+    The product is exact in float64, the sum is not: it is rounded to odd, after which rounding to f32 is as if from the
+    exact sum.
+    """
+    product, c = np.float64(a) * np.float64(b), np.float64(c)
+    total = product + c
+    c_part = total - product
+    error = (product - (total - c_part)) + (c - c_part)  # product + c = total + error, exactly
+    bits = total.view(np.int64)
+    towards_error = np.where((error > 0) == (total > 0), 1, -1)
+    odd = np.where((error != 0) & (bits % 2 == 0) & np.isfinite(total), bits + towards_error, bits)
+    return odd.view(np.float64).astype(F32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Approximations:
     """rcp.approx.ftz.f32 and ex2.approx.ftz.f32 of some machine, on fp32 arrays."""
@@ -124,16 +140,26 @@ class Swiglu:
     swiglu_alpha: float = 1.0
     swiglu_beta: float = 0.0
     swiglu_limit: float = NO_LIMIT
+    activation: str = "silu"
+
+    def _exponent(self, gate: np.ndarray) -> np.ndarray:
+        """Of two: the sigmoid that gate gets is 1 / (1 + 2^exponent)."""
+        if self.activation == "silu":
+            return -F32(self.swiglu_alpha) * F32(1.44269504) * gate
+        # -2 log2(e) sqrt(2 / pi) (gate + 0.044715 gate^3): each factor rounded once, and one fused multiply-add.
+        slope = fused_multiply_add(F32(-0.10294323958) * gate, gate, F32(-2.30220819814))
+        return slope * gate
 
     def apply(
         self, gate: np.ndarray, up: np.ndarray, weight: np.ndarray, dtype: str, approximations: Approximations
     ) -> np.ndarray:
-        """gate * sigmoid(alpha gate) * (up + beta) * weight of fp32 [rows, I] and a weight a row."""
-        alpha, beta, limit = (F32(v) for v in (self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit))
+        """gate * sigmoid(alpha gate), or gelu_tanh(gate), times (up + beta) * weight of fp32 [rows, I] and a weight a
+        row."""
+        beta, limit = F32(self.swiglu_beta), F32(self.swiglu_limit)
         if limit < NO_LIMIT:
             gate, up = np.fmin(gate, limit), np.fmax(np.fmin(up, limit), -limit)
         with np.errstate(all="ignore"):
-            exponential = approximations.exp2(-alpha * F32(1.44269504) * gate)
+            exponential = approximations.exp2(self._exponent(gate))
             sigmoid = approximations.reciprocal(F32(1) + exponential)
             result = gate * sigmoid * (up + beta) * weight[:, None]
         return load(store(result, dtype), dtype) if self.rounding == "activation_type" else result
@@ -313,6 +339,7 @@ def scalar_choices(family: str) -> list[dict[str, Any]]:
         {"global_scale_kind": "encode", "division": "ieee", **({"scale_layout": "linear"} if linear else {})},
         {"global_scale_kind": "decode", **({"rounding": "none", **GPT_OSS} if gated else {})},
         {"global_scale_kind": "decode", "division": "ieee", **(GPT_OSS if gated else {})},
+        *([{"global_scale_kind": "encode", "activation": "gelu_tanh", "swiglu_limit": 7.0}] if gated else []),
     ]
 
 

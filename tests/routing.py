@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from quantization import Approximations, encode_scale, load, quantize, store
+from quantization import Approximations, encode_scale, fused_multiply_add, load, quantize, store
 from reference import round_up, scale_offset
 
 STORAGE = {"i32": np.int32, "i64": np.int64, "u8": np.uint8, "f32": np.float32, "f16": np.float16, "bf16": np.uint16}
@@ -48,12 +48,16 @@ class Routing:
         return int(self.expert_offsets[-1])
 
 
-def route(topk_ids: np.ndarray, num_experts: int, first_expert: int = 0) -> Routing:
-    """The slots of each local expert in their order, expert after expert."""
+def route(
+    topk_ids: np.ndarray, num_experts: int, first_expert: int = 0, expert_map: np.ndarray | None = None
+) -> Routing:
+    """The slots of each local expert in their order, expert after expert. expert_map: local expert of each id."""
+    local = {first_expert + expert: expert for expert in range(num_experts)} if expert_map is None else {
+        id_: expert for id_, expert in enumerate(expert_map.tolist()) if 0 <= expert < num_experts}
     slots: list[list[int]] = [[] for _ in range(num_experts)]
     for slot, expert in enumerate(topk_ids.ravel().tolist()):
-        if 0 <= expert - first_expert < num_experts:
-            slots[expert - first_expert].append(slot)
+        if expert in local:
+            slots[local[expert]].append(slot)
     counts = [len(of_expert) for of_expert in slots]
     order = [slot for of_expert in slots for slot in of_expert]
     row_of_slot, slot_of_row = np.full((2, topk_ids.size), -1, np.int32)
@@ -73,22 +77,6 @@ def random_ids(rng: np.random.Generator, tokens: int, top_k: int, experts: int, 
     # The largest of log p + Gumbel noise are a draw without replacement.
     keys = np.log(popularity) + rng.gumbel(size=(tokens, experts))
     return np.argsort(-keys, axis=1)[:, :top_k].astype(np.int64)
-
-
-def fused_multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c of finite f32, rounded once to f32.
-
-    The product is exact in float64, the sum is not: it is rounded to odd, after which rounding to f32 is as if from the
-    exact sum.
-    """
-    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
-    c_part = total - product
-    error = (product - (total - c_part)) + (c - c_part)  # product + c = total + error, exactly
-    bits = total.view(np.int64)
-    towards_error = np.where((error > 0) == (total > 0), 1, -1)
-    odd = np.where((error != 0) & (bits % 2 == 0), bits + towards_error, bits)
-    return odd.view(np.float64).astype(np.float32)
 
 
 def combine(
@@ -120,7 +108,11 @@ def gather_quantize(
     top_k, slots = weights.shape[1], routing.slot_of_row[: routing.owned]
     expert = np.repeat(np.arange(len(global_scale)), np.diff(routing.expert_offsets))
     encode = encode_scale(global_scale, scalars["global_scale_kind"])[expert]
-    packed, scales = quantize(load(x, x_type)[slots // top_k], encode, scalars["division"], approximations)
+    values, weight = load(x, x_type)[slots // top_k], weights.ravel()[slots]
+    if scalars["weighting"] == "input":
+        with np.errstate(all="ignore"):
+            values = load(store(values * load(store(weight, x_type), x_type)[:, None], x_type), x_type)
+    packed, scales = quantize(values, encode, scalars["division"], approximations)
 
     after = {name: array.copy() for name, array in before.items()}
     after["a"][: routing.owned] = packed
@@ -129,5 +121,5 @@ def gather_quantize(
     padded[:, : scales.shape[1]] = scales
     row = np.arange(routing.owned) - routing.expert_offsets[expert] + routing.scale_offsets[expert]
     after["a_scale"].reshape(-1)[scale_offset(row[:, None], np.arange(columns), columns)] = padded
-    after["row_weight"][: routing.owned] = weights.ravel()[slots] if scalars["weighting"] == "activation" else 1
+    after["row_weight"][: routing.owned] = weight if scalars["weighting"] == "activation" else 1
     return after

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantization import store
+from quantization import fused_multiply_add, store
 from raw_buffer import RawBuffer
-from routing import STORAGE, Guarded, combine, fused_multiply_add, random_ids, route
+from routing import STORAGE, Guarded, combine, random_ids, route
 
 import loader
 from generator.matrix import Variant, load
@@ -56,7 +56,7 @@ def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Runner:
             device=f"emulated:{variant.arch}",
             packs=packs,
         )
-        used = None if weighting.get("weighting") == "activation" else weights
+        used = None if weighting.get("weighting") in ("activation", "input") else weights
         expected = combine(rows, variant.axes["rows"], row_of_slot, used, out_type)
         context = f"{variant.label} rows {rows.shape} {weighting} {schedule}"
         bits = f"u{out.array.itemsize}"
@@ -83,7 +83,7 @@ def test_sums_of_routed_rows(variant: Variant, run: Runner, rng: np.random.Gener
 @every_variant
 @pytest.mark.parametrize("top_k", [1, 4, 7, 37])
 def test_any_number_of_experts_a_token(variant: Variant, run: Runner, rng: np.random.Generator, top_k: int) -> None:
-    """One vector of columns, weights here and before the activation."""
+    """One vector of columns, weights here and before, in the activation or in the input."""
     ids = random_ids(rng, 3, top_k, 40)
     routing = route(ids, 40)
     rows = random_rows(rng, ids.size, 8, variant.axes["rows"])
@@ -91,6 +91,7 @@ def test_any_number_of_experts_a_token(variant: Variant, run: Runner, rng: np.ra
     run(variant, rows, routing.row_of_slot, weights)
     run(variant, rows, routing.row_of_slot, weights, weighting="combine")
     run(variant, rows, routing.row_of_slot, weights, weighting="activation")
+    run(variant, rows, routing.row_of_slot, weights, weighting="input")
 
 
 @every_variant

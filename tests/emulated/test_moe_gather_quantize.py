@@ -23,7 +23,7 @@ VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "moe_
 MODES = [
     {"global_scale_kind": kind, "division": division, "weighting": weighting}
     for kind, division, weighting in itertools.product(
-        ("encode", "decode"), ("approximate", "ieee"), ("combine", "activation")
+        ("encode", "decode"), ("approximate", "ieee"), ("combine", "activation", "input")
     )
 ]
 

@@ -30,16 +30,20 @@ Runner = Callable[..., None]
 def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Runner:
     """Launches under a fresh schedule and compares every output with the reference."""
 
-    def launch(variant: Variant, ids: np.ndarray, num_experts: int, first_expert: int = 0) -> None:
+    def launch(
+        variant: Variant, ids: np.ndarray, num_experts: int, first_expert: int = 0,
+        expert_map: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         schedule = reschedule()
         ids = ids.astype(STORAGE[variant.axes["ids"]], copy=False)
-        expected: Routing = route(ids, num_experts, first_expert)
+        expected: Routing = route(ids, num_experts, first_expert, expert_map)
         outputs = {name: Guarded(getattr(expected, name).shape, "i32") for name in OUTPUTS}
         loader.launch(
             "moe_route",
             topk_ids=ids,
             **{name: output.array for name, output in outputs.items()},
             first_expert=first_expert,
+            expert_map=expert_map,
             variant=variant.variant,
             device=f"emulated:{variant.arch}",
             packs=packs,
@@ -113,6 +117,29 @@ def test_ids_may_start_anywhere(variant: Variant, run: Runner, rng: np.random.Ge
     ids = random_ids(rng, 12, 3, 8).astype(STORAGE[variant.axes["ids"]])
     for first in range(4):
         run(variant, ids[first:], 8)
+
+
+@every_variant
+def test_a_map_says_where_an_expert_is(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Any one: in no order, two ids on one expert, experts that no id has, ids that are not here or are beyond it."""
+    for experts, ids_in_map in ((6, 40), (1024, 1500), (3, 1)):
+        expert_map = rng.permutation(np.resize(np.arange(-1, experts + 1), ids_in_map)).astype(np.int32)
+        expert_map[rng.random(ids_in_map) < 0.1] = rng.choice([-1, -(2**31), 2**31 - 1, experts])
+        ids = rng.integers(-2, ids_in_map + 2, (83, 3))
+        ids[0] = -(2**31), 2**31 - 1, ids_in_map
+        run(variant, ids, experts, expert_map=expert_map)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("first_expert", "size"), [(1, 8), (0, 0)])
+def test_a_map_is_no_offset(arch: str, first_expert: int, size: int, packs: list[str] | None) -> None:
+    """With a map the first expert is 0; and no map is not an empty one."""
+    outputs = {name: np.empty_like(getattr(route(np.zeros((1, 1), np.int32), 2), name)) for name in OUTPUTS}
+    with pytest.raises(loader.ConstraintError, match=f"first_expert = {first_expert}"):
+        loader.launch(
+            "moe_route", np.zeros((1, 1), np.int32), **outputs, expert_map=np.zeros(size, np.int32),
+            first_expert=first_expert, device=f"emulated:{arch}", packs=packs,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("arch", ARCHS)
