@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Settings:
     swiglu_alpha: float = 1.0
     swiglu_beta: float = 0.0
     swiglu_limit: float = FLT_MAX
+    activation: str = "silu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,21 @@ class Weights:
     packed: Tensor  # u8 [E, N, K/2]
     groups: Tensor  # u8 [E, N, K/16], scales in plain order
     alpha: Tensor  # f32 [E]
+    bias: Tensor | None = None  # f32 [E, N]
+    up_alpha: Tensor | None = None  # f32 [E], of every second row
+
+    def alphas(self, expert: int) -> Tensor:
+        """Float64 [N]."""
+        alphas = self.alpha[expert].double().repeat(self.packed.shape[1])
+        if self.up_alpha is not None:
+            alphas[1::2] = self.up_alpha[expert].double()
+        return alphas
+
+    def biases(self, expert: int) -> Tensor:
+        """Float64 [N]."""
+        if self.bias is None:
+            return torch.zeros(self.packed.shape[1], dtype=torch.float64, device=self.packed.device)
+        return self.bias[expert].double()
 
     def values(self, expert: int) -> Tensor:
         """Float64 [N, K], without alpha."""
@@ -81,6 +98,7 @@ class Layer:
     x_encode: Tensor  # f32 [E], encode scales of x ..
     h_encode: Tensor  # .. and of the activations
     settings: Settings
+    expert_map: Tensor | None = None  # i32 [G]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -93,7 +111,9 @@ class Layer:
         invert = (lambda scale: 1 / scale) if self.settings.global_scale_kind == "decode" else (lambda scale: scale)
         tensors = {"x_global_scale": invert(self.x_encode), "h_global_scale": invert(self.h_encode)}
         for name, weights in (("w13", self.w13), ("w2", self.w2)):
-            tensors |= {name: weights.packed, f"{name}_scale": weights.scale(), f"{name}_alpha": weights.alpha}
+            tensors |= {name: weights.packed, f"{name}_scale": weights.scale(), f"{name}_alpha": weights.alpha,
+                        f"{name}_bias": weights.bias}  # fmt: skip
+        tensors |= {"w13_up_alpha": self.w13.up_alpha, "expert_map": self.expert_map}
         return tensors | dataclasses.asdict(self.settings)
 
 
@@ -131,6 +151,18 @@ def random_layer(
     w13.groups[w13.groups > 0x3A] = 0x40  # 1.5 and 1.75 become 2 ..
     w13.groups[w13.groups == 0x3A] = 0x38  # .. and 1.25 becomes 1
     return Layer(w13, w2, x_encode, h_encode, settings)
+
+
+def with_biases(generator: torch.Generator, layer: Layer) -> Layer:
+    """The layer with biases of the size of what they are added to, and an alpha of its own for up."""
+    device, (experts, hidden, between) = generator.device, layer.shape
+
+    def bias(columns: int, size: float) -> Tensor:
+        return size * torch.randn(experts, columns, device=device, generator=generator)
+
+    factor = 0.5 + torch.rand(experts, device=device, generator=generator)
+    w13 = dataclasses.replace(layer.w13, bias=bias(2 * between, 1.0), up_alpha=layer.w13.alpha * factor)
+    return dataclasses.replace(layer, w13=w13, w2=dataclasses.replace(layer.w2, bias=bias(hidden, 0.5)))
 
 
 def random_tokens(
@@ -204,12 +236,36 @@ def silu(gate: Interval, alpha: float) -> Interval:
     return Interval(low - low.abs() * relative - absolute, high + high.abs() * relative + absolute)
 
 
+def gelu_tanh(gate: Interval) -> Interval:
+    """gate * sigmoid(2 z), z = sqrt(2 / pi) (gate + 0.044715 gate^3), as the kernels compute it.
+
+    It falls to its minimum of -0.17004 at -0.75246 and rises from there. The exponent of two is a product of which
+    three factors, a sum and the product itself are rounded: 4 * 2^-24 of |2 z|, of the power as much times |2 z|; the
+    rest is as of ``silu``.
+    """
+
+    def twice_z(values: Tensor) -> Tensor:
+        return 2 * (2 / math.pi) ** 0.5 * (values + 0.044715 * values**3)
+
+    def exact(values: Tensor) -> Tensor:
+        return values * torch.sigmoid(twice_z(values))
+
+    lowest = torch.full_like(gate.low, -0.7524614220710162)
+    inside = (gate.low < lowest) & (lowest < gate.high)
+    ends = exact(gate.low), exact(gate.high)
+    low, high = torch.where(inside, exact(lowest), torch.minimum(*ends)), torch.maximum(*ends)
+    size = gate.magnitude().high
+    relative, absolute = (5 * twice_z(size) + 9) * 2.0**-24, (size + 1) * 2.0**-125
+    return Interval(low - low.abs() * relative - absolute, high + high.abs() * relative + absolute)
+
+
 def activate(gate: Interval, up: Interval, row_weight: Tensor, settings: Settings) -> Interval:
     """SwiGLU of intervals [rows, I] times a weight a row, rounded as stored; gate and up as stored."""
     limit = settings.swiglu_limit
     gate, up = gate.map(lambda end: end.clamp_max(limit)), up.map(lambda end: end.clamp(-limit, limit))
     up = up.map(lambda end: rounded(end + settings.swiglu_beta, "f32"))
-    result = silu(gate, settings.swiglu_alpha).times(up).rounded("f32")
+    gated = gelu_tanh(gate) if settings.activation == "gelu_tanh" else silu(gate, settings.swiglu_alpha)
+    result = gated.times(up).rounded("f32")
     weight = row_weight.double()[:, None]
     result = result.times(Interval(weight, weight)).rounded("f32")
     return result.rounded(settings.intermediate) if settings.rounding == "activation_type" else result
@@ -259,23 +315,28 @@ def lowest_bit(values: Tensor) -> Tensor:
 # The layer.
 
 
-def first_gemm(x: Tensor, weights: Tensor, alpha: float, intermediate: str) -> Interval:
-    """alpha * x . weights^T as stored, of exactly known x [rows, K] and weights [2 I, K]."""
+def first_gemm(x: Tensor, weights: Tensor, alpha: Tensor, bias: Tensor, intermediate: str) -> Interval:
+    """alpha * x . weights^T + bias as stored, of exactly known x [rows, K] and weights [2 I, K]."""
     sums = x.abs() @ weights.abs().T
     exact = sums < 2.0**24 * torch.outer(lowest_bit(x), lowest_bit(weights))
     expected = Expected(alpha * (x @ weights.T), abs(alpha) * sums, exact)
     error = accumulation_bound(expected, x.shape[1])
-    return Interval(expected.value - error, expected.value + error).rounded(intermediate)
+    products = Interval(expected.value - error, expected.value + error).rounded("f32")
+    return products.map(lambda end: end + bias).rounded(intermediate)
 
 
-def second_gemm(h: Interval, weights: Tensor, alpha: float, out: str) -> tuple[Tensor, Tensor]:
-    """alpha * h . weights^T as stored for the middle of h [rows, I], and how far it may be off."""
+def second_gemm(h: Interval, weights: Tensor, alpha: Tensor, bias: Tensor, out: str) -> tuple[Tensor, Tensor]:
+    """alpha * h . weights^T + bias as stored for the middle of h [rows, I], and how far it may be off.
+
+    Product and sum are rounded to fp32, neither larger than the magnitudes of product and bias together.
+    """
     middle, radius = (h.low + h.high) / 2, (h.high - h.low) / 2
     value = alpha * (middle @ weights.T)
     moved = abs(alpha) * (radius @ weights.abs().T)
     magnitude = abs(alpha) * (h.magnitude().high @ weights.abs().T)
-    furthest = Expected(value.abs() + moved, magnitude, torch.zeros_like(value, dtype=torch.bool))
-    return value, moved + error_bound(furthest, h.low.shape[1], out)
+    furthest = Expected(value.abs() + moved + bias.abs(), magnitude, torch.zeros_like(value, dtype=torch.bool))
+    summed = 2.0**-23 * furthest.value * (bias != 0)
+    return value + bias, moved + error_bound(furthest, h.low.shape[1], out) + summed
 
 
 class Result(NamedTuple):
@@ -300,7 +361,8 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
     value, bound, magnitude = (
         torch.zeros(len(tokens.x), hidden, dtype=torch.float64, device=tokens.x.device) for _ in range(3)
     )
-    in_combine, local = settings.weighting == "combine", tokens.topk_ids.long() - settings.first_expert
+    in_combine, in_input = (settings.weighting == place for place in ("combine", "input"))
+    local = _local(layer, tokens.topk_ids)
     for expert in range(experts):
         token, slot = torch.nonzero(local == expert, as_tuple=True)
         if not len(token):
@@ -308,14 +370,17 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
         weight = tokens.topk_weights[token, slot]
         x_encode, h_encode = (_encode(scale[expert], settings) for scale in (layer.x_encode, layer.h_encode))
         x = tokens.x[token].double()
+        if in_input:  # a product of two values of the type of x, rounded once
+            x = (x * weight.to(tokens.x.dtype).double()[:, None]).to(tokens.x.dtype).double()
         products = first_gemm(
-            quantized(Interval(x, x), x_encode).low, layer.w13.values(expert), float(layer.w13.alpha[expert]),
-            settings.intermediate,
+            quantized(Interval(x, x), x_encode).low, layer.w13.values(expert), layer.w13.alphas(expert),
+            layer.w13.biases(expert), settings.intermediate,
         )  # fmt: skip
         gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
-        activated = activate(gate, up, torch.ones_like(weight) if in_combine else weight, settings)
+        in_activation = settings.weighting == "activation"
+        activated = activate(gate, up, weight if in_activation else torch.ones_like(weight), settings)
         h = quantized(activated, h_encode)
-        rows, error = second_gemm(h, layer.w2.values(expert), float(layer.w2.alpha[expert]), out)
+        rows, error = second_gemm(h, layer.w2.values(expert), layer.w2.alphas(expert), layer.w2.biases(expert), out)
         factor = (weight if in_combine else torch.ones_like(weight)).double()[:, None]
         value.index_add_(0, token, factor * rows)
         bound.index_add_(0, token, factor.abs() * error)
@@ -323,6 +388,14 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
     bound += (top_k + 1) * (2.0**-24 * magnitude + HALF_SUBNORMAL_STEP["f32"])
     bound += (value.abs() + bound) * 2.0 ** -PRECISION[out] + HALF_SUBNORMAL_STEP[out]
     return Result(value, bound)
+
+
+def _local(layer: Layer, ids: Tensor) -> Tensor:
+    """The local expert of each id, none of 0 .. E - 1 where it is not here."""
+    if layer.expert_map is None:
+        return ids.long() - layer.settings.first_expert
+    inside = (ids >= 0) & (ids < len(layer.expert_map))
+    return torch.where(inside, layer.expert_map[torch.where(inside, ids, 0).long()].long(), -1)
 
 
 def _encode(scale: Tensor, settings: Settings) -> float:
@@ -361,25 +434,25 @@ def launch_steps(
     h, h_scale = poisoned(rows, between // 2), poisoned(scale_rows, round_up(between // GROUP, 4))
     results = poisoned(rows, hidden, dtype=out.dtype)
 
-    launch("moe_route", topk_ids=tokens.topk_ids, **route, row_of_slot=row_of_slot, slot_of_row=slot_of_row,
-           **scalars("first_expert"))  # fmt: skip
+    launch("moe_route", topk_ids=tokens.topk_ids, expert_map=layer.expert_map, **route, row_of_slot=row_of_slot,
+           slot_of_row=slot_of_row, **scalars("first_expert"))  # fmt: skip
     launch("moe_gather_quantize", x=tokens.x, slot_of_row=slot_of_row, topk_weights=tokens.topk_weights, **route,
            global_scale=arguments["x_global_scale"], a=a, a_scale=a_scale, row_weight=row_weight,
            **scalars("global_scale_kind", "division", "weighting"))  # fmt: skip
     gemm = {"a": a, "a_scale": a_scale, "b": arguments["w13"], "b_scale": arguments["w13_scale"],
-            "alpha": arguments["w13_alpha"], **route}  # fmt: skip
+            "alpha": arguments["w13_alpha"], "bias": arguments["w13_bias"], **route}  # fmt: skip
     activation = {"row_weight": row_weight, "global_scale": arguments["h_global_scale"], "out": h, "out_scale": h_scale,
                   **scalars("global_scale_kind", "division", "rounding", "swiglu_alpha", "swiglu_beta",
-                            "swiglu_limit")}  # fmt: skip
+                            "swiglu_limit", "activation")}  # fmt: skip
     if fused:
-        launch("grouped_fp4_swiglu", **gemm, **activation, **scalars("intermediate"))
+        launch("grouped_fp4_swiglu", **gemm, up_alpha=layer.w13.up_alpha, **activation, **scalars("intermediate"))
     else:
         products = poisoned(rows, 2 * between, dtype=TORCH_TYPES[settings.intermediate])
         launch("grouped_fp4", **gemm, out=products)
         halves = torch.cat([products[:, 0::2], products[:, 1::2]], dim=1)
         launch("silu_mul_nvfp4_quantize", x=halves, **route, **activation)
     launch("grouped_fp4", a=h, a_scale=h_scale, b=arguments["w2"], b_scale=arguments["w2_scale"],
-           alpha=arguments["w2_alpha"], **route, out=results)  # fmt: skip
+           alpha=arguments["w2_alpha"], bias=arguments["w2_bias"], **route, out=results)  # fmt: skip
     launch("moe_combine", rows=results, row_of_slot=row_of_slot, topk_weights=tokens.topk_weights, out=out,
            **scalars("weighting"))  # fmt: skip
     return {**route, "row_of_slot": row_of_slot, "a": a, "h": h, "rows": results}

@@ -22,10 +22,11 @@ class Settings:
     swiglu_alpha: float = 1.0
     swiglu_beta: float = 0.0
     swiglu_limit: float = NO_LIMIT
+    activation: str = "silu"
 
     @property
-    def activation(self) -> Swiglu:
-        return Swiglu(self.rounding, self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit)
+    def swiglu(self) -> Swiglu:
+        return Swiglu(self.rounding, self.swiglu_alpha, self.swiglu_beta, self.swiglu_limit, self.activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def swiglu_reference(
     experts = np.repeat(np.arange(len(global_scale)), np.diff(problem.expert_offsets))
     dtype = settings.intermediate
     gate, up = (load(store(products[:, part::2], dtype), dtype) for part in (0, 1))
-    values = settings.activation.apply(gate, up, row_weight[:owned], dtype, EMULATED)
+    values = settings.swiglu.apply(gate, up, row_weight[:owned], dtype, EMULATED)
     encode = encode_scale(global_scale, settings.global_scale_kind)
     out, groups = quantize(values, encode[experts], settings.division, EMULATED)
     if known is None:

@@ -30,9 +30,9 @@ struct Gated {
         float up[nvfp4::kBlock];
         widen(values, raw.gate);
         widen(up, raw.up);
+        swiglu::apply(values, up, parameters);
 #pragma unroll
-        for (int i = 0; i < nvfp4::kBlock; ++i)
-            values[i] = swiglu::round_to(__fmul_rn(swiglu::apply(values[i], up[i], parameters), raw.weight), type);
+        for (float& value : values) value = swiglu::round_to(__fmul_rn(value, raw.weight), type);
     }
 };
 

@@ -11,11 +11,15 @@
 
 namespace swiglu {
 
-// SwiGLU as gpt-oss and MiniMax vary it: plain SiLU(gate) * up has alpha 1, beta 0 and no limit.
+enum Kind : int { kSilu, kGeluTanh };
+
+// SwiGLU as gpt-oss and MiniMax vary it: plain SiLU(gate) * up has alpha 1, beta 0 and no limit. With GELU in its place
+// alpha is 1; beta and the limits are the same.
 struct Parameters {
     float alpha;  // factor of the gate inside the sigmoid
     float beta;   // added to up
     float limit;  // gate is at most this, up within +- this; FLT_MAX is none
+    Kind kind;
 
     __device__ __forceinline__ bool limits() const { return limit < FLT_MAX; }
 };
@@ -27,22 +31,31 @@ __device__ __forceinline__ void clamp(float& gate, float& up, float limit) {
     up = fmaxf(fminf(up, limit), -limit);
 }
 
-// gate * sigmoid(alpha * gate) * (up + beta). The sigmoid is the approximate reciprocal of 1 + an approximate power of
-// two, as engines built with fast math have it.
-__device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
-    constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f;
+
+// gate / (1 + 2^exponent) * (up + beta): gate times a sigmoid, by an approximate power of two and an approximate
+// reciprocal, as engines built with fast math have it.
+__device__ __forceinline__ float gated(float gate, float exponent, float up, float beta) {
     float exponential;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(__fmul_rn(__fmul_rn(-parameters.alpha, kLog2E), gate)));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(exponent));
     const float sigmoid = nvfp4::reciprocal_approximate(__fadd_rn(1.0f, exponential));
-    return __fmul_rn(__fmul_rn(gate, sigmoid), __fadd_rn(up, parameters.beta));
+    return __fmul_rn(__fmul_rn(gate, sigmoid), __fadd_rn(up, beta));
+}
+
+// sigmoid(alpha * gate): SiLU.
+__device__ __forceinline__ float silu(float gate, float up, const Parameters& parameters) {
+    return gated(gate, __fmul_rn(__fmul_rn(-parameters.alpha, kLog2E), gate), up, parameters.beta);
+}
+
+// sigmoid(2 z), z = sqrt(2 / pi) (gate + 0.044715 gate^3): (1 + tanh(z)) / 2, which makes it GELU by tanh. The factors
+// -2 sqrt(2 / pi) log2(e) and that times 0.044715 are folded.
+__device__ __forceinline__ float gelu_tanh(float gate, float up, const Parameters& parameters) {
+    constexpr float kLinear = -2.30220819f, kCubic = -0.102943240f;
+    const float slope = __fmaf_rn(__fmul_rn(kCubic, gate), gate, kLinear);
+    return gated(gate, __fmul_rn(slope, gate), up, parameters.beta);
 }
 
 }  // namespace detail
-
-__device__ __forceinline__ float apply(float gate, float up, const Parameters& parameters) {
-    if (parameters.limits()) detail::clamp(gate, up, parameters.limit);
-    return detail::apply(gate, up, parameters);
-}
 
 // Several values of a thread, of which gates[i] becomes the result: one decision for all.
 template <int kCount>
@@ -51,8 +64,13 @@ __device__ __forceinline__ void apply(float (&gates)[kCount], float (&ups)[kCoun
 #pragma unroll
         for (int i = 0; i < kCount; ++i) detail::clamp(gates[i], ups[i], parameters.limit);
     }
+    if (parameters.kind == kGeluTanh) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) gates[i] = detail::apply(gates[i], ups[i], parameters);
+        for (int i = 0; i < kCount; ++i) gates[i] = detail::gelu_tanh(gates[i], ups[i], parameters);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) gates[i] = detail::silu(gates[i], ups[i], parameters);
+    }
 }
 
 // The type of a value that is not stored: what rounding to that type would have made of it.

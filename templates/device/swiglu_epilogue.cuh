@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "device/bias.cuh"
 #include "device/integer.cuh"
 #include "device/nvfp4.cuh"
 #include "device/scale_layout.cuh"
@@ -12,7 +13,8 @@ namespace swiglu {
 
 // Arguments of the kernel.
 struct Epilogue {
-    const float* alpha;
+    const float *alpha, *up_alpha;  // of gate, and of up; null: that of gate
+    const float* bias;              // [.., 2 * kBlock * num_groups], gate and up in turn; null: none
     const int* scale_offsets;
     const float *row_weight, *global_scale;
     uint8_t *out, *out_scale;
@@ -23,6 +25,14 @@ struct Epilogue {
     Type intermediate;  // of gate and up
     Type activated;     // of the value before it is quantised
     Parameters activation;
+
+    __device__ __forceinline__ const float* alpha_of(bool up) const {
+        return up && up_alpha != nullptr ? up_alpha : alpha;
+    }
+    // Index of the bias of a gate; its up is the next.
+    __device__ __forceinline__ int64_t bias_index(int expert, int element) const {
+        return (static_cast<int64_t>(expert) * num_groups * nvfp4::kBlock + element) * 2;
+    }
 };
 
 // Where a scale group is spread over lanes, what these share, the maximum and later the packed bytes, is exchanged in
@@ -120,6 +130,7 @@ public:
         : epilogue_(epilogue),
           tile_(tile),
           alpha_(epilogue.alpha[tile.expert]),
+          up_alpha_(epilogue.alpha_of(true)[tile.expert]),
           encode_scale_(nvfp4::encode_scale(epilogue.global_scale[tile.expert], epilogue.decode)),
           scale_row_(epilogue.scale_offsets[tile.expert] + tile.row_in_expert) {}
 
@@ -130,14 +141,28 @@ public:
                                           const float (&up)[L::kTokens][L::kElements], uint32_t order, int first_token,
                                           int group) const {
         float values[L::kTokens][L::kElements], maxima[L::kTokens];
+        float2 bias[L::kElements];
+#pragma unroll
+        for (int i = 0; i < L::kElements; ++i) {
+            const int element = group * nvfp4::kBlock + L::lane() * L::kElements + (i ^ order);
+            bias[i] = bias::load_pair(epilogue_.bias, epilogue_.bias_index(tile_.expert, element),
+                                      group < epilogue_.num_groups);
+        }
 #pragma unroll
         for (int t = 0; t < L::kTokens; ++t) {
             const int token = first_token + L::token(t);
             const float row_weight = weight(token);
+            float ups[L::kElements];
+#pragma unroll
+            for (int i = 0; i < L::kElements; ++i) {
+                values[t][i] = round_to(bias::apply(alpha_, gate[t][i], bias[i].x), epilogue_.intermediate);
+                ups[i] = round_to(bias::apply(up_alpha_, up[t][i], bias[i].y), epilogue_.intermediate);
+            }
+            apply(values[t], ups, epilogue_.activation);
             maxima[t] = 0;
 #pragma unroll
             for (int i = 0; i < L::kElements; ++i) {
-                values[t][i] = activate_and_weigh(gate[t][i], up[t][i], row_weight);
+                values[t][i] = round_to(__fmul_rn(values[t][i], row_weight), epilogue_.activated);
                 maxima[t] = fmaxf(maxima[t], fabsf(values[t][i]));
             }
         }
@@ -172,12 +197,6 @@ public:
     }
 
 private:
-    __device__ __forceinline__ float activate_and_weigh(float gate, float up, float weight) const {
-        gate = round_to(__fmul_rn(alpha_, gate), epilogue_.intermediate);
-        up = round_to(__fmul_rn(alpha_, up), epilogue_.intermediate);
-        return round_to(__fmul_rn(apply(gate, up, epilogue_.activation), weight), epilogue_.activated);
-    }
-
     __device__ __forceinline__ void write(uint2 elements, uint32_t scale, int token, int group) const {
         const int groups = epilogue_.num_groups, words = ceil_div(groups, 4);
         if (token >= tile_.num_rows || group >= words * 4) return;
@@ -195,7 +214,7 @@ private:
 
     const Epilogue& epilogue_;
     const scheduler::Tile& tile_;
-    float alpha_, encode_scale_;
+    float alpha_, up_alpha_, encode_scale_;
     int scale_row_;
 };
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quantization
 import reference
 from raw_buffer import RawBuffer
 
@@ -95,6 +96,27 @@ def test_small_problems_with_wide_scales(variant: Variant, run: Runner, rng: np.
     for (counts, n, k), prefetch in zip(SMALL.values(), ("weights", "none", "weights", "none"), strict=True):
         problem = reference.grouped_problem(rng, counts, n, k, wide=True)
         run(variant, problem, reference.grouped_reference(problem, halves=variant.arch == "90a"), prefetch)
+
+
+@every_variant
+def test_a_bias_is_added_in_fp32(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """To the product with alpha, each rounded on its own, before the result is rounded once more; every byte. Columns
+    beyond the last tile, and rows without an expert, get none."""
+    n = variant.axes["block_n"] + 24
+    problem = reference.grouped_problem(rng, [3, 0, variant.axes["block_m"] + 1], n, 96, unowned_rows=1)
+    products = reference.grouped_reference(problem)
+    assert products.exact.all()
+    bias = (rng.standard_normal((3, n)) * np.abs(products.value).mean()).astype(np.float32)
+    bias[:, ::7], bias[:, 1::7] = -0.0, 2.0**-140
+    expert = np.repeat(np.arange(3), np.diff(problem.expert_offsets))
+    expected = quantization.store(products.value.astype(np.float32) + bias[expert], variant.axes["out"])
+    for prefetch in ("none", "weights"):
+        schedule, out = reschedule(), reference.GuardedOutput(len(expected) + 1, n, variant.axes["out"])
+        loader.launch("grouped_fp4", **problem.inputs(), bias=bias, out=RawBuffer.of(out.array), prefetch=prefetch,
+                      variant=variant.variant, device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+        assert (out.array[:-1] == expected).all() and out.intact(len(expected)), f"{variant.label} {schedule}"
 
 
 @pytest.mark.parametrize("arch", ARCHS)

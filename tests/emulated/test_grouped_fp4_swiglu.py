@@ -43,6 +43,8 @@ class Problem:
     exact: np.ndarray  # bool [owned, 2 I]
     row_weight: np.ndarray  # f32 [M]
     encode_scale: np.ndarray  # f32 [E]
+    up_alpha: np.ndarray | None = None  # f32 [E]
+    bias: np.ndarray | None = None  # f32 [E, 2 I]
 
     @classmethod
     def random(cls, rng: np.random.Generator, counts: list[int], i: int, k: int, **options: object) -> Problem:
@@ -53,6 +55,23 @@ class Problem:
         row_weight = (rng.choice([0.125, 1, 1, -1], rows) * rng.uniform(0.5, 1, rows)).astype(np.float32)
         encode_scale = (2.0 ** rng.uniform(-6, 12, len(counts))).astype(np.float32)
         return cls(gemm, expected.value.astype(np.float32), expected.exact, row_weight, encode_scale)
+
+    def with_alpha_and_bias(self, rng: np.random.Generator, up_alpha: bool = True) -> Problem:
+        """The same with a bias, and with an alpha of its own for up."""
+        alphas = np.repeat(self.gemm.alpha[:, None], self.products.shape[1], axis=1)
+        if up_alpha:
+            alphas[:, 1::2] *= rng.uniform(0.25, 4, (len(alphas), 1)).astype(np.float32)
+        size = np.abs(self.products).mean()
+        bias = (rng.standard_normal(alphas.shape) * size).astype(np.float32)
+        expert = np.repeat(np.arange(len(alphas)), np.diff(self.gemm.expert_offsets))
+        sums = reference.grouped_reference(dataclasses.replace(self.gemm, alpha=np.ones_like(self.gemm.alpha))).value
+        products = (alphas[expert] * sums).astype(np.float32) + bias[expert]
+        own = alphas[:, 1].copy() if up_alpha else None
+        return dataclasses.replace(self, products=products, up_alpha=own, bias=bias)
+
+    def inputs(self) -> dict[str, object]:
+        """Of the GEMM."""
+        return self.gemm.inputs() | {"bias": self.bias}
 
     def global_scale(self, settings: Settings) -> np.ndarray:
         return 1 / self.encode_scale if settings.global_scale_kind == "decode" else self.encode_scale
@@ -86,7 +105,8 @@ class Runner:
         out_scale = reference.GuardedOutput(*scale_shape, "u8")
         loader.launch(
             "grouped_fp4_swiglu",
-            **problem.gemm.inputs(),
+            **problem.inputs(),
+            up_alpha=problem.up_alpha,
             row_weight=problem.row_weight,
             global_scale=problem.global_scale(settings),
             out=out.array,
@@ -114,7 +134,7 @@ class Runner:
         ]
         loader.launch(
             "grouped_fp4",
-            **problem.gemm.inputs(),
+            **problem.inputs(),
             out=RawBuffer.of(out.array),
             variant=unfused,
             device=f"emulated:{variant.arch}",
@@ -133,6 +153,8 @@ MANY = [
     Settings(intermediate="f16", global_scale_kind="decode", division="ieee", swiglu_limit=7.0),
     Settings(intermediate="f32", swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0),
 ]
+GELU = [Settings(intermediate=dtype, activation="gelu_tanh", swiglu_limit=limit)
+        for dtype, limit in (("bf16", Settings.swiglu_limit), ("f32", 7.0))]  # fmt: skip
 
 
 @every_variant
@@ -161,12 +183,41 @@ def test_fused_equals_grouped_fp4_then_the_activation(variant: Variant, run: Run
     """Every scale byte from 0 to 0x7E, so that sums are not exact, on shapes smaller than any tile."""
     for (counts, i, k), intermediate in zip(SMALL.values(), ("bf16", "bf16", "f32", "bf16"), strict=True):
         problem = Problem.random(rng, counts, i, k, wide=True)
+        if i % 3 == 0:
+            problem = problem.with_alpha_and_bias(rng, up_alpha=False)
         settings = Settings(intermediate=intermediate)
         products = run.gemm(variant, problem, intermediate)
         expected = swiglu_reference.swiglu_reference(
             problem.gemm, products, problem.row_weight, problem.encode_scale, settings
         )
         run(variant.arch, variant.variant, problem, settings, expected)
+
+
+@every_variant
+def test_up_has_an_alpha_of_its_own_and_both_a_bias(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """Each product with its alpha, then the bias, both rounded to fp32, before gate and up are rounded; every byte."""
+    counts = [2, 0, variant.axes["block_m"] + 1]
+    problem = Problem.random(rng, counts, variant.axes["block_n"] // 2 + 16, 96, unowned_rows=1)
+    assert problem.exact.all()
+    changed = problem.with_alpha_and_bias(rng)
+    for settings, prefetch in zip(MANY, ("none", "weights", "weights"), strict=True):
+        run(variant.arch, variant.variant, changed, settings, changed.expected(settings), prefetch)
+
+
+@every_variant
+def test_gelu_in_the_place_of_silu(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """By tanh; with and without a limit, of every way in which gate and up are handed on; every byte."""
+    problem = Problem.random(rng, [2, 0, 9], 80, 64)
+    for settings in GELU:
+        run(variant.arch, variant.variant, problem, settings, problem.expected(settings))
+
+
+@every_arch
+def test_gelu_takes_no_alpha(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """It is no sigmoid of gate whose factor could be another; nothing is left out in silence."""
+    problem, settings = Problem.random(rng, [1], 16, 32), Settings(activation="gelu_tanh", swiglu_alpha=1.702)
+    with pytest.raises(loader.ConstraintError, match="activation == 0 or swiglu_alpha == 1 does not hold"):
+        run(variant.arch, None, problem, settings, problem.expected(settings))
 
 
 @every_arch

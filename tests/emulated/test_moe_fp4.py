@@ -101,6 +101,7 @@ CASES = {
         {"dtype": "f32"},
         "f16",
     ),
+    "weights_in_the_input": (Shape(15, 3, 4, 64, 96), Settings(weighting="input", activation="gelu_tanh"), {}, "bf16"),
 }
 
 
@@ -116,6 +117,22 @@ def test_every_element_is_within_the_bound(
     assert expected.bound.median() < 0.02 * expected.value.square().mean().sqrt()
     run = runner(arch)
     expected.check(run(layer, tokens, out_type), f"{arch} {run.schedule}")
+
+
+@every_arch
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_biases_an_alpha_of_up_and_a_map_of_experts(
+    arch: str, activation: str, runner: Callable[[str], Runner], generator: torch.Generator
+) -> None:
+    """Within the bound, whatever else the call says; in chunks the map stays whole."""
+    shape = Shape(17, 2, 4, 96, 64, routed=9)
+    layer = moe.with_biases(generator, shape.layer(generator, Settings(activation=activation)))
+    expert_map = torch.tensor([3, -1, 0, 4, 2, -7, 1, 2, 1 << 30], dtype=torch.int32)
+    layer, tokens = dataclasses.replace(layer, expert_map=expert_map), shape.draw(generator)
+    run = runner(arch)
+    out = run(layer, tokens)
+    moe.moe(layer, tokens, "bf16").check(out, f"{arch} {run.schedule}")
+    assert torch.equal(run(layer, tokens, workspace=run.workspace(layer, tokens, 5)), out)
 
 
 def _awkward(tokens: Tokens) -> dict[str, Tokens]:
@@ -163,6 +180,24 @@ def test_the_layer_is_its_kernels(arch: str, runner: Callable[[str], Runner], ge
     run = runner(arch)
     whole = run(layer, tokens)
     for fused in (True, False):
+        out = torch.full_like(whole, torch.nan)
+        moe.launch_steps(run.launch, layer, tokens, out, fused)
+        assert torch.equal(out, whole), f"{arch} {'fused' if fused else 'unfused'} {run.schedule}"
+
+
+@every_arch
+def test_the_layer_is_its_kernels_with_all_that_may_be_left_out(
+    arch: str, runner: Callable[[str], Runner], generator: torch.Generator
+) -> None:
+    """The same with biases, GELU, a map of experts and weights on the input; an alpha of up has only the fused one."""
+    settings = Settings(division="approximate", weighting="input", activation="gelu_tanh", swiglu_limit=7.0)
+    layer, tokens = moe.with_biases(generator, SMALL.layer(generator, settings)), SMALL.draw(generator)
+    layer = dataclasses.replace(layer, expert_map=torch.tensor([4, 2, 0, 1], dtype=torch.int32))
+    run = runner(arch)
+    for fused in (True, False):
+        if not fused:
+            layer = dataclasses.replace(layer, w13=dataclasses.replace(layer.w13, up_alpha=None))
+        whole = run(layer, tokens)
         out = torch.full_like(whole, torch.nan)
         moe.launch_steps(run.launch, layer, tokens, out, fused)
         assert torch.equal(out, whole), f"{arch} {'fused' if fused else 'unfused'} {run.schedule}"
