@@ -50,7 +50,15 @@ class Settings:
     swiglu_alpha: float = 1.0
     swiglu_beta: float = 0.0
     swiglu_limit: float = FLT_MAX
-    activation: str = "silu"
+    activation: str = "silu"  # or gelu_tanh; relu2 makes it those of ``moe_fp4_relu2``, which has no gate
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the composite, by name."""
+        given = dataclasses.asdict(self)
+        if self.activation == "relu2":
+            given = {name: given[name] for name in ("global_scale_kind", "first_expert", "division", "rounding",
+                                                    "weighting")}  # fmt: skip
+        return given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Weights:
 class Layer:
     """Weights of E experts, H features and I between, and how they are to be used."""
 
-    w13: Weights  # gate and up in turn
+    w13: Weights  # gate and up in turn; what is activated, where there is no gate
     w2: Weights
     x_encode: Tensor  # f32 [E], encode scales of x ..
     h_encode: Tensor  # .. and of the activations
@@ -105,16 +113,24 @@ class Layer:
         """E, H, I."""
         return self.w2.packed.shape[0], self.w2.packed.shape[1], self.w2.packed.shape[2] * 2
 
+    @property
+    def composite(self) -> str:
+        return "moe_fp4" if self.gated else "moe_fp4_relu2"
+
+    @property
+    def gated(self) -> bool:
+        return self.settings.activation != "relu2"
+
     @functools.cached_property
     def arguments(self) -> dict[str, Any]:
-        """Of ``moe_fp4``, but for the tokens and the output."""
+        """Of the composite, but for the tokens and the output."""
         invert = (lambda scale: 1 / scale) if self.settings.global_scale_kind == "decode" else (lambda scale: scale)
         tensors = {"x_global_scale": invert(self.x_encode), "h_global_scale": invert(self.h_encode)}
-        for name, weights in (("w13", self.w13), ("w2", self.w2)):
+        for name, weights in (("w13" if self.gated else "w1", self.w13), ("w2", self.w2)):
             tensors |= {name: weights.packed, f"{name}_scale": weights.scale(), f"{name}_alpha": weights.alpha,
                         f"{name}_bias": weights.bias}  # fmt: skip
-        tensors |= {"w13_up_alpha": self.w13.up_alpha, "expert_map": self.expert_map}
-        return tensors | dataclasses.asdict(self.settings)
+        tensors |= {"expert_map": self.expert_map} | ({"w13_up_alpha": self.w13.up_alpha} if self.gated else {})
+        return tensors | self.settings.arguments()
 
 
 class Tokens(NamedTuple):
@@ -147,7 +163,8 @@ def random_layer(
         return Weights(packed, scales, sign * size / (4.5 * k**0.5) / scale_of_input)
 
     x_encode, h_encode = uniform(300, 700), uniform(20, 200)
-    w13, w2 = weights(2 * between, hidden, x_encode, 2.0), weights(hidden, between, h_encode, 0.5)
+    rows = between if settings.activation == "relu2" else 2 * between
+    w13, w2 = weights(rows, hidden, x_encode, 2.0), weights(hidden, between, h_encode, 0.5)
     w13.groups[w13.groups > 0x3A] = 0x40  # 1.5 and 1.75 become 2 ..
     w13.groups[w13.groups == 0x3A] = 0x38  # .. and 1.25 becomes 1
     return Layer(w13, w2, x_encode, h_encode, settings)
@@ -155,13 +172,14 @@ def random_layer(
 
 def with_biases(generator: torch.Generator, layer: Layer) -> Layer:
     """The layer with biases of the size of what they are added to, and an alpha of its own for up."""
-    device, (experts, hidden, between) = generator.device, layer.shape
+    device, (experts, hidden, _) = generator.device, layer.shape
 
     def bias(columns: int, size: float) -> Tensor:
         return size * torch.randn(experts, columns, device=device, generator=generator)
 
     factor = 0.5 + torch.rand(experts, device=device, generator=generator)
-    w13 = dataclasses.replace(layer.w13, bias=bias(2 * between, 1.0), up_alpha=layer.w13.alpha * factor)
+    up_alpha = layer.w13.alpha * factor if layer.gated else None
+    w13 = dataclasses.replace(layer.w13, bias=bias(layer.w13.packed.shape[1], 1.0), up_alpha=up_alpha)
     return dataclasses.replace(layer, w13=w13, w2=dataclasses.replace(layer.w2, bias=bias(hidden, 0.5)))
 
 
@@ -265,7 +283,16 @@ def activate(gate: Interval, up: Interval, row_weight: Tensor, settings: Setting
     gate, up = gate.map(lambda end: end.clamp_max(limit)), up.map(lambda end: end.clamp(-limit, limit))
     up = up.map(lambda end: rounded(end + settings.swiglu_beta, "f32"))
     gated = gelu_tanh(gate) if settings.activation == "gelu_tanh" else silu(gate, settings.swiglu_alpha)
-    result = gated.times(up).rounded("f32")
+    return weigh(gated.times(up).rounded("f32"), row_weight, settings)
+
+
+def activate_without_gate(values: Interval, row_weight: Tensor, settings: Settings) -> Interval:
+    """max(x, 0)^2 of intervals [rows, I] as stored times a weight a row, rounded as stored."""
+    squares = values.map(lambda end: end.clamp_min(0).square()).rounded("f32")
+    return weigh(squares, row_weight, settings)
+
+
+def weigh(result: Interval, row_weight: Tensor, settings: Settings) -> Interval:
     weight = row_weight.double()[:, None]
     result = result.times(Interval(weight, weight)).rounded("f32")
     return result.rounded(settings.intermediate) if settings.rounding == "activation_type" else result
@@ -357,6 +384,8 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
     summed here to fp32; one TOPK more covers that partial sums are themselves rounded. Then it is stored.
     """
     settings, (experts, hidden, _) = layer.settings, layer.shape
+    if not layer.gated:
+        settings = dataclasses.replace(settings, intermediate=out)
     top_k = tokens.topk_ids.shape[1]
     value, bound, magnitude = (
         torch.zeros(len(tokens.x), hidden, dtype=torch.float64, device=tokens.x.device) for _ in range(3)
@@ -376,9 +405,12 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
             quantized(Interval(x, x), x_encode).low, layer.w13.values(expert), layer.w13.alphas(expert),
             layer.w13.biases(expert), settings.intermediate,
         )  # fmt: skip
-        gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
-        in_activation = settings.weighting == "activation"
-        activated = activate(gate, up, weight if in_activation else torch.ones_like(weight), settings)
+        row_weight = weight if settings.weighting == "activation" else torch.ones_like(weight)
+        if layer.gated:
+            gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
+            activated = activate(gate, up, row_weight, settings)
+        else:
+            activated = activate_without_gate(products, row_weight, settings)
         h = quantized(activated, h_encode)
         rows, error = second_gemm(h, layer.w2.values(expert), layer.w2.alphas(expert), layer.w2.biases(expert), out)
         factor = (weight if in_combine else torch.ones_like(weight)).double()[:, None]
@@ -410,7 +442,8 @@ def launch_steps(
     launch: Callable[..., None], layer: Layer, tokens: Tokens, out: Tensor, fused: bool = True
 ) -> dict[str, Tensor]:
     """Every kernel of the composite by its own call of ``launch(name, **arguments)``, or, not ``fused``, L1 as
-    grouped_fp4 and silu_mul_nvfp4_quantize. Buffers are poisoned; returns those that are handed on."""
+    grouped_fp4 and silu_mul_nvfp4_quantize; without a gate it is never fused. Buffers are poisoned; returns those that
+    are handed on."""
     device, settings, arguments = tokens.x.device, layer.settings, layer.arguments
     (experts, hidden, between), (count, top_k) = layer.shape, tokens.topk_ids.shape
     rows = count * top_k
@@ -439,18 +472,24 @@ def launch_steps(
     launch("moe_gather_quantize", x=tokens.x, slot_of_row=slot_of_row, topk_weights=tokens.topk_weights, **route,
            global_scale=arguments["x_global_scale"], a=a, a_scale=a_scale, row_weight=row_weight,
            **scalars("global_scale_kind", "division", "weighting"))  # fmt: skip
-    gemm = {"a": a, "a_scale": a_scale, "b": arguments["w13"], "b_scale": arguments["w13_scale"],
-            "alpha": arguments["w13_alpha"], "bias": arguments["w13_bias"], **route}  # fmt: skip
+    first = "w13" if layer.gated else "w1"
+    gemm = {"a": a, "a_scale": a_scale, "b": arguments[first], "b_scale": arguments[f"{first}_scale"],
+            "alpha": arguments[f"{first}_alpha"], "bias": arguments[f"{first}_bias"], **route}  # fmt: skip
     activation = {"row_weight": row_weight, "global_scale": arguments["h_global_scale"], "out": h, "out_scale": h_scale,
-                  **scalars("global_scale_kind", "division", "rounding", "swiglu_alpha", "swiglu_beta",
-                            "swiglu_limit", "activation")}  # fmt: skip
-    if fused:
-        launch("grouped_fp4_swiglu", **gemm, up_alpha=layer.w13.up_alpha, **activation, **scalars("intermediate"))
+                  **scalars("global_scale_kind", "division", "rounding")}  # fmt: skip
+    swiglu = scalars("swiglu_alpha", "swiglu_beta", "swiglu_limit", "activation") if layer.gated else {}
+    if not layer.gated:
+        products = poisoned(rows, between, dtype=out.dtype)
+        launch("grouped_fp4", **gemm, out=products)
+        launch("relu2_nvfp4_quantize", x=products, **route, **activation)
+    elif fused:
+        launch("grouped_fp4_swiglu", **gemm, up_alpha=layer.w13.up_alpha, **activation, **swiglu,
+               **scalars("intermediate"))  # fmt: skip
     else:
         products = poisoned(rows, 2 * between, dtype=TORCH_TYPES[settings.intermediate])
         launch("grouped_fp4", **gemm, out=products)
         halves = torch.cat([products[:, 0::2], products[:, 1::2]], dim=1)
-        launch("silu_mul_nvfp4_quantize", x=halves, **route, **activation)
+        launch("silu_mul_nvfp4_quantize", x=halves, **route, **activation, **swiglu)
     launch("grouped_fp4", a=h, a_scale=h_scale, b=arguments["w2"], b_scale=arguments["w2_scale"],
            alpha=arguments["w2_alpha"], bias=arguments["w2_bias"], **route, out=results)  # fmt: skip
     launch("moe_combine", rows=results, row_of_slot=row_of_slot, topk_weights=tokens.topk_weights, out=out,

@@ -165,6 +165,14 @@ class Swiglu:
         return load(store(result, dtype), dtype) if self.rounding == "activation_type" else result
 
 
+def relu2(values: np.ndarray, weight: np.ndarray, dtype: str, rounding: str = "activation_type") -> np.ndarray:
+    """max(x, 0)^2 * weight of fp32 [rows, I] and a weight a row; a NaN stays one."""
+    with np.errstate(all="ignore"):
+        positive = np.maximum(values, F32(0))
+        result = positive * positive * weight[:, None]
+    return load(store(result, dtype), dtype) if rounding == "activation_type" else result
+
+
 def sample(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
     """fp32 whose blocks of 16 differ in size by up to 2^22. Of the blocks some are zero, and some hold the values where
     E2M1 rounds to even once they are divided by a power of two; some elements are -0, infinite or NaN."""
@@ -237,9 +245,9 @@ def _case(
     experts: int,
     arguments: dict[str, np.ndarray],
     scalars: dict[str, Any],
-    gated: bool,
 ) -> Case:
     """A call whose x and outputs are [*lead, ..]; what is no one's is NaN in x."""
+    gated = family.startswith("silu")
     wide = 2 * columns if gated else columns
     x = np.full((int(np.prod(lead)), wide), np.nan, F32)
     x[rows.stored] = sample(rng, len(rows.stored), wide)
@@ -256,6 +264,9 @@ def _case(
             names = {field.name for field in dataclasses.fields(Swiglu)}
             swiglu = Swiglu(**{name: value for name, value in scalars.items() if name in names})
             values = swiglu.apply(values[:, :columns], values[:, columns:], weight, dtype, approximations)
+        elif family.startswith("relu2"):
+            weight, rounding = arguments["row_weight"][rows.stored], scalars.get("rounding", "activation_type")
+            values = relu2(values, weight, dtype, rounding)
         encode = encode_scale(global_scale, scalars["global_scale_kind"])[rows.expert]
         packed, scales = quantize(values, encode, scalars.get("division", "approximate"), approximations)
         out, out_scale = outputs["out"].copy(), outputs["out_scale"].copy()
@@ -278,7 +289,7 @@ def dense(rng: np.random.Generator, dtype: str, m: int, k: int, extra_scale_rows
     linear = scalars.get("scale_layout") == "linear"
     scale_shape = ((m if linear else round_up(m, 128)) + extra_scale_rows, round_up(k // GROUP, 4))
     rows = Rows(every, every, every * 0)
-    return _case(rng, "nvfp4_quantize", dtype, rows, (m,), k, scale_shape, 1, {}, scalars, gated=False)
+    return _case(rng, "nvfp4_quantize", dtype, rows, (m,), k, scale_shape, 1, {}, scalars)
 
 
 def packed(
@@ -292,7 +303,8 @@ def packed(
     **scalars: Any,
 ) -> Case:
     """Packed rows of experts, after ``first_row`` rows and before ``unowned_rows`` of nobody; unused blocks of scale
-    rows between experts. With ``family`` silu_mul_nvfp4_quantize x is gate and up, and rows have weights."""
+    rows between experts. With ``family`` silu_mul_nvfp4_quantize x is gate and up; of it and relu2_nvfp4_quantize rows
+    have weights."""
     experts, owned = len(counts), sum(counts)
     offsets = first_row + np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     blocks = [ceil_div(count, 128) for count in counts]
@@ -301,13 +313,13 @@ def packed(
     stored = np.arange(owned) + first_row
     rows = Rows(stored, stored - offsets[expert] + scale_offsets[expert], expert)
     arguments = {"expert_offsets": offsets, "scale_offsets": scale_offsets}
-    m, gated = first_row + owned + unowned_rows, family.startswith("silu")
-    if gated:
+    m = first_row + owned + unowned_rows
+    if family.startswith(("silu", "relu2")):
         weight = np.full(m, np.nan, F32)
         weight[stored] = rng.uniform(0.01, 1, owned)
         arguments["row_weight"] = weight
     scale_shape = (int(scale_offsets[-1]) + 128 * max(1, blocks[-1]), round_up(k // GROUP, 4))
-    return _case(rng, family, dtype, rows, (m,), k, scale_shape, experts, arguments, scalars, gated)
+    return _case(rng, family, dtype, rows, (m,), k, scale_shape, experts, arguments, scalars)
 
 
 def masked(
@@ -321,11 +333,10 @@ def masked(
     rows = Rows(expert * max_rows + within, expert * padded + within, expert)
     scale_shape = (experts, padded, round_up(k // GROUP, 4))
     arguments = {"mask": np.asarray(counts, np.int32)}
-    gated = family.startswith("silu")
-    return _case(rng, family, dtype, rows, (experts, max_rows), k, scale_shape, experts, arguments, scalars, gated)
+    return _case(rng, family, dtype, rows, (experts, max_rows), k, scale_shape, experts, arguments, scalars)
 
 
-PACKED = ("nvfp4_quantize_grouped", "silu_mul_nvfp4_quantize")
+PACKED = ("nvfp4_quantize_grouped", "silu_mul_nvfp4_quantize", "relu2_nvfp4_quantize")
 MASKED = ("nvfp4_quantize_masked", "silu_mul_nvfp4_quantize_masked")
 FAMILIES = ("nvfp4_quantize", *PACKED, *MASKED)
 GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
@@ -337,7 +348,8 @@ def scalar_choices(family: str) -> list[dict[str, Any]]:
     return [
         {"global_scale_kind": "encode"},
         {"global_scale_kind": "encode", "division": "ieee", **({"scale_layout": "linear"} if linear else {})},
-        {"global_scale_kind": "decode", **({"rounding": "none", **GPT_OSS} if gated else {})},
+        {"global_scale_kind": "decode", **({"rounding": "none"} if gated or family.startswith("relu2") else {}),
+         **(GPT_OSS if gated else {})},
         {"global_scale_kind": "decode", "division": "ieee", **(GPT_OSS if gated else {})},
         *([{"global_scale_kind": "encode", "activation": "gelu_tanh", "swiglu_limit": 7.0}] if gated else []),
     ]

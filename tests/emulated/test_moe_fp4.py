@@ -1,4 +1,5 @@
-"""The layer moe_fp4 as a whole, executed from its kernels' PTX on the emulated device with all checks on."""
+"""The layers moe_fp4 and moe_fp4_relu2 as a whole, executed from their kernels' PTX on the emulated device, all checks
+on."""
 
 from __future__ import annotations
 
@@ -63,15 +64,15 @@ class Runner:
         """The layer's result; nothing else is written."""
         count, hidden = tokens.x.shape
         out = Output(count, hidden, out_type, tokens.x.device)
-        self.launch("moe_fp4", **tokens._asdict(), **layer.arguments, out=out.array, workspace=workspace)
+        self.launch(layer.composite, **tokens._asdict(), **layer.arguments, out=out.array, workspace=workspace)
         assert out.intact(count), f"{self.arch} {self.schedule}: wrote outside the output"
         return out.array
 
     def workspace(self, layer: Layer, tokens: Tokens, count: int, out_type: str = "bf16") -> torch.Tensor:
         """Poisoned, for ``count`` tokens."""
         experts, hidden, between = layer.shape
-        size = loader.workspace_bytes("moe_fp4", packs=self._packs, T=count, TOPK=tokens.topk_ids.shape[1], E=experts,
-                                      H=hidden, I=between, x="bf16", topk_ids="i32", out=out_type,
+        size = loader.workspace_bytes(layer.composite, packs=self._packs, T=count, TOPK=tokens.topk_ids.shape[1],
+                                      E=experts, H=hidden, I=between, x="bf16", topk_ids="i32", out=out_type,
                                       global_scale_kind="encode")  # fmt: skip
         raw = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
         return raw[-raw.data_ptr() % 256 :][:size]
@@ -102,6 +103,13 @@ CASES = {
         "f16",
     ),
     "weights_in_the_input": (Shape(15, 3, 4, 64, 96), Settings(weighting="input", activation="gelu_tanh"), {}, "bf16"),
+    "no_gate": (Shape(13, 2, 5, 96, 160), Settings(activation="relu2"), {}, "bf16"),
+    "no_gate_in_fp32": (
+        Shape(9, 2, 4, 64, 32),
+        Settings(activation="relu2", rounding="none", weighting="activation", global_scale_kind="decode"),
+        {"dtype": "f32", "ids": torch.int64},
+        "f32",
+    ),
 }
 
 
@@ -120,7 +128,7 @@ def test_every_element_is_within_the_bound(
 
 
 @every_arch
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
 def test_biases_an_alpha_of_up_and_a_map_of_experts(
     arch: str, activation: str, runner: Callable[[str], Runner], generator: torch.Generator
 ) -> None:
@@ -194,6 +202,11 @@ def test_the_layer_is_its_kernels_with_all_that_may_be_left_out(
     layer, tokens = moe.with_biases(generator, SMALL.layer(generator, settings)), SMALL.draw(generator)
     layer = dataclasses.replace(layer, expert_map=torch.tensor([4, 2, 0, 1], dtype=torch.int32))
     run = runner(arch)
+    without = moe.with_biases(generator, SMALL.layer(generator, Settings(weighting="input", activation="relu2")))
+    whole = run(without, tokens)
+    out = torch.full_like(whole, torch.nan)
+    moe.launch_steps(run.launch, without, tokens, out)
+    assert torch.equal(out, whole), f"{arch} without a gate {run.schedule}"
     for fused in (True, False):
         if not fused:
             layer = dataclasses.replace(layer, w13=dataclasses.replace(layer.w13, up_alpha=None))
