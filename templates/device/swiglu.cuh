@@ -64,7 +64,9 @@ __device__ __forceinline__ void apply(float (&gates)[kCount], float (&ups)[kCoun
 #pragma unroll
         for (int i = 0; i < kCount; ++i) detail::clamp(gates[i], ups[i], parameters.limit);
     }
-    if (parameters.kind == kGeluTanh) {
+    int kind;  // opaque: else the compiler makes two of the loop around it, and worse code of what that loop is in
+    asm volatile("mov.b32 %0, %1;" : "=r"(kind) : "r"(static_cast<int>(parameters.kind)));
+    if (kind == kGeluTanh) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) gates[i] = detail::gelu_tanh(gates[i], ups[i], parameters);
     } else {
