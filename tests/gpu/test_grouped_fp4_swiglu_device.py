@@ -21,6 +21,7 @@ CHOICES = [
     {"intermediate": "bf16", "global_scale_kind": "decode", "rounding": "none", "prefetch": "weights", **GPT_OSS},
     {"intermediate": "f16", "global_scale_kind": "encode", "division": "ieee"},
     {"intermediate": "f32", "global_scale_kind": "decode", "division": "ieee", "prefetch": "weights", **GPT_OSS},
+    {"intermediate": "bf16", "global_scale_kind": "encode", "activation": "gelu_tanh"},  # with a bias
 ]
 # Tokens (routed to 8 experts each) or rows of each expert, experts, I, K.
 LAYERS = {
@@ -62,6 +63,9 @@ def both(launch: Callable[..., None], problem: DeviceProblem, tile: str, choices
     def uniform(count: int, low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(count, device=device, generator=generator)
 
+    if choices.get("activation") == "gelu_tanh":
+        bias = torch.randn(experts, problem.n, device=device, generator=generator)
+        inputs = inputs | {"bias": bias * problem.expected.value.abs().mean().float()}
     activation = {"row_weight": uniform(problem.rows, -1, 1), "global_scale": 2 ** uniform(experts, -12, 12)}
     outputs = []
     for fused in (True, False):

@@ -58,7 +58,7 @@ def run(layer: Layer, tokens: Tokens, out_type: str = "bf16", **others: torch.Te
     """An eager launch into a poisoned output, with ``others`` in place of the layer's; nothing else is written."""
     count, hidden = tokens.x.shape
     out = Output(count, hidden, out_type, tokens.x.device)
-    loader.launch("moe_fp4", **tokens._asdict(), **layer.arguments | others, out=out.array)
+    loader.launch(layer.composite, **tokens._asdict(), **layer.arguments | others, out=out.array)
     assert out.intact(count), "wrote outside the output"
     return out.array
 
@@ -155,6 +155,39 @@ def test_chunks_of_a_small_workspace_change_nothing(generator: torch.Generator) 
     whole = run(layer, tokens)
     for count in (300, 77, 1):
         assert torch.equal(run(layer, tokens, workspace=workspace(SMALL, count)), whole), f"{count} tokens a chunk"
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+@pytest.mark.parametrize("weighting", ["combine", "input"])
+def test_all_that_may_be_left_out(activation: str, weighting: str, generator: torch.Generator) -> None:
+    """Biases, an alpha of up and a map of experts, with each activation: within the bound, and the bytes of the kernels
+    one by one."""
+    model = Model(16, 4, 512, 256, Settings(activation=activation, weighting=weighting))
+    layer, tokens = moe.with_biases(generator, model.layer(generator)), model.draw(generator, 300)
+    here = torch.randperm(24, device=DEVICE, generator=generator)[:16].int()
+    layer = dataclasses.replace(layer, expert_map=torch.where(here < 16, here, -1))
+    out = run(layer, tokens)
+    moe.moe(layer, tokens, "bf16").check(out, activation)
+    steps = torch.full_like(out, torch.nan)
+    moe.launch_steps(loader.launch, layer, tokens, steps)
+    assert torch.equal(out, steps)
+
+
+def test_a_graph_replays_with_another_map(generator: torch.Generator) -> None:
+    """What was captured with optional buffers reads them at every replay."""
+    loader.preload("moe_fp4")
+    layer, tokens = moe.with_biases(generator, SMALL.layer(generator)), SMALL.draw(generator, 40)
+    expert_map = torch.arange(16, dtype=torch.int32, device=DEVICE)
+    layer, out = dataclasses.replace(layer, expert_map=expert_map), torch.full_like(tokens.x, torch.nan)
+    plan, graph = loader.plan("moe_fp4", **tokens._asdict(), **layer.arguments, out=out), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plan.launch(torch.cuda.current_stream())
+    for _ in range(3):
+        expert_map.copy_(torch.randperm(16, device=DEVICE, generator=generator))
+        layer.w13.bias.neg_()
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, run(layer, tokens))
 
 
 @pytest.mark.parametrize("weights", ["w13", "w2"])

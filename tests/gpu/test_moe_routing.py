@@ -61,12 +61,13 @@ def test_rows_of_slots(problem: tuple[int, int, int, int], dtype: str, rng: np.r
 
 @problems
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize("weighting", ["combine", "activation"])
+@pytest.mark.parametrize("weighting", ["combine", "activation", "input"])
 def test_tokens_of_rows(
     problem: tuple[int, int, int, int], dtype: str, weighting: str, rng: np.random.Generator,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    """Bytes of nvfp4_quantize_grouped on a copy of each row's token; no other byte is written."""
+    """Bytes of nvfp4_quantize_grouped on a copy of each row's token, times the weight in the type of x where the input
+    is weighted; no other byte is written."""
     tokens, top_k, experts, k = problem
     ids = random_ids(rng, tokens, top_k, experts)
     ids[rng.random(ids.shape) < 1 / 16] = -1
@@ -75,6 +76,9 @@ def test_tokens_of_rows(
     owned, slots = routing.owned, rows["slot_of_row"][: routing.owned].long()
     x = random_tokens(generator, tokens, k, dtype)
     weights = torch.rand((tokens, top_k), device=DEVICE, generator=generator)
+    gathered = x[slots // top_k]
+    if weighting == "input":
+        gathered = gathered * weights.flatten()[slots].to(x.dtype)[:, None]
     global_scale = torch.exp2(torch.rand(experts, device=DEVICE, generator=generator) * 10)
     offsets = {name: rows[name] for name in ("expert_offsets", "scale_offsets")}
     scale_rows = max(128, owned + 127 * experts) // 128 * 128
@@ -93,7 +97,7 @@ def test_tokens_of_rows(
         )  # fmt: skip
         expected_a, expected_scale = outputs()
         loader.launch(
-            "nvfp4_quantize_grouped", x=x[slots // top_k], global_scale=global_scale, **offsets,
+            "nvfp4_quantize_grouped", x=gathered, global_scale=global_scale, **offsets,
             out=expected_a[:owned], out_scale=expected_scale, **scalars,
         )  # fmt: skip
         assert torch.equal(a, expected_a)
@@ -104,7 +108,7 @@ def test_tokens_of_rows(
 
 
 def fused_multiply_add(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """``routing.fused_multiply_add`` on the device: a * b + c of finite f32, rounded once."""
+    """``quantization.fused_multiply_add`` on the device: a * b + c of finite f32, rounded once."""
     product, c = a.double() * b.double(), c.double()
     total = product + c
     c_part = total - product
