@@ -137,8 +137,8 @@ def test_the_reference_rounds_to_nearest_even() -> None:
     assert quantization.to_ue4m3(np.array(values, np.float32)).tolist() == scales
 
 
-def test_the_data_reaches_every_scale(rng: np.random.Generator) -> None:
-    """Scale bytes from 0 to 0x7E, zero and saturated ones among them."""
+def check_reach(rng: np.random.Generator) -> None:
+    """Blocks of ``sample`` have scale bytes from 0 to 0x7E, zero and saturated ones among them."""
     encode = quantization.sample_encode_scale(rng, 400)
     _, scales = quantization.quantize(quantization.sample(rng, 400, 512), encode, "ieee", EMULATED)
     assert set(range(0x7F)) == set(scales.flat)
