@@ -29,7 +29,15 @@ for folder in (ROOT / "tests", ROOT):
         sys.path.insert(0, str(folder))
 
 
+def own_modules() -> str:
+    """A pattern of the names under which modules of this checkout are imported: packages whole, the others alone."""
+    alone = {path.stem for folder in ("benchmarks", "examples", "tests") for path in (ROOT / folder).rglob("*.py")}
+    return rf"((loader|emulator|generator|integrations|hopper)(\..*)?|{'|'.join(sorted(alone))})\Z"
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    # Those of others are theirs to mend, and a plugin that warns at the start must not end the run.
+    config.addinivalue_line("filterwarnings", f"error:::{own_modules()}")
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
