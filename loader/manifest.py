@@ -8,7 +8,9 @@ inside the pack. The rest of the loader relies on that and checks no manifest ag
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -290,7 +292,7 @@ def _integer(value: Any, where: str, low: int, high: int) -> int:
 
 
 def _number(value: Any, where: str) -> int | float:
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or not abs(value) < math.inf:  # 1e999 is a number of JSON
         raise _wrong(where, "a number", value)
     return value
 
@@ -374,7 +376,10 @@ def _scalar(fields: _Fields) -> Scalar:
     if default is not None and choices and default not in choices:
         raise _wrong(f"{fields.where}.default", f"one of {', '.join(choices)}", default)
     if default is not None and not choices:
-        _number(default, f"{fields.where}.default")
+        try:
+            struct.pack(f"<{SCALAR_FORMATS[dtype][0]}", _number(default, f"{fields.where}.default"))
+        except (struct.error, OverflowError):
+            raise _wrong(f"{fields.where}.default", f"a value of {dtype}", default) from None
     scalar = Scalar(name, dtype, fields.text("doc"), default, choices)
     fields.done()
     return scalar

@@ -65,6 +65,13 @@ def test_manifest_is_no_json(cuda, tmp_path, text):
     refuse(cuda, tmp_path, loader.ManifestSyntaxError)
 
 
+def test_a_number_that_reads_as_infinity(cuda, tmp_path):
+    """JSON has no infinity, but a number that Python makes one of."""
+    sample_pack.write(tmp_path, TEXT.replace(b'"default": 1.0', b'"default": 1e999'), FILES)
+    error = refuse(cuda, tmp_path, loader.ManifestError)
+    assert str(error).endswith("families.scale_rows.scalars[0].default: expected a number, got inf")
+
+
 def test_oversized_manifest(cuda, tmp_path, monkeypatch):
     """A manifest over the limit is not parsed."""
     monkeypatch.setattr("loader.manifest.MAX_MANIFEST_BYTES", len(TEXT) - 1)
@@ -161,6 +168,10 @@ EDITS = {
     "match of nothing": ((*FAMILY, "select", "match"), {"out": "output"}),
     "feature name": ((*FAMILY, "select", "features"), {"M": "Q"}),
     "default text": ((*FAMILY, "scalars", 0, "default"), "1"),
+    "default bool": ((*FAMILY, "scalars", 0, "default"), True),
+    "default beyond all numbers": ((*FAMILY, "scalars", 0, "default"), 10**400),
+    "default beyond its dtype": ((*FAMILY, "scalars", 0, "default"), 1e39),
+    "default of a fraction": ((*FAMILY, "scalars", 0), {"name": "factor", "dtype": "i32", "doc": "", "default": 2.5}),
     "scalar dtype": ((*FAMILY, "scalars", 0, "dtype"), "f64"),
     "measured arch": ((*FAMILY, "select", "measured"), [{"arch": "86", "device": "x", "features": {"M": 1},
                                                         "microseconds": {"m16": 1}}]),
