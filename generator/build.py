@@ -122,8 +122,10 @@ class Build:
             else:
                 pending.append(source)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = Console(stderr=True)
+        shown = pending and console.is_terminal  # elsewhere it would leave an empty line
         with (
-            Progress(*columns, console=Console(stderr=True), transient=True, disable=not pending) as progress,
+            Progress(*columns, console=console, transient=True, disable=not shown) as progress,
             ThreadPoolExecutor(self.jobs) as pool,
         ):
             task = progress.add_task("compiling", total=len(pending))

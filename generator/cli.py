@@ -30,14 +30,20 @@ GIB_PER_COMPILER = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run build.py; the exit status: 0 built, 1 a kernel failed or the input is wrong, 2 wrong usage."""
+    """Run build.py; the exit status: 0 built, 1 a kernel failed, the input is wrong or a file cannot be read or
+    written, 2 wrong usage, 130 interrupted."""
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
         return _run(options, console)
     except BuildError as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
-        return 1
+        status, text = 1, str(error)
+    except OSError as error:
+        status, text = 1, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        status, text = 130, "interrupted"
+    Console(stderr=True, highlight=False).print(text, style="red", markup=False, soft_wrap=True)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,4 +35,5 @@ class CompileError(BuildError):
 
 
 class PackError(BuildError):
-    """The output directory cannot be used: another build holds it, or its manifest is not one of ours."""
+    """The output directory cannot be used, as another build holds it or its manifest is not one of ours; or the new
+    manifest could not be used by a loader."""

@@ -13,11 +13,17 @@ def sha256(content: bytes) -> str:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write, and wait until the bytes are on disk, so that a rename never publishes a file that a crash empties."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write, and wait until the bytes are on disk, so that a rename never publishes a file that a crash empties.
+
+    An ``OSError`` names the file; one of a full disk does not by itself.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -27,6 +27,8 @@ from generator.files import replace, sha256
 from generator.matrix import Expansion
 from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
+from loader.errors import LoaderError
+from loader.manifest import parse
 
 SCHEMA = 3
 ABI = 1
@@ -130,7 +132,10 @@ class Writer:
 
     def finish(self, expansion: Expansion, source_digest: str, artifacts: list[dict[str, Any]],
                previous: Sequence[Mapping[str, Any]]) -> bool:  # fmt: skip
-        """Put the manifest in place and remove files that neither it nor ``previous`` names; whether it changed."""
+        """Put the manifest in place and remove files that neither it nor ``previous`` names; whether it changed.
+
+        ``PackError`` where the loader's own reader refuses the manifest; the one before it stays.
+        """
         built = {entry["family"] for entry in artifacts}
         manifest = {
             "schema": SCHEMA, "abi": ABI, "source_digest": source_digest,
@@ -141,6 +146,10 @@ class Writer:
             "artifacts": sorted(artifacts, key=key),
         }  # fmt: skip
         content = (json.dumps(manifest, sort_keys=True, indent=1) + "\n").encode()
+        try:
+            parse(content)
+        except LoaderError as error:
+            raise PackError(f"no loader reads this manifest, nothing was replaced: {error}") from None
         path = self.out / MANIFEST
         changed = not path.is_file() or path.read_bytes() != content
         if changed:

@@ -1,5 +1,6 @@
 """build.py end to end on two small kernels: what it writes, what it reuses, how it fails."""
 
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -414,6 +416,105 @@ def test_results_are_read_while_the_pack_is_held(project, monkeypatch):
     assert len(held) == 3
 
 
+MEASURED = """    select:
+      features: {n: n}
+      measured: [{arch: 120a, device: any, features: {n: 1}, microseconds: {t32: %s}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("    parameters:\n      - {pointer: a}", MEASURED % ".nan" + "    parameters:\n      - {pointer: a}",
+         "manifest.json is no JSON document: NaN is no JSON number"),
+        ("    parameters:\n      - {pointer: a}", MEASURED % ".inf" + "    parameters:\n      - {pointer: a}",
+         "manifest.json is no JSON document: Infinity is no JSON number"),
+        ("name: a, direction: in, dtypes: [f32], shape: [n], alignment: 16",
+         "name: a, direction: in, dtypes: [f32], shape: [n], alignment: 8192",
+         "families.nop9.arguments[0].alignment: expected an integer in 1 .. 4096, got 8192"),
+        ("    parameters:\n      - {pointer: a}",
+         "    scalars: [{name: k, dtype: i32, doc: unused, default: 2.5}]\n    parameters:\n      - {pointer: a}",
+         "families.nop9.scalars[0].default: expected a value of i32, got 2.5"),
+    ],
+    ids=["NaN", "infinity", "alignment", "default"],
+)  # fmt: skip
+def test_a_manifest_that_no_loader_reads_replaces_nothing(project, capsys, old, new, reason):
+    """Whatever the matrix lets pass, the loader's own reader judges before the manifest is put in place."""
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    before = project.files()
+    project.edit(project.matrix, old, new)
+    capsys.readouterr()
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+    assert capsys.readouterr().err == f"no loader reads this manifest, nothing was replaced: {reason}\n"
+    assert project.files() == before
+
+
+def test_a_full_disk_leaves_the_old_pack(project, tmp_path, capsys, monkeypatch):
+    """Full at any file, the build ends with its name in one line, and the next one finishes the work."""
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    before, fsync, left = project.files(), os.fsync, 0
+    shutil.copytree(project.out, tmp_path / "before")
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
+
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    for written in range(6):  # three files into the store, then cubin, PTX and manifest
+        shutil.rmtree(project.out)
+        shutil.copytree(tmp_path / "before", project.out)
+        capsys.readouterr()
+        left = written + 1
+        assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+        assert re.fullmatch(r"/\S+: No space left on device\n", capsys.readouterr().err)
+        after = project.files()
+        assert {name: after[name] for name in before} == before
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert project.files() != before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".build", "nop9"])
+def test_a_file_or_directory_in_the_way_is_named(project, capsys, name):
+    """Nothing is removed to make room."""
+    project.out.mkdir()
+    path = project.out / name
+    path.mkdir() if name == "manifest.json" else path.write_text("")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and str(path if name != ".build" else project.out) in output
+    assert path.exists()
+
+
+def test_an_interrupted_build_leaves_the_old_pack(project, tmp_path):
+    """Ctrl-C while a compiler runs: one line, exit status 130."""
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    before = project.files()
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
+    launcher = tmp_path / "launcher"
+    launcher.write_text("#!/bin/sh\nkill -INT $PPID\nexit 1\n")
+    launcher.chmod(0o755)
+    options = project.arguments("--arch", "120a", "--kernel", "nop9", "--jobs", "1", "--launcher", str(launcher))
+    done = subprocess.run([sys.executable, str(ROOT / "build.py"), *options], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert project.files() == before
+
+
+def test_a_header_of_a_header_is_in_the_digest(project, capsys):
+    """A change two includes away compiles again what it reaches, and nothing else."""
+    folder = project.templates / "scale"
+    (folder / "inner.cuh").write_text("#define ZERO 0.0f\n")
+    project.edit(folder / "convert.cuh", "#pragma once", '#pragma once\n#include "inner.cuh"')
+    assert project.build("--arch", "120a") == 0
+    project.edit(folder / "inner.cuh", "0.0f", "0.5f")
+    capsys.readouterr()
+    assert project.build("--arch", "120a") == 0
+    assert "4 compiled, 1 up to date" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99}'])
 def test_a_foreign_manifest_is_not_overwritten(project, capsys, content):
     """What is not ours is not replaced."""
@@ -525,13 +626,14 @@ def test_another_flag_compiles_again(project, capsys):
     assert "1 compiled, 0 up to date" in capsys.readouterr().out
 
 
-def test_the_report_is_escaped_html(project):
+def test_the_report_is_escaped_html(project, monkeypatch):
     """Table and profile of each kernel; names are data."""
     try:
         toolchain.find_disassembler()
     except ToolchainError as error:
         pytest.skip(str(error))
     project.edit(project.matrix, 'name: "t{threads}"\n        launch: {', 'name: "t<{threads}>"\n        launch: {')
+    monkeypatch.setattr(pack, "parse", lambda manifest: None)  # which refuses such a name
     assert project.build("--arch", "120a", "--kernel", "nop9", "--report") == 0
     page = (project.out / "report.html").read_text()
     assert "t&lt;32&gt;" in page and "t<32>" not in page
