@@ -1,9 +1,9 @@
 """Evaluation of the expressions that a manifest carries as data.
 
 An expression is an integer, a float, a name, or a list ``[operator, operand, ...]``. ``kernels.yaml`` writes them
-as text; ``generator.expression`` parses that text once, at build time, so a user's process never parses or
-executes text from a pack. The operators are the keys of ``OPERATORS``; ``if`` and the logical operators evaluate
-only the operands that they need.
+as text; ``generator.expression`` parses that text once, at build time, so the loader neither parses it nor makes
+Python of it. (The emulator does make Python of a pack's PTX, in ``emulator.codegen``.) The operators are the keys of
+``OPERATORS``; ``if`` and the logical operators evaluate only the operands that they need.
 """
 
 from __future__ import annotations

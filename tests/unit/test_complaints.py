@@ -87,6 +87,17 @@ def test_named_tests_exist():
         assert re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE), f"{file} has no {name}"
 
 
+def test_the_package_holds_no_kernel():
+    """Its packages are those that row 36 names, and no data of theirs is a pack."""
+    project = (ROOT / "pyproject.toml").read_text()
+    packages = re.findall(r"\w+", re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)[1])
+    answer = {number: answer for number, _, answer in ROWS}["36"]
+    named = re.search(r"The package holds ([\w, ]+), no kernel", answer)[1]
+    assert re.split(", | and ", named) == packages
+    data = re.search(r"^\[tool.setuptools.package-data\]\n((?:\w+ = .*\n)+)", project, re.MULTILINE)[1]
+    assert not re.search(r"cubin|ptx|manifest", data)
+
+
 def test_what_is_open_is_listed():
     """The closing list and the rows marked open are the same."""
     listed = re.findall(r"^- (E?\d+(?:, E?\d+)*):", PAGE.partition("## Open")[2], re.MULTILINE)

@@ -45,6 +45,13 @@ def test_ci_runs_the_second_command_of_the_readme():
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == commands[1]
 
 
+def test_the_version_stands_once():
+    """In loader/__init__.py, from where a distribution takes it."""
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project and 'version = {attr = "loader.__version__"}' in project
+    assert not re.search(r"^version\s*=\s*\"", project, re.MULTILINE)
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_go_one_way(package):
     """Also inside functions."""
