@@ -44,8 +44,7 @@ def measure(arch: str, variant: str, checks: bool, repeats: int) -> dict[str, ob
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5, help="launches after the first; default 5")
-    record.add_json_argument(parser)
-    options = parser.parse_args()
+    options = record.parse(parser, ["grouped_fp4"], on_device=False)
     warnings.filterwarnings("ignore", "host buffers run on the emulated", RuntimeWarning)
     found = record.host(["numpy"]) | {"cores": str(len(os.sched_getaffinity(0)))}
     for name, value in found.items():

@@ -84,8 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=EXPERTS)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of each expert")
-    record.add_json_argument(parser)
-    arguments = parser.parse_args()
+    arguments = record.parse(parser, ["grouped_fp4"])
 
     tiles = runnable("grouped_fp4", torch.cuda.get_device_capability(), out="bf16")
     found, timer, bandwidth = begin()

@@ -19,19 +19,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import record
 import torch
 import triton
 from cuda.bindings import driver as cuda
+from moe_layer import Layer, Size, whole_arguments
 from problem import make_problem
 
 import loader
 
-ROOT = Path(__file__).resolve().parent.parent
-BATCH = 400  # below the depth of the driver's queue, so that no launch waits for the device
+LAUNCHES = 400  # of kernels in a batch; below the depth of the driver's queue, so that no launch waits for the device
 BATCHES = 40
+KERNELS = {"grouped_fp4": 1, "nop9": 1, "moe_fp4": 5}  # name -> kernels of one launch
 
 
 @triton.jit
@@ -39,16 +40,16 @@ def _nop9(a, b, c, d, e, f, g, h, out):
     pass
 
 
-def per_launch(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+def per_launch(ways: dict[str, Callable[[], object]], batch: int) -> dict[str, float]:
     """Microseconds of one call each way: the median over batches, taken in turn so that all see the same machine."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(BATCHES + 3):  # the first three warm up
         for way, launch in ways.items():
             torch.cuda.synchronize()
             begin = time.perf_counter()
-            for _ in range(BATCH):
+            for _ in range(batch):
                 launch()
-            times[way].append((time.perf_counter() - begin) / BATCH * 1e6)
+            times[way].append((time.perf_counter() - begin) / batch * 1e6)
     torch.cuda.synchronize()
     return {way: statistics.median(taken[3:]) for way, taken in times.items()}
 
@@ -89,15 +90,15 @@ def bare_launches(plan: loader.Plan, stream: int) -> dict[str, Callable[[], obje
     return {"bare, ctypes": with_ctypes, "bare, cuda.bindings": with_bindings}
 
 
-def ways_to_launch(name: str, buffers: dict[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
-    """Every way to launch one kernel."""
+def ways_to_launch(name: str, arguments: dict[str, Any], bare: bool = True) -> dict[str, Callable[[], object]]:
+    """Every way to launch a kernel, or, not ``bare``, a composite: no single driver call does its work."""
     stream = torch.cuda.current_stream()
-    plan = loader.plan(name, **buffers)
+    plan = loader.plan(name, **arguments)
     return {
-        **bare_launches(plan, stream.cuda_stream),
+        **(bare_launches(plan, stream.cuda_stream) if bare else {}),
         "plan.launch(stream)": lambda: plan.launch(stream.cuda_stream),
         "plan.launch()": plan.launch,
-        "loader.launch": lambda: loader.launch(name, **buffers),
+        "loader.launch": lambda: loader.launch(name, **arguments),
     }
 
 
@@ -124,7 +125,7 @@ print(launched * 1000)
 
 def in_fresh_process(program: str) -> str:
     """What a Python program prints, with the checkout on its path."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(record.ROOT), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": path},
@@ -140,7 +141,8 @@ def in_fresh_process(program: str) -> str:
 def fresh_process(import_only: bool, runs: int) -> float:
     """Median milliseconds of ``import loader``, or of the first launch with the context already there: pack found and
     read, digests checked, kernel selected, module loaded, launched."""
-    program = COLD.format(import_only=import_only, tests=str(ROOT / "tests"), gpu=str(ROOT / "tests" / "gpu"))
+    tests = record.ROOT / "tests"
+    program = COLD.format(import_only=import_only, tests=str(tests), gpu=str(tests / "gpu"))
     times = []
     for _ in range(runs):
         times.append(float(in_fresh_process(program).split()[-1]))
@@ -154,22 +156,46 @@ def foreign_modules() -> list[str]:
     return sorted(roots - set(sys.stdlib_module_names) - {"loader"})
 
 
+def ways_by_name() -> dict[str, dict[str, Callable[[], object]]]:
+    """Kernel -> its ways to be launched; small problems."""
+    nine = [torch.empty(1024, device="cuda") for _ in range(9)]
+    triton_launch = {"Triton JIT": lambda: _nop9[(1,)](*nine)}
+    problem, layer = make_problem([1], 128, 256), Layer(Size(experts=4, top_k=2, hidden=256, between=128))
+    tokens = layer.tokens(1)
+    gemm = {**problem.inputs, "out": problem.output()}
+    whole = whole_arguments(layer, tokens, torch.empty_like(tokens["x"]))
+    return {
+        "grouped_fp4": ways_to_launch("grouped_fp4", gemm) | triton_launch,
+        "nop9": ways_to_launch("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))) | triton_launch,
+        "moe_fp4": ways_to_launch("moe_fp4", whole, bare=False),
+    }
+
+
+# Of the README: way -> what it is called there.
+ROWS = {
+    "bare, ctypes": "bare driver launch through ctypes, arguments packed before",
+    "plan.launch(stream)": "`plan.launch(stream)`",
+    "plan.launch()": "`plan.launch()`, torch's current stream",
+    "loader.launch": "`loader.launch`",
+    "Triton JIT": "Triton JIT launch of a no-op with 9 tensors",
+}
+
+
+def readme_table(costs: dict[str, dict[str, float]]) -> str:
+    """A row a way, a column a kernel; a dash where a kernel has no such way."""
+    headers = ["", "grouped_fp4, 8 tensors", "no-op, 9 tensors", "moe_fp4, 5 kernels"]
+    rows = [[title, *[ways.get(way) for ways in costs.values()]] for way, title in ROWS.items()]
+    return record.markdown("benchmarks/launch_cost.py", headers, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7, help="fresh processes for import and first launch")
-    record.add_json_argument(parser)
-    arguments = parser.parse_args()
+    arguments = record.parse(parser, list(KERNELS))
     found = record.environment(("torch", "triton", "cuda-bindings"))
     print(found)
 
-    nine = [torch.empty(1024, device="cuda") for _ in range(9)]
-    problem = make_problem([1], 128, 256)
-    launches = {
-        "grouped_fp4": ways_to_launch("grouped_fp4", {**problem.inputs, "out": problem.output()}),
-        "nop9": ways_to_launch("nop9", dict(zip([*"abcdefgh", "out"], nine, strict=True))),
-    }
-    triton_launch = {"Triton JIT": lambda: _nop9[(1,)](*nine)}
-    costs = {kernel: per_launch(ways | triton_launch) for kernel, ways in launches.items()}
+    costs = {name: per_launch(ways, LAUNCHES // KERNELS[name]) for name, ways in ways_by_name().items()}
     cold = {
         "import loader, ms": fresh_process(True, arguments.runs),
         "first launch beyond cuInit and context, ms": fresh_process(False, arguments.runs),
@@ -177,11 +203,12 @@ def main() -> None:
 
     rows = []
     for kernel, ways in costs.items():
-        bare = ways["bare, ctypes"]
+        bare, triton_jit = ways.get("bare, ctypes"), ways.get("Triton JIT")
         for way, cost in ways.items():
             name = kernel if way != "Triton JIT" else "9 tensors, no-op"
-            rows.append([name, way, cost, cost / bare, cost / ways["Triton JIT"]])
+            rows.append([name, way, cost, bare and cost / bare, triton_jit and cost / triton_jit])
     print(record.table("one launch", ["kernel", "way", "microseconds", "x bare", "x Triton"], rows))
+    print(readme_table(costs))
     print(record.table("a fresh process", ["what", "median"], list(cold.items())))
     modules = foreign_modules()
     print("modules outside the standard library after import:", ", ".join(modules) or "none")

@@ -72,8 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    record.add_json_argument(parser)
-    arguments = parser.parse_args()
+    arguments = record.parse(parser, ["moe_fp4"])
 
     found, timer, bandwidth = begin()
     rows = []

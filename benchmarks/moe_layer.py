@@ -99,15 +99,20 @@ class Layer:
         return experts * weights + 2 * tokens["x"].nbytes
 
 
-def whole(layer: Layer, tokens: dict[str, torch.Tensor], out: torch.Tensor) -> loader.Plan:
-    """``moe_fp4`` with a workspace of the caller."""
+def whole_arguments(layer: Layer, tokens: dict[str, torch.Tensor], out: torch.Tensor) -> dict[str, Any]:
+    """Of ``moe_fp4``, with a workspace of the caller."""
     arguments = {
         "w13": layer.w13.packed, "w13_scale": layer.w13.scale, "w13_alpha": layer.w13_alpha, "w2": layer.w2.packed,
         "w2_scale": layer.w2.scale, "w2_alpha": layer.w2_alpha, "x_global_scale": layer.x_encode,
         "h_global_scale": layer.h_encode, "global_scale_kind": "encode", **tokens, "out": out,
     }  # fmt: skip
     memory = torch.empty(loader.workspace_bytes("moe_fp4", **arguments), dtype=torch.uint8, device="cuda")
-    return loader.plan("moe_fp4", **arguments, workspace=memory)
+    return {**arguments, "workspace": memory}
+
+
+def whole(layer: Layer, tokens: dict[str, torch.Tensor], out: torch.Tensor) -> loader.Plan:
+    """``moe_fp4`` as a plan."""
+    return loader.plan("moe_fp4", **whole_arguments(layer, tokens, out))
 
 
 def steps(

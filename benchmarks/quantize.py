@@ -20,7 +20,8 @@ EXPERTS = 32
 ROWS = [1, 16, 64, 256, 1024]
 HIDDEN, INTERMEDIATE = 7168, 2048
 GROUP = 16
-EDGES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]).cuda()  # between neighbouring magnitudes of E2M1
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is none, only to be imported
+EDGES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], device=DEVICE)  # between neighbouring magnitudes of E2M1
 SCALARS = {"global_scale_kind": "encode"}
 
 
@@ -124,8 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=EXPERTS)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of each expert")
-    record.add_json_argument(parser)
-    arguments = parser.parse_args()
+    arguments = record.parse(parser, ["nvfp4_quantize"])
 
     found, timer, bandwidth = begin()
     rows = []

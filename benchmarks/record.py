@@ -1,4 +1,5 @@
-"""What every benchmark prints and writes: where it ran, a table, and a JSON file of the same."""
+"""What every benchmark needs first and writes last: the checkout on the path, a device and kernels; a table and a JSON
+file that say where it ran."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks import this module before the loader
 
 
 def environment(packages: Sequence[str] = ("torch", "triton", "numpy")) -> dict[str, str]:
@@ -65,8 +70,40 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
+def parse(parser: argparse.ArgumentParser, kernels: Sequence[str], on_device: bool = True) -> argparse.Namespace:
+    """The arguments, ``--json`` among them. Ends the program where the device or a pack of ``kernels`` is missing."""
     parser.add_argument("--json", type=Path, help="write environment and rows to this file")
+    arguments = parser.parse_args()
+    if on_device:
+        _need_device()
+    _need_kernels(kernels)
+    return arguments
+
+
+def _need_device() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device: this benchmark measures one")
+
+
+def _need_kernels(names: Sequence[str]) -> None:
+    import loader
+    from loader.registry import registry
+
+    try:
+        found = registry()
+    except loader.PackNotFoundError as error:
+        raise SystemExit(f"{error}\nbuild one: python build.py --arch 90a (or the arch of the device)") from None
+    missing = [name for name in names if name not in {*found.families, *found.composites}]
+    if "nop9" in missing:
+        data = "tests/build/data"
+        raise SystemExit("no pack has nop9; build it and name both packs:\n"
+                         f"  python build.py --matrix {data}/kernels.yaml --templates {data}/templates --kernel nop9 "
+                         "--out build/nop9\n  export LOADER_ARTIFACTS=artifacts:build/nop9")
+    if missing:
+        raise SystemExit(f"no pack has {', '.join(missing)}; build all kernels: python build.py --arch 90a "
+                         "(or the arch of the device)")
 
 
 def finish(path: Path | None, benchmark: str, found: dict[str, str], results: dict[str, Any]) -> None:

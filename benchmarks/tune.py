@@ -70,8 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=FAMILIES, default="grouped_fp4")
     parser.add_argument("--yaml", type=Path, help="write the rows to this file")
-    record.add_json_argument(parser)
-    arguments = parser.parse_args()
+    arguments = record.parse(parser, list(FAMILIES))
     found, timer = record.environment(), Timer()
     print(found)
     rows = []
