@@ -65,6 +65,16 @@ def arguments():
 
 
 @pytest.mark.filterwarnings("ignore:host buffers")
+@pytest.mark.parametrize("detail", ["", ":90a"])
+def test_cpu_is_another_name_of_the_emulated_device(pack, emulator, detail):
+    """With an arch or without."""
+    for kind in ("cpu", "emulated"):
+        loader.launch("scale_rows", device=kind + detail, variant="m16_f32", **arguments())
+    first, second = emulator.devices
+    assert first.arch == second.arch
+
+
+@pytest.mark.filterwarnings("ignore:host buffers")
 def test_host_buffers_reach_the_emulator(pack, emulator):
     """Buffers are mapped with their sizes and access, and the kernel gets the bytes that a GPU would get."""
     call = arguments()
