@@ -69,6 +69,29 @@ class Candidate(NamedTuple):
     artifact: Artifact
 
 
+# What packs need not agree on: words for people, names of files, whose digests count, and rows that are merged.
+_FREE = frozenset({"summary", "doc", "text", "file", "measured"})
+
+
+def difference(one: Any, other: Any, where: str = "") -> str | None:
+    """The first key in which two entries of manifests differ so that a call may; None where they do the same.
+
+    All counts but ``_FREE``: what a call takes, what is selected, and what runs, on a GPU or emulated (the PTX).
+    """
+    if one is other:
+        return None
+    if isinstance(one, tuple) and hasattr(one, "_fields") and type(one) is type(other):
+        pairs = [(f".{name}", a, b) for name, a, b in zip(one._fields, one, other, strict=True)
+                 if name not in _FREE]
+    elif isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        pairs = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(one, other, strict=True))]
+    elif isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        pairs = [(f".{key}", value, other[key]) for key, value in one.items()]
+    else:
+        return None if one == other else where.removeprefix(".")
+    return next((found for key, a, b in pairs if (found := difference(a, b, where + key)) is not None), None)
+
+
 class Registry:
     """What several packs hold together."""
 
@@ -81,31 +104,40 @@ class Registry:
         for pack in self.packs:
             for family in pack.manifest.families.values():
                 self._add_family(pack, family)
-            for name, composite in pack.manifest.composites.items():
-                if self.composites.setdefault(name, composite) != composite:
-                    raise DuplicateError(f"{name} in pack {pack.directory} has other steps than in another pack",
-                                         pack=pack.directory, name=name)
+            for composite in pack.manifest.composites.values():
+                self._add_composite(pack, composite)
             for artifact in pack.manifest.artifacts:
                 self._add_artifact(Candidate(pack, artifact))
+        for name in self.families.keys() & self.composites.keys():
+            raise DuplicateError(f"{name} is one kernel in a pack and a composite in another", name=name)
 
     def _add_family(self, pack: Pack, family: Family) -> None:
         known = self.families.setdefault(family.name, family)
-        if known._replace(measured=()) != family._replace(measured=()):
-            others = ", ".join(p.directory for p in self.packs if p is not pack and family.name in p.manifest.families)
-            raise DuplicateError(f"{family.name} is defined differently in pack {pack.directory} and in {others}",
-                                 pack=pack.directory, name=family.name)
+        self._check_same(family.name, known, family, pack)
         new_rows = tuple(row for row in family.measured if row not in known.measured)
         self.families[family.name] = known._replace(measured=known.measured + new_rows)
         self._candidates.setdefault(family.name, {})
 
+    def _add_composite(self, pack: Pack, composite: Composite) -> None:
+        name = composite.signature.name
+        self._check_same(name, self.composites.setdefault(name, composite), composite, pack)
+
+    def _check_same(self, name: str, known: Any, entry: Any, pack: Pack) -> None:
+        key = difference(known, entry)
+        if key is not None:
+            other = next(p.directory for p in self.packs if name in p.manifest.families | p.manifest.composites)
+            raise DuplicateError(f"{name} is defined differently in pack {pack.directory} and in {other}: {key} "
+                                 "differs", pack=pack.directory, name=name, key=key)
+
     def _add_artifact(self, candidate: Candidate) -> None:
         artifact = candidate.artifact
         known = self._candidates[artifact.family].setdefault((artifact.variant, artifact.arch), candidate)
-        if known.artifact.binary.sha256 != artifact.binary.sha256 or known.artifact.launch != artifact.launch:
+        key = difference(known.artifact, artifact)
+        if key is not None:
             raise DuplicateError(
                 f"{artifact.family}/{artifact.variant} for sm_{artifact.arch} is another kernel in pack "
-                f"{candidate.pack.directory} than in {known.pack.directory}",
-                pack=candidate.pack.directory, file=artifact.binary.file)
+                f"{candidate.pack.directory} than in {known.pack.directory}: {key} differs",
+                pack=candidate.pack.directory, file=artifact.binary.file, key=key)
 
     def family(self, name: str) -> Family:
         """The family of this name; ``UnknownKernelError`` names the closest ones."""
@@ -182,22 +214,24 @@ def pack_directories(directory: str) -> list[str]:
 def _installed() -> list[str]:
     """Directories named by entry points of installed distributions.
 
-    Reads ``entry_points.txt`` files itself: ``importlib.metadata`` alone would cost most of the start-up budget.
+    Reads ``entry_points.txt`` files itself: ``importlib.metadata`` alone would cost most of the start-up budget. What
+    is wrong with a distribution that names no pack is none of our business.
     """
-    modules: dict[str, None] = {}
-    for root in dict.fromkeys(sys.path):
+    modules: dict[str, str] = {}
+    for root in dict.fromkeys(entry for entry in sys.path if isinstance(entry, str)):
         try:
             found = [e.path for e in os.scandir(root or ".") if e.name.endswith((".dist-info", ".egg-info"))]
         except OSError:
             continue
         for path in sorted(found):
-            modules.update(dict.fromkeys(_entry_points(os.path.join(path, "entry_points.txt"))))
-    return [_module_directory(module) for module in modules]
+            for module in _entry_points(os.path.join(path, "entry_points.txt")):
+                modules.setdefault(module, path)
+    return [_module_directory(module, path) for module, path in modules.items()]
 
 
 def _entry_points(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8", errors="replace") as stream:
             lines = [line.strip() for line in stream]
     except OSError:
         return []
@@ -213,15 +247,19 @@ def _entry_points(path: str) -> list[str]:
     return modules
 
 
-def _module_directory(module: str) -> str:
+def _module_directory(module: str, distribution: str) -> str:
     from importlib.util import find_spec  # only where a distribution brings a pack
 
-    spec = find_spec(module)
+    facts = {"tried": [module], "distribution": distribution}
+    where = f"entry point {ENTRY_POINT_GROUP} of {distribution}: {module!r}"
+    try:
+        spec = find_spec(module)
+    except Exception as error:  # whatever the parent of a package raises where it is imported
+        raise PackNotFoundError(f"{where} cannot be found: {type(error).__name__}: {error}", **facts) from error
     locations = list(spec.submodule_search_locations or []) if spec else []
     if len(locations) != 1:
-        raise PackNotFoundError(f"entry point {ENTRY_POINT_GROUP}: {module!r} is no package with one directory",
-                                tried=[module])
-    return locations[0]
+        raise PackNotFoundError(f"{where} is no package with one directory", **facts)
+    return os.path.abspath(locations[0])
 
 
 def _named(directories: Iterable[str], source: str) -> list[str]:
@@ -238,10 +276,12 @@ def _named(directories: Iterable[str], source: str) -> list[str]:
 def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
     """Directories of the packs to use, and the source that named them."""
     if packs is not None:
-        return _named(map(os.path.abspath, packs), "the argument packs"), "the argument packs"
+        return _named(packs, "the argument packs"), "the argument packs"
     variable = os.environ.get(ENVIRONMENT_VARIABLE)
     if variable:
         directories = [os.path.abspath(entry) for entry in variable.split(os.pathsep) if entry]
+        if not directories:
+            raise PackNotFoundError(f"{ENVIRONMENT_VARIABLE} is {variable!r} and names no directory", tried=[])
         return _named(directories, ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
     installed = _installed()
     if installed:
@@ -256,13 +296,19 @@ def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
 
 
 def directories_given(packs: Any) -> tuple[str, ...] | None:
-    """The argument ``packs``, one directory or several, as a key; None where the default packs are asked for."""
+    """The argument ``packs``, one directory or several, as absolute paths; None where the default packs are asked for.
+
+    The current directory is that of the call: the same words may name another pack later.
+    """
     if packs is None:
         return None
     try:
-        return tuple(map(os.fspath, [packs] if isinstance(packs, (str, os.PathLike)) else packs))
+        given = tuple(map(os.fsdecode, [packs] if isinstance(packs, (str, bytes, os.PathLike)) else packs))
     except TypeError:
         raise PackNotFoundError(f"packs: {packs!r} is no directory and no list of directories", tried=[]) from None
+    if not given:
+        raise PackNotFoundError(f"packs: {packs!r} names no directory; None stands for the default packs", tried=[])
+    return tuple([path if os.path.isabs(path) else os.path.abspath(path) for path in given])
 
 
 _registries: dict[tuple[str, ...] | None, Registry] = {}
@@ -287,9 +333,13 @@ class Verified(NamedTuple):
 
 
 def verify(packs: Sequence[str] | None = None) -> list[Verified]:
-    """Read every file of the packs and compare it with its manifest; manifests that are wrong raise."""
+    """Read the packs in use anew, and compare every file with its manifest; a manifest that is wrong raises."""
     outcomes = []
-    for pack in registry(packs).packs:
+    for used in registry(packs).packs:
+        pack = open_pack(used.directory)
+        if pack != used:
+            raise IntegrityError(f"{MANIFEST_NAME} in pack {pack.directory} is not what this process has read before",
+                                 pack=pack.directory, file=MANIFEST_NAME)
         files = {stored.file: stored for a in pack.manifest.artifacts for stored in (a.binary, a.ptx)}
         for stored in files.values():
             error = None
