@@ -25,6 +25,8 @@ def scaled_fp4_quant(
     if "trtllm" in backend and input.numel() // input.shape[-1] <= 32:
         raise NotImplementedError(f"backend {backend!r} takes scales of up to 32 rows in an 8x4 layout")
     if padded_n is not None:
+        if padded_n < input.shape[-1]:
+            raise ValueError(f"padded_n expects at least the {input.shape[-1]} columns of input, got {padded_n}")
         input = torch.nn.functional.pad(input, (0, padded_n - input.shape[-1]))
     return nvfp4.quantize(input, input_global_scale, linear=not is_sf_swizzled_layout)
 

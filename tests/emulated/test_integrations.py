@@ -137,6 +137,8 @@ def test_dense_quantisation_with_row_major_scales(rng):
     assert not padded[:, 48:].any()
     assert torch.equal(padded_scales[:, :6].view(torch.uint8), scales.view(torch.uint8))
     assert not padded_scales[:, 6:].view(torch.uint8).any()
+    with pytest.raises(ValueError, match="^padded_n expects at least the 96 columns of input, got 80$"):
+        vllm.scaled_fp4_quant(x, encode, padded_n=80)
     with pytest.raises(NotImplementedError, match="8x4"):
         vllm.scaled_fp4_quant(x, encode, backend="trtllm")
 

@@ -64,3 +64,11 @@ def test_imports_go_one_way(package):
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found = {module.partition(".")[0] for module in modules} & forbidden
             assert not found, f"{path.relative_to(ROOT)}:{node.lineno} imports {', '.join(found)}"
+
+
+@pytest.mark.parametrize("package", ["loader", "emulator", "integrations"])
+def test_type_hints_are_shipped(package):
+    """What users import is typed, and an installed package says so to type checkers."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
+    assert (ROOT / package / "py.typed").read_bytes() == b""
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"][package]
