@@ -1,68 +1,84 @@
 """The kernels as torch custom ops, ``torch.ops.block_scaled.<kernel>``, so that torch.compile traces calls of them.
 
-An op takes the buffers of the kernel in the loader's order, outputs last, and its scalars by name. It writes its
-outputs and returns nothing; shapes and types are checked by the loader at the call. The scalar `prefetch` is left out:
-what torch.compile launches before an op, nobody can promise.
+There is one for every kernel and composite of the default packs, as the packs describe it. An op takes the buffers in
+the loader's order, those that may be left out last (``workspace`` of a composite among them), and scalars by name. It
+writes its outputs and returns nothing; shapes and types are checked by the loader at the call.
+
+The ops are registered when this module is imported. Where no pack is found then, an attribute of this module looks
+again when it is used, and raises what the loader raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 import loader
+from loader import registry
+from loader.composite import WORKSPACE
+from loader.manifest import Argument, Family, Scalar
 
 NAMESPACE = "block_scaled"
+# A promise about what is launched before: nobody can give it for what torch.compile puts there.
+LEFT_OUT = ("prefetch",)
+
+_ops: dict[str, torch.library.CustomOpDef] = {}
 
 
-def _register(family: str, inputs: str, outputs: str, scalars: str = "") -> torch.library.CustomOpDef:
-    """An op whose arguments are those of ``family``; ``scalars`` as in a schema of torch."""
-    mutated = outputs.split()
-    names = inputs.split() + mutated
-    tensors = [f"Tensor {name}" for name in inputs.split()]
-    tensors += [f"Tensor({alias}!) {name}" for alias, name in zip("abcdef", mutated, strict=False)]
-    schema = f"({', '.join(tensors)}{', *, ' + scalars if scalars else ''}) -> ()"
+def register(packs: Sequence[str] | None = None) -> None:
+    """Register an op for every kernel of the packs, in the place of one of the same name.
 
-    def launch(*buffers: torch.Tensor, **values: object) -> None:
-        loader.launch(family, **dict(zip(names, buffers, strict=True)), **values)
+    An op launches what the default packs hold; ``packs`` only describe it.
+    """
+    found = registry.registry(packs)
+    for family in found.families.values():
+        _ops[family.name] = _op(family, family.arguments)
+    for name, composite in found.composites.items():
+        arguments = (*composite.signature.arguments, WORKSPACE._replace(optional=True))
+        _ops[name] = _op(composite.signature, arguments)
 
-    op = torch.library.custom_op(f"{NAMESPACE}::{family}", launch, mutates_args=mutated, schema=schema)
+
+def _op(family: Family, arguments: Sequence[Argument]) -> torch.library.CustomOpDef:
+    """An op of one kernel that takes ``arguments``."""
+    arguments = sorted(arguments, key=lambda argument: argument.optional)
+    names = [argument.name for argument in arguments]
+    written = [argument.name for argument in arguments if argument.direction != "in"]
+    scalars = [_number(scalar) for scalar in family.scalars if scalar.name not in LEFT_OUT]
+    schema = f"({', '.join([*map(_tensor, arguments), *['*'] * bool(scalars), *scalars])}) -> ()"
+
+    def launch(*buffers: torch.Tensor | None, **values: object) -> None:
+        loader.launch(family.name, **dict(zip(names, buffers, strict=False)), **values)
+
+    op = torch.library.custom_op(f"{NAMESPACE}::{family.name}", launch, mutates_args=written, schema=schema)
     op.register_fake(lambda *buffers, **values: None)
     return op
 
 
-_QUANTIZE = 'str global_scale_kind, str division="approximate"'
-_LAYOUT = ', str scale_layout="blocks_128x4"'
-_SWIGLU = (
-    ', str rounding="activation_type", float swiglu_alpha=1.0, float swiglu_beta=0.0,'
-    " float swiglu_limit=3.4028234663852886e+38"
-)
+def _tensor(argument: Argument) -> str:
+    """As a schema of torch has it; what is written has an alias set of its own."""
+    kind = "Tensor" if argument.direction == "in" else f"Tensor({argument.name}!)"
+    return f"{kind}? {argument.name}=None" if argument.optional else f"{kind} {argument.name}"
 
-amax = _register("amax", "x", "partial")
-nvfp4_global_scale = _register(
-    "nvfp4_global_scale", "partial weight_scale", "encode_scale alpha", "float amax_floor=1e-8"
-)
-nvfp4_quantize = _register("nvfp4_quantize", "x global_scale", "out out_scale", _QUANTIZE + _LAYOUT)
-nvfp4_quantize_grouped = _register(
-    "nvfp4_quantize_grouped", "x global_scale expert_offsets scale_offsets", "out out_scale", _QUANTIZE + _LAYOUT
-)
-nvfp4_quantize_masked = _register("nvfp4_quantize_masked", "x global_scale mask", "out out_scale", _QUANTIZE)
-silu_mul_nvfp4_quantize = _register(
-    "silu_mul_nvfp4_quantize",
-    "x row_weight global_scale expert_offsets scale_offsets",
-    "out out_scale",
-    _QUANTIZE + _SWIGLU,
-)
-silu_mul_nvfp4_quantize_masked = _register(
-    "silu_mul_nvfp4_quantize_masked", "x global_scale mask", "out out_scale", _QUANTIZE + _SWIGLU
-)
-moe_route = _register(
-    "moe_route", "topk_ids", "expert_offsets scale_offsets row_of_slot slot_of_row", "int first_expert=0"
-)
-moe_combine = _register("moe_combine", "rows row_of_slot topk_weights", "out", 'str weighting="combine"')
-grouped_fp4 = _register("grouped_fp4", "a b a_scale b_scale alpha expert_offsets scale_offsets", "out")
-grouped_fp4_swiglu = _register(
-    "grouped_fp4_swiglu",
-    "a b a_scale b_scale alpha expert_offsets scale_offsets row_weight global_scale",
-    "out out_scale",
-    _QUANTIZE + ", str intermediate" + _SWIGLU,
-)
+
+def _number(scalar: Scalar) -> str:
+    kind = "str" if scalar.choices else "float" if scalar.dtype == "f32" else "int"
+    default = f'"{scalar.default}"' if scalar.choices else scalar.default
+    return f"{kind} {scalar.name}" if scalar.default is None else f"{kind} {scalar.name}={default}"
+
+
+def __getattr__(name: str) -> torch.library.CustomOpDef:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _ops:
+        found = registry.registry()
+        if name not in found.composites:
+            found.family(name)  # raises where there is none
+        register()
+    return _ops[name]
+
+
+try:
+    register()
+except loader.PackNotFoundError:
+    pass  # said where an op is used

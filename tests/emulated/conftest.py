@@ -28,7 +28,7 @@ def build() -> subprocess.CompletedProcess | None:
     return build_kernels(",".join(ARCHS))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
     """The ``packs`` of a call."""
     return None if build is None else [str(CACHE)]

@@ -19,13 +19,19 @@ from integrations import checkpoint, mega_moe, nvfp4, ops, sglang, vllm
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
-    pytest.mark.usefixtures("few_multiprocessors", "arch"),
+    pytest.mark.usefixtures("few_multiprocessors", "arch", "registered"),
 ]
 # Distance of each E2M1 magnitude to the middle of its neighbours, below and above; 6 takes all that is larger.
 BELOW = np.array([0.25, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 1])
 ABOVE = np.array([0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 1, np.inf])
 LARGEST = 6 * 448
 SLACK = 1e-5  # of approximate reciprocals
+
+
+@pytest.fixture(scope="module")
+def registered(packs):
+    """Ops of the pack under test, in the place of those of another one that was there at the import."""
+    ops.register(packs)
 
 
 @pytest.fixture(params=["90a", "100a", "120a"])
@@ -478,22 +484,6 @@ def test_weights_of_a_checkpoint_are_prepared_alike(rng):
         assert (w13_scale[e].numpy() == checkpoint.to_blocks(alternating)).all()
         assert (w2[e].view(torch.uint8).numpy() == mixture.l2[0][e]).all()
         assert (w2_scale[e].numpy() == checkpoint.to_blocks(mixture.l2[1][e])).all()
-
-
-@one_arch
-def test_ops_tell_torch_the_truth(rng, grouped):
-    """Schemas, fake kernels and mutated arguments agree with what the ops do."""
-    a, b, a_scale, b_scale, alphas = (tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-                                      for tensor in grouped.operands)
-    expert_offsets, scale_offsets = grouped.offsets
-    out = torch.zeros((len(a), grouped.n), dtype=torch.float32)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(
-        ops.grouped_fp4, (a, b, a_scale, b_scale, alphas, expert_offsets, scale_offsets[:-1], out), test_utils=checks
-    )
-    x, scales = random_values(rng, 3, 32), torch.zeros((128, 4), dtype=torch.uint8)
-    quantize = (x, torch.ones(1), torch.zeros((3, 16), dtype=torch.uint8), scales)
-    torch.library.opcheck(ops.nvfp4_quantize, quantize, {"global_scale_kind": "encode"}, test_utils=checks)
 
 
 @one_arch

@@ -1,0 +1,137 @@
+"""The kernels as torch ops: none is forgotten, each says the truth of itself, and engines' functions compile."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import loader
+from integrations import ops
+from loader import expression, registry
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH_TYPES = {
+    "e2m1x2": torch.uint8, "ue4m3": torch.uint8, "i32": torch.int32, "i64": torch.int64, "f32": torch.float32,
+    "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8,
+}  # fmt: skip
+SIZES = {"M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "P": 2, "S": 128, "K": 64, "N": 64, "I": 64, "H": 64}
+# Integers that are not all zero: one expert has both rows, in their order.
+INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
+WORDS = {"global_scale_kind": "decode", "intermediate": "bf16"}
+# Written by hand: several kernels in one op.
+BY_HAND = {"nvfp4_mega_moe"}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors", "emulated"),
+]
+
+
+@pytest.fixture(scope="module")
+def described(packs):
+    """Name -> what the pack says of each kernel and composite; their ops are registered."""
+    ops.register(packs)
+    found = registry.registry(packs)
+    return found.families | {name: composite.signature for name, composite in found.composites.items()}
+
+
+@pytest.fixture
+def emulated(monkeypatch, packs, described):
+    """Launches of this test go to an emulated sm_120a."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:120a"))
+
+
+def small_data(rng, family) -> list[torch.Tensor]:
+    """Buffers that the family takes, those that may be left out last."""
+    tensors = []
+    for argument in sorted(family.arguments, key=lambda argument: argument.optional):
+        shape = [int(expression.evaluate(entry, SIZES)) for entry in argument.shape]
+        if argument.name in INTEGERS:
+            values = np.reshape(INTEGERS[argument.name], shape)
+        elif argument.dtypes[0] in ("i32", "i64"):
+            values = np.zeros(shape, np.int32)
+        elif argument.dtypes[0] in ("e2m1x2", "ue4m3"):
+            values = rng.integers(0x20, 0x48, shape, dtype=np.uint8)
+        else:
+            values = rng.uniform(0.5, 2, shape)
+        dtype = TORCH_TYPES[argument.dtypes[0]]
+        tensor = torch.from_numpy(values)
+        tensors.append(tensor.view(dtype) if tensor.dtype == torch.uint8 else tensor.to(dtype))
+    return tensors
+
+
+def registered_ops() -> set[str]:
+    """What torch knows of the namespace."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.split("::")[1] for name in names if name.startswith(f"{ops.NAMESPACE}::")}
+
+
+def test_every_kernel_has_an_op(described):
+    """The ops are the kernels and composites of the pack, whatever it holds."""
+    from integrations import mega_moe  # noqa: F401 (brings the one that is written by hand)
+
+    assert {"moe_fp4", "moe_gather_quantize"} < set(described)
+    assert registered_ops() == set(described) | BY_HAND
+
+
+def test_an_op_takes_what_its_kernel_takes(described):
+    """Buffers in the loader's order, those that may be left out last, then scalars by name, with their defaults."""
+    for name, family in described.items():
+        schema = getattr(torch.ops.block_scaled, name).default._schema
+        given = {argument.name: argument for argument in schema.arguments}
+        buffers = [argument.name for argument in sorted(family.arguments, key=lambda argument: argument.optional)]
+        scalars = [scalar.name for scalar in family.scalars if scalar.name not in ops.LEFT_OUT]
+        workspace = ["workspace"] if name == "moe_fp4" else []
+        assert list(given) == buffers + workspace + scalars
+        for argument in family.arguments:
+            alias = given[argument.name].alias_info
+            assert (alias is not None and alias.is_write) == (argument.direction != "in"), (name, argument.name)
+            assert given[argument.name].has_default_value() == argument.optional
+        for scalar in family.scalars:
+            if scalar.name in scalars:
+                entry = given[scalar.name]
+                assert entry.kwarg_only
+                assert (entry.default_value if entry.has_default_value() else None) == scalar.default
+
+
+def test_ops_tell_torch_the_truth(rng, described):
+    """Schemas, fake kernels and mutated arguments agree with what the ops do."""
+    for name, family in described.items():
+        words = {scalar.name: WORDS[scalar.name] for scalar in family.scalars if scalar.default is None}
+        results = torch.library.opcheck(getattr(ops, name), small_data(rng, family), words)
+        assert set(results.values()) == {"SUCCESS"}, (name, results)
+
+
+def test_an_op_launches_its_kernel(rng, described):
+    """The same bytes as of ``loader.launch``, and with a workspace of the caller."""
+    family = described["moe_fp4"]
+    given, other = small_data(rng, family), small_data(rng, family)
+    arguments = dict(zip((argument.name for argument in family.arguments), given, strict=False))
+    loader.launch("moe_fp4", **{**arguments, "out": other[-1]}, **WORDS)
+    torch.ops.block_scaled.moe_fp4(*given, **WORDS)
+    assert torch.equal(given[-1], other[-1])
+    assert other[-1].any()
+    given[-1].zero_()
+    raw = torch.empty((1 << 16) + 256, dtype=torch.uint8)
+    torch.ops.block_scaled.moe_fp4(*given, raw[-raw.data_ptr() % 256 :][: 1 << 16], **WORDS)
+    assert torch.equal(given[-1], other[-1])
+
+
+def test_an_unknown_op_is_an_unknown_kernel(monkeypatch):
+    """What no pack holds is refused as by the loader, and so is every op where there is no pack."""
+    with pytest.raises(loader.UnknownKernelError, match="no kernel 'amaxx'; known are .*; did you mean amax?"):
+        ops.amaxx  # noqa: B018
+    program = (
+        "from integrations import vllm, ops; import loader\n"
+        "try: ops.grouped_fp4\n"
+        "except loader.PackNotFoundError as error: print(error)"
+    )
+    monkeypatch.setenv("LOADER_ARTIFACTS", "/nothing")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("LOADER_ARTIFACTS names '/nothing', which holds no manifest.json")
