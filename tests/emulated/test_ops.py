@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import loader
-from integrations import ops
+from integrations import ops, vllm
 from loader import expression, registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,3 +135,28 @@ def test_an_unknown_op_is_an_unknown_kernel(monkeypatch):
     monkeypatch.setenv("LOADER_ARTIFACTS", "/nothing")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("LOADER_ARTIFACTS names '/nothing', which holds no manifest.json")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what inductor itself imports
+@pytest.mark.parametrize("name", ["silu_and_mul_nvfp4_quant", "cutlass_scaled_fp4_mm"])
+def test_inductor_compiles_what_engines_call(rng, name):
+    """Inputs that inductor lets share memory are read like others, and the compiled call gives the same bytes."""
+    x = torch.from_numpy(rng.standard_normal((3, 128))).bfloat16()
+    packed, scales = (torch.from_numpy(rng.integers(0x20, 0x48, shape, dtype=np.uint8))
+                      for shape in ((2, 64, 32), (2, 128, 4)))  # fmt: skip
+    scales = scales.view(torch.float8_e4m3fn)
+
+    def quantised(x, scale):
+        out, out_scale = x.new_zeros((3, 32), dtype=torch.uint8), x.new_zeros((128, 4), dtype=torch.uint8)
+        vllm.silu_and_mul_nvfp4_quant(out, out_scale, x * 2, scale)
+        return out, out_scale
+
+    def product(x, scale):
+        return (vllm.cutlass_scaled_fp4_mm(*packed, *scales, scale, torch.bfloat16) + x[0, 0],)
+
+    function = quantised if name.startswith("silu") else product
+    expected = function(x, torch.tensor(2.0))
+    torch.compiler.reset()
+    results = torch.compile(function, fullgraph=True, backend="inductor")(x, torch.tensor(2.0))
+    assert all(map(torch.equal, results, expected))
+    assert all(result.any() for result in results)
