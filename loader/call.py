@@ -114,6 +114,10 @@ class Call:
         if any(argument.optional for argument in self.family.arguments):
             self._tensor_of[type(None)] = _no_tensor
             self._no_tensors = bytes(dlpack.TENSOR.size * self.count)
+        # Where torch may leave a negation for later: in the imaginary part of a conjugate.
+        self._floats = [index for index, argument in enumerate(self.family.arguments)
+                        if not dlpack.FLOATS.isdisjoint(argument.dtypes)]
+        self._is_negative: dict[type, Any] = {}
         self._layouts: dict[Any, _Layout] = {}
         self._problems: dict[Any, Any] = {}
         self.checker = signature.Checker(self.family)
@@ -171,6 +175,11 @@ class Call:
             for value, address in zip(values, header.addresses):  # noqa: B905 (scalars follow the buffers)
                 if tensor_of[type(value)](value, address):
                     raise BufferError
+            if is_negative := self._is_negative:
+                for index in self._floats:
+                    value = values[index]
+                    if type(value) in is_negative and is_negative[type(value)](value):
+                        raise BufferError
             scalars = self._pack_scalars(values[self.count:]) if len(values) > self.count else b""
         except Exception:
             self._headers.append(header)
@@ -224,6 +233,7 @@ class Call:
         if None in apis.values() or not self.count:
             return
         self._tensor_of.update({kind: api.tensor for kind, api in apis.items()})
+        self._is_negative.update({kind: kind.is_neg for kind in apis if hasattr(kind, "is_neg")})
         if self._remembered >= MAX_PROBLEMS:
             self._start_over()
         found = self._locate(values)

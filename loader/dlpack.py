@@ -30,6 +30,8 @@ ELEMENTS: dict[tuple[int, int, int], str] = {
     (UINT, 8, 1): "u8", (INT, 8, 1): "u8",
 }
 
+FLOATS = frozenset({"f32", "f16", "bf16"})
+
 READ_ONLY, IS_COPIED = 1, 2
 
 # DLTensor: data, device type, device id, ndim, dtype code, bits, lanes, shape, strides, byte_offset
@@ -147,6 +149,9 @@ def read(value: Any, argument: str, stream: int | None = None) -> Buffer:
     """
     kind = type(value)
     try:
+        if hasattr(kind, "is_neg") and value.is_neg():  # torch's exports do not say so
+            raise _unreadable(argument, kind, "its negative bit is set, so what lies in memory has the other sign; "
+                              "pass tensor.resolve_neg()")
         api = exchange(kind)
         if api is not None:
             return _from_exchange(api, value)

@@ -393,3 +393,27 @@ def test_driver_too_old(cuda, pack):
     del cuda.cuKernelGetParamInfo
     with pytest.raises(loader.DriverTooOldError, match="cuKernelGetParamInfo"):
         loader.launch("scale_rows", **arguments())
+
+
+class Negatable(FastTensor):
+    """A tensor whose sign may be left for later, as torch has it."""
+
+    negative = False
+
+    def is_neg(self):
+        return self.negative
+
+
+@pytest.mark.parametrize("name", ["a", "scale", "offsets", "out"])
+def test_a_negation_that_waits_is_refused(cuda, pack, name):
+    """At the first call of a problem whatever the argument is, and at later ones where it is a float."""
+    call = arguments(kind=Negatable)
+    call[name].negative = True
+    with pytest.raises(loader.BufferProtocolError, match=f"^{name}: .*its negative bit is set"):
+        loader.launch("scale_rows", **call)
+    call[name].negative = False
+    loader.launch("scale_rows", **call)
+    call["out"].negative = True
+    with pytest.raises(loader.BufferProtocolError, match="^out: .*its negative bit is set"):
+        loader.launch("scale_rows", **call)
+    assert len(cuda.launches) == 1
