@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from loader.errors import DeviceError, UnknownKernelError, UnknownVariantError
 from loader.explanation import Explanation
 from loader.plan import Plan
 from loader.registry import Verified, verify
+from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 
 __all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "explain", "kernels", "launch", "plan",
            "preload", "verify", "workspace_bytes"]
 
+_modules = sys.modules
 _calls: dict[Any, Call | CompositeCalls] = {}
 
 
@@ -46,6 +49,7 @@ def _call_of(name: str, device: Any, variant: str | None, packs: Any, kwargs: An
     return call.of(kwargs) if isinstance(call, CompositeCalls) else (call, kwargs)
 
 
+@breaks_graph
 def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
            packs: Sequence[str] | None = None, **kwargs: Any) -> None:
     """Run a kernel, or the kernels of a composite, on buffers of any framework.
@@ -55,6 +59,9 @@ def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, var
     buffers' own, or an ordinal, ``"cuda:1"``, ``"emulated:120a"``. ``variant``: None to let measurements choose.
     Returns as soon as the kernel is queued. Raises a ``LoaderError``; then nothing was launched.
     """
+    if COMPILER in _modules and watched():
+        leave_alone(launch)(name, *args, stream=stream, device=device, variant=variant, packs=packs, **kwargs)
+        return
     if packs is None:
         try:
             call = _calls[name, device, type(device), variant, None]
@@ -65,6 +72,7 @@ def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, var
     call.launch(args, kwargs, stream)
 
 
+@untraced
 def plan(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
          packs: Sequence[str] | None = None, **kwargs: Any) -> Plan:
     """Do everything of ``launch`` but the launch, once. ``stream`` only serves to refuse loading during its capture."""
@@ -80,6 +88,7 @@ class Loaded(NamedTuple):
     device: int
 
 
+@breaks_graph
 def preload(*names: str, device: int | Sequence[int] | None = None, variant: str | None = None,
             packs: Sequence[str] | None = None) -> list[Loaded]:
     """Verify and load every artifact that could run on the device, so that later launches load nothing.
@@ -115,6 +124,7 @@ def _ordinal(device: Any) -> int:
     return asked.ordinal if asked.ordinal is not None else driver.get().current_device()
 
 
+@untraced
 def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = None,
             packs: Sequence[str] | None = None, **kwargs: Any) -> Explanation:
     """Which artifact a call would run and why, every candidate with its reason. Launches and loads nothing.
@@ -128,6 +138,7 @@ def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = 
     return explanation.explain(call, args, kwargs)
 
 
+@untraced
 def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> int:
     """Bytes of the workspace that a composite needs for a problem in one go, given as for ``explain``.
 
@@ -149,6 +160,7 @@ class KernelInfo(NamedTuple):
     variants: tuple[str, ...]
 
 
+@breaks_graph
 def kernels(packs: Sequence[str] | None = None) -> dict[str, KernelInfo]:
     """Every kernel of the packs by name."""
     found = registry.registry(packs)

@@ -19,6 +19,10 @@ DEVICE_NAMES = {1: "cpu", 2: "cuda", 3: "cuda_host (pinned)", 10: "rocm", 13: "c
 
 INT, UINT, FLOAT, BFLOAT = 0, 1, 2, 4
 FLOAT8_E4M3FN, FLOAT8_E8M0FNU, FLOAT4_E2M1FN = 10, 14, 17
+# Why a tensor may have no address.
+NO_MEMORY = ("a tensor has no memory while torch traces; torch.ops.block_scaled.<kernel> of integrations.ops can be "
+             "traced")
+
 _CODE_NAMES = {0: "int", 1: "uint", 2: "float", 3: "handle", 4: "bfloat", 5: "complex", 6: "bool", 10: "float8_e4m3fn",
                12: "float8_e5m2", 14: "float8_e8m0fnu", 17: "float4_e2m1fn"}
 
@@ -161,7 +165,8 @@ def read(value: Any, argument: str, stream: int | None = None) -> Buffer:
     except BufferProtocolError:
         raise
     except Exception as error:  # whatever a producer raises, said with the argument's name
-        raise _unreadable(argument, kind, f"{type(error).__name__}: {error}") from error
+        # torch appends the frames of its C++ to the first line.
+        raise _unreadable(argument, kind, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
     if interface is None:
         raise _unreadable(argument, kind, "it has neither __dlpack__ nor __cuda_array_interface__")
     return _from_array_interface(interface, argument, kind, stream)
@@ -181,6 +186,8 @@ def _unreadable(argument: str, kind: type, why: str) -> BufferProtocolError:
     hint = ""
     if "BufferError" in why:
         hint = "; pass types that the producer cannot export (FP4, FP8) as a uint8 view"
+    elif "data pointer" in why:
+        hint = f"; {NO_MEMORY}"
     return BufferProtocolError(f"{argument}: {name} gives no buffer: {why}{hint}", argument=argument,
                                expected="a DLPack or CUDA array interface object", got=name)
 

@@ -8,6 +8,7 @@ memory that a launch reads: packed parameters and the launch configuration. A sl
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from typing import Any
@@ -20,6 +21,9 @@ from loader.geometry import Geometry
 from loader.manifest import TENSOR_MAP_ALIGNMENT, Family
 from loader.select import Decision, Selection
 from loader.signature import Problem
+from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
+
+_modules = sys.modules
 
 # Encoded tensor maps kept for each parameter of a problem, and slots kept for each plan.
 MAX_ENCODED_MAPS = 64
@@ -199,8 +203,12 @@ class Plan:
         """Every candidate with the reason for which it was taken or refused."""
         return self._prepared.decisions if self._prepared is not None else ()
 
+    @breaks_graph
     def launch(self, stream: Any = None) -> None:
         """Launch on ``stream``; None is the producers' current stream, as in ``loader.launch``."""
+        if COMPILER in _modules and watched():
+            leave_alone(Plan.launch)(self, stream)
+            return
         if stream is None and self._current_stream is not None and not driver.forked:
             stream = self._current_stream(self._ordinal)
         elif type(stream) is not int:
@@ -229,6 +237,7 @@ class Plan:
     def _set_pointers(self) -> None:
         self._pointers = tuple(buffer.pointer for buffer in self._buffers)
 
+    @untraced
     def bind(self, **values: Any) -> Plan:
         """Use other buffers for some arguments; element type, shape, strides and device must be as before.
 

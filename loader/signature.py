@@ -191,8 +191,8 @@ def check_addresses(family: Family, pointers: Sequence[int], sizes: Sequence[int
     """
     for argument, pointer, size in zip(family.arguments, pointers, sizes, strict=True):
         if size and not pointer:
-            raise BufferProtocolError(f"{family.name}: {argument.name} has address 0", kernel=family.name,
-                                      argument=argument.name, expected="an address", got=0)
+            raise BufferProtocolError(f"{family.name}: {argument.name} has address 0; {dlpack.NO_MEMORY}",
+                                      kernel=family.name, argument=argument.name, expected="an address", got=0)
         if size and pointer % argument.alignment:
             raise AlignmentError(f"{family.name}: {argument.name} must start at a multiple of {argument.alignment} "
                                  f"bytes, got address {pointer:#x}", kernel=family.name, argument=argument.name,
