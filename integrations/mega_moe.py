@@ -116,6 +116,8 @@ def mega_moe(
     """``nvfp4_mega_moe_full`` on weights in the layout of the kernels, the first T tokens of everything."""
     (tokens, topk), experts, intermediate = topk_ids.shape, w13.shape[0], w13.shape[1] // 2
     rows = tokens * topk
+    if x_scale.nbytes * GROUP != 2 * x.nbytes:
+        raise ValueError(f"x_scale expects a byte for {GROUP} values of x {list(x.shape)}, got {list(x_scale.shape)}")
 
     def new(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)

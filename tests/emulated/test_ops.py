@@ -20,7 +20,9 @@ TORCH_TYPES = {
     "e2m1x2": torch.uint8, "ue4m3": torch.uint8, "i32": torch.int32, "i64": torch.int64, "f32": torch.float32,
     "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8,
 }  # fmt: skip
-SIZES = {"M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "P": 2, "S": 128, "K": 64, "N": 64, "I": 64, "H": 64}
+SIZES = {
+    "M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 64, "N": 64, "I": 64, "H": 64,
+}  # fmt: skip
 # Integers that are not all zero: one expert has both rows, in their order.
 INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
 WORDS = {"global_scale_kind": "decode", "intermediate": "bf16"}
@@ -47,9 +49,9 @@ def emulated(monkeypatch, packs, described):
     monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:120a"))
 
 
-def small_data(rng, family) -> list[torch.Tensor]:
+def small_data(rng, family) -> dict[str, torch.Tensor]:
     """Buffers that the family takes, those that may be left out last."""
-    tensors = []
+    tensors = {}
     for argument in sorted(family.arguments, key=lambda argument: argument.optional):
         shape = [int(expression.evaluate(entry, SIZES)) for entry in argument.shape]
         if argument.name in INTEGERS:
@@ -62,7 +64,7 @@ def small_data(rng, family) -> list[torch.Tensor]:
             values = rng.uniform(0.5, 2, shape)
         dtype = TORCH_TYPES[argument.dtypes[0]]
         tensor = torch.from_numpy(values)
-        tensors.append(tensor.view(dtype) if tensor.dtype == torch.uint8 else tensor.to(dtype))
+        tensors[argument.name] = tensor.view(dtype) if tensor.dtype == torch.uint8 else tensor.to(dtype)
     return tensors
 
 
@@ -80,14 +82,14 @@ def test_every_kernel_has_an_op(described):
     assert registered_ops() == set(described) | BY_HAND
 
 
-def test_an_op_takes_what_its_kernel_takes(described):
+def test_an_op_takes_what_its_kernel_takes(described, packs):
     """Buffers in the loader's order, those that may be left out last, then scalars by name, with their defaults."""
     for name, family in described.items():
         schema = getattr(torch.ops.block_scaled, name).default._schema
         given = {argument.name: argument for argument in schema.arguments}
         buffers = [argument.name for argument in sorted(family.arguments, key=lambda argument: argument.optional)]
         scalars = [scalar.name for scalar in family.scalars if scalar.name not in ops.LEFT_OUT]
-        workspace = ["workspace"] if name == "moe_fp4" else []
+        workspace = ["workspace"] if name in registry.registry(packs).composites else []
         assert list(given) == buffers + workspace + scalars
         for argument in family.arguments:
             alias = given[argument.name].alias_info
@@ -104,23 +106,22 @@ def test_ops_tell_torch_the_truth(rng, described):
     """Schemas, fake kernels and mutated arguments agree with what the ops do."""
     for name, family in described.items():
         words = {scalar.name: WORDS[scalar.name] for scalar in family.scalars if scalar.default is None}
-        results = torch.library.opcheck(getattr(ops, name), small_data(rng, family), words)
+        results = torch.library.opcheck(getattr(ops, name), tuple(small_data(rng, family).values()), words)
         assert set(results.values()) == {"SUCCESS"}, (name, results)
 
 
 def test_an_op_launches_its_kernel(rng, described):
     """The same bytes as of ``loader.launch``, and with a workspace of the caller."""
-    family = described["moe_fp4"]
-    given, other = small_data(rng, family), small_data(rng, family)
-    arguments = dict(zip((argument.name for argument in family.arguments), given, strict=False))
-    loader.launch("moe_fp4", **{**arguments, "out": other[-1]}, **WORDS)
-    torch.ops.block_scaled.moe_fp4(*given, **WORDS)
-    assert torch.equal(given[-1], other[-1])
-    assert other[-1].any()
-    given[-1].zero_()
+    given = small_data(rng, described["moe_fp4"])
+    out, op = given["out"], torch.ops.block_scaled.moe_fp4
+    loader.launch("moe_fp4", **given, **WORDS)
+    expected = out.clone()
+    assert expected.any()
     raw = torch.empty((1 << 16) + 256, dtype=torch.uint8)
-    torch.ops.block_scaled.moe_fp4(*given, raw[-raw.data_ptr() % 256 :][: 1 << 16], **WORDS)
-    assert torch.equal(given[-1], other[-1])
+    for workspace in (None, raw[-raw.data_ptr() % 256 :][: 1 << 16]):
+        out.zero_()
+        op(**given, workspace=workspace, **WORDS)
+        assert torch.equal(out, expected)
 
 
 def test_an_unknown_op_is_an_unknown_kernel(monkeypatch):
@@ -160,3 +161,10 @@ def test_inductor_compiles_what_engines_call(rng, name):
     results = torch.compile(function, fullgraph=True, backend="inductor")(x, torch.tensor(2.0))
     assert all(map(torch.equal, results, expected))
     assert all(result.any() for result in results)
+
+
+@pytest.mark.parametrize("module", ["loader", "integrations.checkpoint"])
+def test_torch_is_not_imported(module):
+    """Only the modules that engines call need torch."""
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
