@@ -224,10 +224,10 @@ class Call:
         prepared, buffers = self.prepare(values, handle)
         if prepared is not None:
             prepared.launch(tuple(buffer.pointer for buffer in buffers), handle)
-        if prepared is None or isinstance(prepared, Prepared):
+        if prepared is None or prepared.device is not None:  # the emulated device has the time to look twice
             self._remember(values, prepared)
 
-    def _remember(self, values: Sequence[Any], prepared: Prepared | None) -> None:
+    def _remember(self, values: Sequence[Any], prepared: Any) -> None:
         """Let ``_locate`` find this problem, if every buffer's type has the exchange API."""
         apis = {kind: dlpack.exchange(kind) for kind in map(type, values[:self.count]) if kind is not type(None)}
         if None in apis.values() or not self.count:

@@ -168,7 +168,9 @@ class CompositeCalls:
 
     def of(self, kwargs: Mapping[str, Any]) -> tuple[CompositeCall, Mapping[str, Any]]:
         """The call that takes these arguments, and the arguments without a workspace that is None."""
-        if kwargs.get(WORKSPACE.name) is not None:
+        if WORKSPACE.name not in kwargs:
+            return self._without, kwargs
+        if kwargs[WORKSPACE.name] is not None:
             return self._with, kwargs
         return self._without, {name: value for name, value in kwargs.items() if name != WORKSPACE.name}
 

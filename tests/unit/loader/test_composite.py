@@ -9,6 +9,7 @@ from device_buffers import FastTensor
 from fake_cuda import tensor_map
 
 import loader
+from loader.call import Call
 
 
 def composite():
@@ -104,6 +105,65 @@ def test_later_calls_use_the_addresses_given_then(cuda):
         assert cuda.launches[-3].parameters == parameters(call, call["first"].pointer, 1 + (kind == "odd"), 2.5)
         assert cuda.launches[-2].parameters == parameters(call, cuda.pool[-1][2] + 256, 7, 1.0)
     assert len(cuda.pool) == len(cuda.freed) == 3
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """Names of composites whose call was prepared and of kernels that were selected for one, in order."""
+    names = []
+    for method in ("prepare", "resolve"):
+        original = getattr(Call, method)
+
+        def counted(self, *arguments, original=original):
+            names.append(self.family.name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Call, method, counted)
+    return names
+
+
+@pytest.mark.parametrize("workspace", [None, 3328, 256 + 11 * 128], ids=["pool", "whole", "chunks"])
+def test_a_problem_is_prepared_once(cuda, prepared, workspace):
+    """Later calls find it, also after another problem, and launch what a call that prepares launches."""
+    given = {} if workspace is None else {"workspace": FastTensor("u8", (workspace,))}
+    call, other = arguments(scale=FastTensor("e4m3", (1, 4))), arguments(m=8)
+    for each in (call, other):
+        loader.launch("thrice", **each, **given)
+    seen = list(prepared)
+    steps = len(cuda.launches)
+    for each in (call, other, call | {"kind": "plain"}):
+        loader.launch("thrice", **each, **given)
+    assert seen.count("thrice") == 2 and prepared == seen
+    loader.launch("thrice", **call, kind="odd", **given)
+    assert prepared.count("thrice") == 3
+    pool = [address for _, _, address, _ in cuda.pool]
+    assert len(pool) == len(cuda.freed) == (0 if given else 6)
+    first, again = cuda.launches[:steps], cuda.launches[steps:2 * steps]
+    if given:
+        assert again == first
+    else:
+        assert [launch.parameters for launch in again[:3]] == [
+            parameters(call, call["first"].pointer, 1, 2.5), parameters(call, pool[2] + 256, 7, 1.0),
+            parameters(call, call["second"].pointer, 8, 1.0)]
+
+
+def test_a_problem_with_no_rows_is_prepared_once(cuda, prepared):
+    """Later calls find that there is nothing to compute."""
+    call = arguments(m=0, scale=FastTensor("e4m3", (0, 4)))
+    for _ in range(3):
+        loader.launch("thrice", **call)
+    assert prepared == ["thrice"] and cuda.launches == []
+
+
+def test_a_known_problem_is_captured(cuda, prepared):
+    """Its workspace comes from the pool on the stream that is captured, and is given back there."""
+    call = arguments()
+    loader.launch("thrice", **call)
+    seen = list(prepared)
+    cuda.capturing, cuda.streams = {0x5000}, {0x5000: 0}
+    loader.launch("thrice", **call, stream=0x5000)
+    assert prepared == seen and [launch.stream for launch in cuda.launches] == [0] * 3 + [0x5000] * 3
+    assert (cuda.pool[1][1], cuda.freed[1]) == (0x5000, (cuda.pool[1][2], 0x5000))
 
 
 def test_addresses_that_changed_are_checked_anew(cuda):
