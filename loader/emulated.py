@@ -9,10 +9,10 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loader import arch, signature
-from loader.errors import EmulationError, IntegrityError, UnknownArchError
+from loader.errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
 from loader.geometry import Geometry
 from loader.manifest import MAX_FILE_BYTES, Artifact, Family
 from loader.registry import Candidate
@@ -99,11 +99,17 @@ class EmulatedPrepared:
         """Runs the kernel, on ``device`` behind what ran there before, or on a new one; returns the device."""
         emulator = _emulator()
         _warn_once(self._arch)
+        try:
+            return self._run(emulator, pointers, device or emulator.Device(self._arch))
+        except emulator.EmulatorError as error:
+            raise EmulatedFaultError(f"{self.kernel} on the emulated sm_{self._arch}: {type(error).__name__}: {error}",
+                                     kernel=self.family.name, variant=self.variant, text=str(error)) from error
+
+    def _run(self, emulator: Any, pointers: Sequence[int], device: Any) -> Any:
         geometry = self.geometry
-        device = device or emulator.Device(self._arch)
-        for argument, pointer, size in zip(self.family.arguments, pointers, self.problem.bytes, strict=True):
-            if size:
-                device.map_buffer(pointer, size, argument.direction != "in", argument.name)
+        ranges = _ranges(self.family, pointers, self.problem.bytes)
+        for memory in ranges:
+            device.map_buffer(*memory)
         fields = list(geometry.fields)
         for index, argument in geometry.pointers.items():
             fields[index] = pointers[argument]
@@ -112,10 +118,31 @@ class EmulatedPrepared:
                                                      m.swizzle)
         device.launch(_module(emulator, self._candidate), self.artifact.symbol, geometry.grid, geometry.block,
                       geometry.cluster, geometry.shared, geometry.layout.pack(*fields), self.artifact.launch.pdl)
-        for pointer, size in zip(pointers, self.problem.bytes, strict=True):
-            if size:
-                device.unmap_buffer(pointer)
+        for memory in ranges:
+            device.unmap_buffer(memory.pointer)
         return device
+
+
+class _Range(NamedTuple):
+    pointer: int
+    size: int
+    writable: bool
+    name: str
+
+
+def _ranges(family: Family, pointers: Sequence[int], sizes: Sequence[int]) -> list[_Range]:
+    """The memory of a call's buffers, as the device maps it: inputs that share some are one range."""
+    ranges: list[_Range] = []
+    for argument, pointer, size in zip(family.arguments, pointers, sizes, strict=True):
+        if not size:
+            continue
+        shared = [r for r in ranges if r.pointer < pointer + size and pointer < r.pointer + r.size]
+        start = min([pointer, *(r.pointer for r in shared)])
+        end = max([pointer + size, *(r.pointer + r.size for r in shared)])
+        name = " and ".join([*(r.name for r in shared), argument.name])
+        ranges = [r for r in ranges if r not in shared]
+        ranges.append(_Range(start, end - start, argument.direction != "in", name))
+    return ranges
 
 
 def run_in_order(launches: Iterable[tuple[EmulatedPrepared, Sequence[int]]]) -> None:

@@ -12,7 +12,7 @@ in its message. Where Python has a class of the same meaning, the error is also 
                      DtypeError, RankError, ShapeError, StrideError, AlignmentError, DeviceError (HostBufferError),
                      ReadOnlyError, OverlapError, ScalarError, ConstraintError, StreamError
       DriverError: DriverNotFoundError, DriverTooOldError, CudaError, ParameterLayoutError
-      CaptureError, ForkError, LaunchLimitError, EmulationError
+      CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError)
 """
 
 from __future__ import annotations
@@ -207,6 +207,10 @@ class LaunchLimitError(LoaderError, ValueError):
 
 class EmulationError(LoaderError, RuntimeError):
     """The emulated device cannot run this call. Facts say why and how to go on."""
+
+
+class EmulatedFaultError(EmulationError):
+    """A kernel went wrong on the emulated device. Facts: ``kernel``, ``variant``, ``text``; the cause is the fault."""
 
 
 __all__ = sorted(

@@ -159,7 +159,8 @@ def test_a_layer_that_does_not_wait(
     launch = functools.partial(loader.launch, "moe_fp4", **tokens._asdict(), **layer.arguments,
                                out=torch.empty_like(tokens.x), device=f"emulated:{arch}", packs=packs)  # fmt: skip
     with mock.patch.object(emulated, "ptx_text", planted), mock.patch.object(emulated, "_modules", {}):
-        with pytest.raises(emulator.MemoryFault, match="griddepcontrol.wait"):
+        with pytest.raises(loader.EmulatedFaultError, match="griddepcontrol.wait") as raised:
             for _ in range(8):  # schedules: what is told to wait late may still come in time
                 reschedule()
                 launch()
+    assert isinstance(raised.value.__cause__, emulator.MemoryFault)

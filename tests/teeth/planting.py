@@ -218,7 +218,11 @@ def run(folder: Path, arch: str, variant: str, problem: Problem) -> None:
         for seed, lazy in SCHEDULES:
             seeded = functools.partial(device, seed=seed, lazy=lazy, checks=True)
             with mock.patch.object(emulator, "Device", seeded), np.errstate(all="ignore"):
-                launch(problem, f"seed {seed} lazy {lazy}", variant, device=f"emulated:{arch}", packs=[str(folder)])
+                try:
+                    launch(problem, f"seed {seed} lazy {lazy}", variant, device=f"emulated:{arch}",
+                           packs=[str(folder)])  # fmt: skip
+                except loader.EmulatedFaultError as error:
+                    raise error.__cause__ from None
 
 
 def _launch_plain(problem: Problem, context: str, variant: str, **options: object) -> None:

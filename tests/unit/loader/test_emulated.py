@@ -15,7 +15,8 @@ class FakeEmulator(types.ModuleType):
 
     def __init__(self):
         super().__init__("emulator")
-        self.devices, self.loaded = [], []
+        self.devices, self.loaded, self.fault = [], [], None
+        self.EmulatorError = type("EmulatorError", (Exception,), {})
         recorder = self
 
         class Device:
@@ -37,6 +38,8 @@ class FakeEmulator(types.ModuleType):
             def launch(self, *launch):
                 self.launches.append(launch)
                 assert self.still_mapped
+                if recorder.fault is not None:
+                    raise recorder.fault
 
         self.Device = Device
 
@@ -91,6 +94,34 @@ def test_host_buffers_reach_the_emulator(pack, emulator):
     assert (entry, grid, block, cluster, shared) == ("scale_rows_m16_f32", (4, 1, 1), (128, 1, 1), (1, 1, 1), 65536)
     assert parameters == bytes(range(128)) + struct.pack("<QQQifqi", pointers["scale"], pointers["offsets"],
                                                         pointers["out"], 96, 2.5, 64, 4)
+
+
+@pytest.mark.filterwarnings("ignore:host buffers")
+def test_inputs_that_share_memory_are_one_range(pack, emulator):
+    """The smallest that holds them all, named after them; what only touches is a range of its own."""
+    call = arguments()
+    memory = aligned((96 * 32 + 64,), np.uint8)
+    start = memory.ctypes.data
+    call["a"], call["scale"] = memory[:96 * 32].reshape(96, 32), memory[96 * 32 - 4:96 * 32 + 8].reshape(3, 4)
+    call["offsets"] = memory[96 * 32 + 8:96 * 32 + 24].view(np.int32)
+    loader.launch("scale_rows", **call)
+    assert emulator.devices[0].mapped == [
+        (start, 96 * 32 + 8, False, "a and scale"), (start + 96 * 32 + 8, 16, False, "offsets"),
+        (call["out"].ctypes.data, 96 * 64 * 4, True, "out")]
+    assert emulator.devices[0].still_mapped == []
+
+
+@pytest.mark.filterwarnings("ignore:host buffers")
+def test_a_fault_is_an_error_of_the_loader(pack, emulator):
+    """With kernel, variant and the fault's words; the fault itself is the cause."""
+    emulator.fault = emulator.EmulatorError("access of 4 bytes outside every buffer")
+    with pytest.raises(loader.EmulatedFaultError) as raised:
+        loader.launch("scale_rows", device="emulated:120a", variant="m16_f32", **arguments())
+    error = raised.value
+    assert str(error) == ("scale_rows/m16_f32 on the emulated sm_120a: EmulatorError: access of 4 bytes outside every "
+                          "buffer")
+    assert (error.kernel, error.variant, error.text) == ("scale_rows", "m16_f32", str(emulator.fault))
+    assert error.__cause__ is emulator.fault
 
 
 def test_one_warning(pack, emulator):
