@@ -414,8 +414,9 @@ def _mma(e: Emitter, i: Instruction) -> None:
 
     require_whole_warps(e, i)
     e.program.namespace.setdefault("mma_execute", mma.execute)
-    d, a, b, c, *scales = i.operands
     modifiers = tuple(i.modifiers)
+    mma.plan(modifiers)
+    d, a, b, c, *scales = i.operands
     arguments = f"{modifiers!r}, {list_of(e, a)}, {list_of(e, b)}, {list_of(e, c)}"
     if scales:
         scale_a, ids_a, scale_b, ids_b = scales

@@ -174,6 +174,7 @@ _SPACE = re.compile(r"\s*")
 _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)[^\n]*\n")
 _GUARD = re.compile(r"@(!?)\s*([\w$%]+)\s*")
+_OPCODE = re.compile(r"[\w.:]*")
 _INTEGER = re.compile(r"^-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 _SPECIAL = re.compile(r"^%[a-z_]\w*(\.[xyzw])?$")
 _NAME = re.compile(r"^[A-Za-z_$%][\w$]*$")
@@ -443,8 +444,8 @@ class _Parser:
                 raise self.fail(f"unknown predicate {match[2]}", position)
             guard = (register, match[1] == "!")
             rest = text[match.end() :]
-        opcode, _, arguments = rest.partition(" ")
-        parts = opcode.split(".")
+        opcode = _OPCODE.match(rest)[0]
+        arguments, parts = rest[len(opcode) :], opcode.split(".")
         if parts[0] == "call":
             operands: tuple = ()
         else:
