@@ -418,14 +418,23 @@ def _mma(e: Emitter, i: Instruction) -> None:
     mma.plan(modifiers)
     d, a, b, c, *scales = i.operands
     arguments = f"{modifiers!r}, {list_of(e, a)}, {list_of(e, b)}, {list_of(e, c)}"
-    if scales:
-        scale_a, ids_a, scale_b, ids_b = scales
-        selectors = [item.value for ids in (ids_a, ids_b) for item in ids.items if isinstance(item, Imm)]
-        if len(selectors) != 4:
-            raise e.fail("the byte and thread selectors must be constants")
-        arguments += f", {e.array(scale_a, 'b32')}, {selectors[0]}, {selectors[1]}"
-        arguments += f", {e.array(scale_b, 'b32')}, {selectors[2]}, {selectors[3]}"
-    value = e.temporary(f"mma_execute({arguments}, cut=C.device.cuts_sums)")
+    if not scales:
+        value = e.temporary(f"mma_execute({arguments}, cut=C.device.cuts_sums)")
+        return _write_list(e, d, value, i)
+    scale_a, ids_a, scale_b, ids_b = scales
+    selectors = [*ids_a.items, *ids_b.items]
+    data = e.array(scale_a, "b32"), e.array(scale_b, "b32")
+    if all(isinstance(item, Imm) for item in selectors):
+        byte_a, thread_a, byte_b, thread_b = (item.value for item in selectors)
+        value = e.temporary(
+            f"mma_execute({arguments}, {data[0]}, {byte_a}, {thread_a}, {data[1]}, {byte_b}, {thread_b})"
+        )
+    else:
+        e.program.namespace.setdefault("mma_execute_selected", mma.execute_selected)
+        chosen = ", ".join(e.array(item, "u16") for item in selectors)
+        value = e.temporary(
+            f"mma_execute_selected({arguments}, {data[0]}, {data[1]}, [{chosen}], C.active({e.mask(i)}))"
+        )
     _write_list(e, d, value, i)
 
 

@@ -109,7 +109,7 @@ def execute(
 ) -> list[np.ndarray]:
     """D = A B + C for W warps: registers of D, uint32 [W, 32], from those of A, B, C and the scale factors.
 
-    `cut`: sums as sm_90 takes them.
+    `cut`: sums as sm_90 takes them. The selectors hold for all lanes; `execute_selected` takes one a lane.
 
     Raises:
         IllegalInstruction: for modifiers, register counts or selectors that the ISA does not allow.
@@ -130,6 +130,30 @@ def execute(
     with np.errstate(invalid="ignore", over="ignore"):
         total = left @ right.swapaxes(1, 2) + accumulator(p, c)
     return accumulator_registers(p, total)
+
+
+def execute_selected(
+    modifiers: tuple[str, ...],
+    a: list[np.ndarray],
+    b: list[np.ndarray],
+    c: list[np.ndarray],
+    scale_a: np.ndarray,
+    scale_b: np.ndarray,
+    selectors: list[np.ndarray],
+    active: np.ndarray,
+) -> list[np.ndarray]:
+    """`execute` with selectors from registers: byte and thread of A, then of B, [W, 32] each.
+
+    The ISA does not ask that the lanes of a warp agree. A lane gets what the instruction gives where its selectors are
+    those of the whole warp, as by the loop over their values that ptxas makes.
+    """
+    keys = np.stack([np.broadcast_to(s, active.shape) for s in selectors], -1)
+    result: list[np.ndarray] = []
+    for byte_a, thread_a, byte_b, thread_b in np.unique(keys[active], axis=0).tolist():
+        here = (keys == (byte_a, thread_a, byte_b, thread_b)).all(-1)
+        d = execute(modifiers, a, b, c, scale_a, byte_a, thread_a, scale_b, byte_b, thread_b)
+        result = [np.where(here, new, old) for new, old in zip(d, result or d, strict=True)]
+    return result or execute(modifiers, a, b, c, scale_a, 0, 0, scale_b, 0, 0)
 
 
 def _cut_sum(p: Plan, left: np.ndarray, right: np.ndarray, before: np.ndarray) -> np.ndarray:
