@@ -6,6 +6,7 @@ device-side calls. Memory is sequentially consistent, and grids run one after an
 before it is checked.
 """
 
+from emulator.checks import CHECKS as CHECKS
 from emulator.device import Device as Device
 from emulator.device import Module as Module
 from emulator.device import load as load

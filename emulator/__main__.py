@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import emulator
+from emulator.checks import CHECKS
 from emulator.faults import EmulatorError
 from emulator.picture import svg
 from emulator.profile import Profile, profile, report
@@ -86,8 +87,9 @@ def _run(options: argparse.Namespace) -> int:
     module = emulator.load(text)
     entry = options.entry or _only(module.entries)
     arguments = [Argument(text) for text in options.arguments]
-    device = emulator.Device(options.arch or module.source.target.removeprefix("sm_"), options.seed, not options.eager,
-                             not options.no_checks)  # fmt: skip
+    checks = () if options.no_checks else set(CHECKS).difference(options.without)
+    arch = options.arch or module.source.target.removeprefix("sm_")
+    device = emulator.Device(arch, options.seed, not options.eager, checks)
     for number, argument in enumerate(arguments):
         array = argument.array
         if array is not None:
@@ -219,7 +221,10 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument(f"--{name}", type=_triple, default=default, metavar="X,Y,Z", help=f"default {default}")
     run.add_argument("--shared", type=int, default=0, metavar="BYTES", help="dynamic shared memory")
     run.add_argument("--eager", action="store_true", help="carry out asynchronous operations when they are issued")
-    run.add_argument("--no-checks", action="store_true", help="allow reads of shared memory that nothing has written")
+    left_out = run.add_mutually_exclusive_group()
+    left_out.add_argument("--no-checks", action="store_true", help="leave out all checks that have a name")
+    left_out.add_argument("--without", action="append", choices=CHECKS, metavar="CHECK", default=[],
+                          help=f"leave out a check: {', '.join(CHECKS)}")  # fmt: skip
     run.add_argument("--picture", metavar="FILE.svg", help="write the pipeline of one CTA")
     run.set_defaults(command=_run)
     prof = commands.add_parser("profile", parents=[shown], help="a kernel of a pack, on a small random problem")

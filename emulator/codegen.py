@@ -95,7 +95,7 @@ def is_terminator(i: Instruction) -> bool:
         return "wait_group" in modifiers or "wait_all" in modifiers
     if opcode == "wgmma":
         return modifiers[0] == "wait_group"
-    return opcode == "tcgen05" and modifiers[0] in ("alloc", "wait::ld")
+    return opcode == "tcgen05" and modifiers[0] == "alloc"
 
 
 def is_convergent(i: Instruction) -> bool:
@@ -339,6 +339,7 @@ class Emitter:
         self.current: Instruction | None = None
         self.finished = False
         self.has_carry = False
+        self.reads = True  # lanes may have read shared memory since the last mma
 
     # Text
 

@@ -78,6 +78,7 @@ def _load(e: Emitter, i: Instruction) -> None:
             value = e.temporary(f"C.parameter({a.base.name!r}, {a.base.offset + position * width}, {width})")
             _write_loaded(e, item, kind, value, i)
         return
+    e.reads = True
     size, parts = (8, count * 2) if width == 16 else (width, count)
     value = e.temporary(f"C.load_{space}({_address(e, a, space)}, {e.mask(i)}, {size}, {parts}, {e.program.site()})")
     for position, item in enumerate(items):
@@ -416,6 +417,9 @@ def _mma(e: Emitter, i: Instruction) -> None:
     e.program.namespace.setdefault("mma_execute", mma.execute)
     modifiers = tuple(i.modifiers)
     mma.plan(modifiers)
+    if e.reads:
+        e.line(f"C.end_reads({e.mask(i)})")
+        e.reads = False
     d, a, b, c, *scales = i.operands
     arguments = f"{modifiers!r}, {list_of(e, a)}, {list_of(e, b)}, {list_of(e, c)}"
     if not scales:

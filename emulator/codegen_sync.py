@@ -210,7 +210,8 @@ def _mbarrier(e: Emitter, i: Instruction) -> None:
                 e.write(state, "pred", f"C.mbarrier_test({address}, {wanted}, {parity}, {mask})", i)
                 return e.leave(f"('pause', {mask})")
             e.write(state, "pred", f"C.mbarrier_try({address}, {wanted}, {parity}, {mask})", i)
-            return e.leave(f"('mbarrier_wait', {mask}, {address}, {wanted}, {parity})")
+            result = state.index if isinstance(state, Reg) else None
+            return e.leave(f"('mbarrier_wait', {mask}, {address}, {wanted}, {parity}, {result})")
         case _:
             raise e.fail("unknown mbarrier instruction")
     return None
@@ -295,7 +296,7 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
         case "fence::before_thread_sync" | "fence::after_thread_sync":
             e.line(f"C.tmem_fence({action!r}, {mask})")
         case "wait::ld":
-            e.leave(f"('tmem_wait', {mask})")
+            e.line(f"C.tmem_wait({mask})")
         case "wait::st":
             require_whole_warps(e, i)  # stores are complete when they are issued
         case "ld":
@@ -304,9 +305,9 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
             if not all(isinstance(r, Reg) for r in registers):
                 raise e.fail("expected registers as the results")
             extra = e.array(offset[0], "u64") if offset else "None"
-            numbers = [r.index for r in registers]
-            e.line(f"C.tmem_load({m!r}, {numbers}, {e.address(a, 'u32')}, {mask}, {extra})")
-            _set_in_flight(e, registers, mask)
+            value = e.temporary(f"C.tmem_load({m!r}, {len(registers)}, {e.address(a, 'u32')}, {mask}, {extra})")
+            for position, register in enumerate(registers):
+                e.write(register, "b32", f"{value}[{position}]", i)
         case "st":
             a, *offset, s = i.operands
             extra = e.array(offset[0], "u64") if offset else "None"

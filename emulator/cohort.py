@@ -40,6 +40,11 @@ class Entry:
         self.pc, self.mask, self.wait = pc, mask, wait
         self.blocked = self.deferred = False
 
+    def __str__(self) -> str:
+        if self.wait is None:
+            return "waits for the other lanes of the warp" if self.deferred else "runs"
+        return f"waits for {self.wait}"
+
 
 _LANES = np.arange(32, dtype=np.int8)
 

@@ -55,11 +55,25 @@ class CopyOperations:
     def _check_not_in_flight(self, valid: np.ndarray, address: int) -> None:
         if (valid == IN_FLIGHT).any():
             raise MemoryFault(
-                "asynchronous write to shared memory while another one to it is in flight", address=address
-            )
+                "asynchronous write to shared memory while another one to it is in flight", address=address,
+                check="unwritten",
+            )  # fmt: skip
 
     def _read_shared(self, address: int, size: int) -> np.ndarray:
-        region = self._shared(address)
+        return self._written(self._shared(address), address, size)
+
+    def _read_source(self, address: int, size: int) -> np.ndarray:
+        """What a bulk store reads, which it may while the CTA executes: that is what owns shared memory (5.1.7)."""
+        if "exit" in self.device.checks and not self.cta.alive.any():
+            raise MemoryFault(
+                f"bulk store from shared memory of CTA {self.cta.index}, which has exited without "
+                "cp.async.bulk.wait_group.read",
+                address=address,
+                check="exit",
+            )
+        return self._written(self.cta.shared, address, size)
+
+    def _written(self, region: Region, address: int, size: int) -> np.ndarray:
         data = region.bytes_at(address, size)
         if region.valid is not None:
             state = region.valid[address - region.base : address - region.base + size]
@@ -231,7 +245,7 @@ class CopyOperations:
         space = self.cta.space
 
         def read() -> None:
-            held.append(self._read_shared(out, size).copy())
+            held.append(self._read_source(out, size).copy())
 
         def write() -> None:
             region = space.find(into, size)
@@ -351,7 +365,7 @@ class CopyOperations:
             chunks = tma.swizzled_chunks(tensor, own, size)
             region.view(8, 2)[0][(chunks - region.base) >> 4] = data.view(np.uint64).reshape(-1, 2)
             region.mark(own, size, WRITTEN)
-            signal.complete(size, clock)
+            signal.complete(tensor.copied_bytes * len(tiles), clock)
 
         self.launch.post(self.launch.operation("cp.async.bulk.tensor", self.cta, [run]))
 
@@ -380,7 +394,7 @@ class CopyOperations:
         self.asynchronous_read(row, np.arange(out, out + size, 4))
 
         def read() -> None:
-            self._read_shared(out, size)
+            self._read_source(out, size)
             chunks = tma.swizzled_chunks(tensor, out, size)
             held.append(region.view(8, 2)[0][(chunks - region.base) >> 4].view(np.uint8).reshape(-1))
 

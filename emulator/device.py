@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 
 import numpy as np
 
 from emulator import tma
+from emulator.checks import selected
 from emulator.codegen import Program
 from emulator.dependence import EarlySpace
-from emulator.faults import LaunchError, UnsupportedInstruction
+from emulator.faults import LaunchError, UnsupportedInstruction, shortened
 from emulator.memory import Region, Space, host_bytes
 from emulator.parse import Source, parse
 from emulator.scheduler import Launch, Statistics
@@ -37,7 +38,8 @@ class Module:
         if found is None:
             function = self.source.entries.get(name)
             if function is None:
-                raise LaunchError(f"no kernel {name!r} in the module; it has {', '.join(self.entries)}")
+                have = ", ".join(map(shortened, self.entries))
+                raise LaunchError(f"no kernel {shortened(name)!r} in the module; it has {have}")
             found = self._programs[name] = Program(function, self.source.files, self.source.target)
         return found
 
@@ -54,16 +56,15 @@ class Device:
     Args:
         seed: decides the schedule of warps and of asynchronous operations.
         lazy: asynchronous operations are carried out late, at points that the seed decides; otherwise when they are
-        issued. checks: reads of shared and tensor memory that nothing has written, or that is being written
-        asynchronously, fault.
-            Bounds, alignment and barriers are checked always.
+            issued.
+        checks: all of `CHECKS`, none, or the names of some. Bounds, alignment and barriers are checked always.
     """
 
-    def __init__(self, arch: str, seed: int = 0, lazy: bool = True, checks: bool = True):
+    def __init__(self, arch: str, seed: int = 0, lazy: bool = True, checks: bool | Iterable[str] = True):
         number = arch.rstrip("af")
         if number not in _SHARED_LIMITS:
             raise LaunchError(f"architecture {arch!r} is not one of {', '.join(_SHARED_LIMITS)} with a or f")
-        self.arch, self.seed, self.lazy, self.checks = arch, seed, lazy, checks
+        self.arch, self.seed, self.lazy, self.checks = arch, seed, lazy, selected(checks)
         self.shared_limit = _SHARED_LIMITS[number]
         self.cuts_sums = number == "90"  # recorded of Hopper alone
         self.sm_count = 132

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from emulator.illegal import IllegalInstruction as IllegalInstruction
 
+NAME = 80  # characters of a kernel's name that messages show: those of C++ templates fill pages
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= NAME else name[: NAME - 3] + "..."
+
 
 class EmulatorError(Exception):
     """Base of every error of the emulated device."""
@@ -21,18 +27,25 @@ class EmulatorFault(EmulatorError):
     """A fault of a running kernel, located at an instruction.
 
     `kernel`, `line` (of the PTX), `text` (the instruction), `source` (CUDA file and line where -lineinfo gives it),
-    `cta`, `warp`, `lane` and `address` are filled in as far as they are known.
+    `cta`, `warp`, `lane` and `address` are filled in as far as they are known. `check` names the one in `CHECKS` that
+    found it, if it can be left out.
     """
 
-    def __init__(self, message: str, *, address: int | None = None, warp: int | None = None, lane: int | None = None):
+    check = ""
+
+    def __init__(
+        self, message: str, *, address: int | None = None, warp: int | None = None, lane: int | None = None,
+        check: str = "",
+    ):  # fmt: skip
         super().__init__(message)
+        self.check = check or self.check
         self.message, self.address, self.warp, self.lane = message, address, warp, lane
         self.kernel = self.text = self.source = ""
         self.line: int | None = None
         self.cta: tuple[int, int, int] | None = None
 
     def __str__(self) -> str:
-        where = [f"kernel {self.kernel}"] if self.kernel else []
+        where = [f"kernel {shortened(self.kernel)}"] if self.kernel else []
         if self.line is not None:
             where.append(f"PTX line {self.line}: {self.text}")
         if self.source:
@@ -42,6 +55,8 @@ class EmulatorFault(EmulatorError):
         where += [f"{name} {value}" for name, value in (("warp", self.warp), ("lane", self.lane)) if value is not None]
         if self.address is not None:
             where.append(f"address {self.address:#x}")
+        if self.check:
+            where.append(f"check {self.check}")
         return self.message + (f" [{', '.join(where)}]" if where else "")
 
 
@@ -59,6 +74,8 @@ class DependenceFault(MemoryFault):
 
 class UninitializedRead(EmulatorFault):
     """A read of shared or tensor memory that nothing has written, or whose asynchronous write is still in flight."""
+
+    check = "unwritten"
 
 
 class BarrierFault(EmulatorFault):

@@ -6,4 +6,9 @@ class IllegalInstruction(Exception):
     implement.
 
     The message names the field, the value found and the values allowed. The caller adds kernel, PTX line, CTA and warp.
+    `check` names the one in `emulator.CHECKS` that found it, if it can be left out.
     """
+
+    def __init__(self, message: str, check: str = ""):
+        super().__init__(message)
+        self.check = check

@@ -133,7 +133,7 @@ def _report_in_flight(region: Region, address: np.ndarray, size: int, count: int
     flags = (valid & _ANY_IN_FLIGHT[size]) != 0
     where = np.unravel_index(int(np.argmax(flags.any(-1) if count > 1 else flags)), address.shape)
     message = f"write of {size * count} bytes to {region.name} while an asynchronous write to them is in flight"
-    raise MemoryFault(message, address=int(address[where]), **_lane(where))
+    raise MemoryFault(message, address=int(address[where]), check="unwritten", **_lane(where))
 
 
 def _lane(where: tuple) -> dict[str, int]:

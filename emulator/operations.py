@@ -306,6 +306,7 @@ class MemoryOperations:
         if self.cta.races is not None:
             used = rows[:, : form.rows]
             self.cta.races.read(np.repeat(who, used.shape[1]), SEVERAL, used.reshape(-1), 16)
+            self.cta.races.end_reads(who)
         if form.bits < 8:
             data = ldmatrix.unpack(form, self._gather_shared(ldmatrix.packed_addresses(form, rows.astype(np.int64)), 1))
             registers = ldmatrix.to_registers(data)

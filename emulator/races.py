@@ -4,7 +4,9 @@ An agent is a warp. A word of shared memory knows the agent that wrote it last a
 it. An access is a race if its agent has not synchronised with those before. Barriers carry clocks from those who arrive
 to those who wait; asynchronous operations carry the clock of their issuer. Inside a warp a word also knows its lane: an
 access of another lane since the last barrier of the warp, or one that came round to it, is a race too. An arrival of
-one lane covers what it did itself, and of the others what came before a barrier of the warp.
+one lane covers what it did itself, and of the others what came before a barrier of the warp. Reads are over earlier:
+ldmatrix and mma.sync need what all lanes have read before any lane goes on, so that writes of whoever comes later, of
+the warp or by an arrival of one lane, cannot be seen by them.
 A second clock says which generic writes a proxy fence has covered, for the reads of the asynchronous proxy.
 """
 
@@ -12,10 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulator.checks import CHECKS
 from emulator.faults import EmulatorFault
 
 _OFFSET = (1 << 24) - 1
 SEVERAL, NONE = -1, -2  # lanes: more than one, and none that could race
+CLOCKED = {"warps", "lanes", "proxy-fence", "wgmma-fence", "tcgen05-fence"}  # the checks that need clocks
 
 
 class RaceFault(EmulatorFault):
@@ -27,7 +31,7 @@ class RaceFault(EmulatorFault):
     together = False
 
 
-Clock = tuple[np.ndarray, np.ndarray, np.ndarray]  # what was done; what a proxy fence, a tcgen05.fence covers of it
+Clock = tuple[np.ndarray, ...]  # what was done; what a proxy fence, a tcgen05.fence covers of it; which reads are over
 
 
 def joined(a: Clock | None, b: Clock | None) -> Clock | None:
@@ -52,29 +56,37 @@ class _Shadow:
 class Races:
     """Clocks of the warps of one cluster and the shadow of its shared memory."""
 
-    def __init__(self, ctas: int, warps: int, shared_bytes: int):
+    def __init__(self, ctas: int, warps: int, shared_bytes: int, checks: frozenset[str] = frozenset(CHECKS)):
         agents = ctas * warps
+        self.checks = checks
         self.warps, self.words = warps, -(-shared_bytes // 4)
         self.seen = np.eye(agents, dtype=np.int32)
+        self.seen_reads = np.eye(agents, dtype=np.int32)  # at least what is seen
         self.fenced = np.zeros((agents, agents), np.int32)
         self.alone = np.zeros((agents, 32), np.int32)  # own clock up to which a lane has released what it did itself
         self.tensor = np.zeros((agents, agents), np.int32)  # tcgen05.fence::before_thread_sync that an agent knows of
         self.tensor_ordered = np.zeros((agents, agents), np.int32)  # those before its last fence::after_thread_sync
         self.converged = np.zeros(agents, np.int32)  # own clock up to which the lanes of an agent are ordered
+        self.have_read = np.zeros(agents, np.int32)  # own clock up to which the reads of all lanes are over
         self.shadows = [_Shadow(self.words, agents) for _ in range(ctas)]
 
     # Clocks
 
     def release(self, agents: np.ndarray) -> Clock:
-        clock = self.seen[agents].max(0), self.fenced[agents].max(0), self.tensor[agents].max(0)
-        self.seen[agents, agents] += 1
+        held = self.seen, self.fenced, self.tensor, self.seen_reads
+        clock = tuple(known[agents].max(0) for known in held)
+        self._tick(agents)
         return clock
+
+    def _tick(self, agents: np.ndarray | int) -> None:
+        self.seen[agents, agents] += 1
+        self.seen_reads[agents, agents] += 1
 
     def release_lane(self, agent: int, lane: int) -> Clock:
         """An arrival of one lane: of what the others did it covers what a barrier of the warp came after."""
         own = self.seen[agent, agent]
         clock = self.release(np.array([agent]))
-        clock[0][agent] = self.converged[agent]
+        clock[0][agent], clock[3][agent] = self.converged[agent], self.have_read[agent]
         self.alone[agent, lane] = own
         return clock
 
@@ -83,23 +95,30 @@ class Races:
             self.seen[agents] = np.maximum(self.seen[agents], clock[0])
             self.fenced[agents] = np.maximum(self.fenced[agents], clock[1])
             self.tensor[agents] = np.maximum(self.tensor[agents], clock[2])
+            self.seen_reads[agents] = np.maximum(self.seen_reads[agents], clock[3])
             self.converged[agents] = np.maximum(self.converged[agents], clock[0][agents])
+            self.have_read[agents] = np.maximum(self.have_read[agents], clock[3][agents])
 
     def converge(self, agents: np.ndarray) -> None:
         """A barrier of the lanes of each agent."""
-        self.converged[agents] = self.seen[agents, agents]
-        self.seen[agents, agents] += 1
+        self.converged[agents] = self.have_read[agents] = self.seen[agents, agents]
+        self._tick(agents)
+
+    def end_reads(self, agents: np.ndarray) -> None:
+        """What all lanes of each agent have read is there."""
+        self.have_read[agents] = self.seen[agents, agents]
+        self._tick(agents)
 
     def fence(self, agents: np.ndarray) -> None:
         """A proxy fence covers all writes that its thread knows of."""
         self.fenced[agents] = np.maximum(self.fenced[agents], self.seen[agents])
-        self.seen[agents, agents] += 1
+        self._tick(agents)
 
     def fence_tensor(self, agents: np.ndarray, before: bool) -> None:
         """tcgen05.fence before or after what synchronises threads."""
         if before:
             self.tensor[agents, agents] = self.seen[agents, agents]
-            self.seen[agents, agents] += 1
+            self._tick(agents)
         else:
             self.tensor_ordered[agents] = self.tensor[agents]
 
@@ -132,7 +151,7 @@ class Races:
             column = who[:, None]
             self._ordered(shadow, column, words, "read", "written")
             self._between_lanes(shadow, column, lane, words, "read")
-            recent = shadow.read[column, words] > self.converged[column]
+            recent = shadow.read[column, words] > self.have_read[column]
             shared = recent & (shadow.reading_lane[column, words] != lane)
             shadow.reading_lane[column, words] = np.where(shared, SEVERAL, lane)
             shared |= shadow.reading_lane[column, words] != lane  # lanes that read one word together
@@ -153,11 +172,11 @@ class Races:
                     self._ordered(shadow, column, words, "write", "written")
                     self._between_lanes(shadow, column, lane, words, "write")
                 self._after_reads(shadow, column, lane, words)
-                late = shadow.read[:, words] > self.seen[who].T[:, :, None]
+                late = shadow.read[:, words] > self.seen_reads[who].T[:, :, None]
                 if late.any():
                     readers = np.arange(len(late))[:, None, None]
                     late &= ~self._released(readers, shadow.reading_lane[:, words], shadow.read[:, words])
-                if late.any():
+                if late.any() and "warps" in self.checks:
                     reader, row, k = (int(i[0]) for i in np.nonzero(late))
                     raise self._fault("write", int(who[row]), "read", reader, int(words[row, k]))
             shadow.writer[words] = column
@@ -165,7 +184,7 @@ class Races:
             shadow.generic[words] = generic
             shadow.partial[words] = part
             shadow.writing_lane[words] = NONE if part or same else lane
-            if not part and not same and (shadow.writer[words] != column).any():
+            if not part and not same and "warps" in self.checks and (shadow.writer[words] != column).any():
                 row, k = (int(i[0]) for i in np.nonzero(shadow.writer[words] != column))
                 word = int(words[row, k])
                 fault = self._fault("write", int(who[row]), "written", int(shadow.writer[word]), word)
@@ -193,7 +212,7 @@ class Races:
         late = shadow.wrote[words] > self.seen[column, shadow.writer[words]]
         if late.any():
             late &= ~self._released(shadow.writer[words], shadow.writing_lane[words], shadow.wrote[words])
-        if late.any():
+        if late.any() and "warps" in self.checks:
             row, k = (int(i[0]) for i in np.nonzero(late))
             word = int(words[row, k])
             raise self._fault(what, int(column[row, 0]), before, int(shadow.writer[word]), word)
@@ -213,8 +232,8 @@ class Races:
             self._raise_between_lanes(late, column, lane, other, words, what, "written")
 
     def _after_reads(self, shadow: _Shadow, column: np.ndarray, lane: np.ndarray, words: np.ndarray) -> None:
-        """A word that another lane of the same warp has read since their last barrier."""
-        late = shadow.read[column, words] > self.converged[column]
+        """A word that another lane of the same warp has read since all of its reads were over."""
+        late = shadow.read[column, words] > self.have_read[column]
         if late.any():
             other = shadow.reading_lane[column, words]
             late &= (other != NONE) & (lane != NONE) & ((other != lane) | (lane == SEVERAL))
@@ -224,7 +243,7 @@ class Races:
         self, late: np.ndarray, column: np.ndarray, lane: np.ndarray, other: np.ndarray, words: np.ndarray, what: str,
         before: str,
     ) -> None:  # fmt: skip
-        if not late.any():
+        if not late.any() or "lanes" not in self.checks:
             return
         row, k = (int(i[0]) for i in np.nonzero(late))
         one, two = ("several lanes" if n < 0 else f"lane {n}" for n in (int(lane[row, 0]), int(other[row, k])))
@@ -232,15 +251,17 @@ class Races:
             f"{what} by {one} of {self.name(int(column[row, 0]))} of shared memory that {two} of it has {before}, "
             "with no barrier of the warp between",
             address=4 * int(words[row, k]),
+            check="lanes",
         )
 
     def _covered(self, shadow: _Shadow, agent: int, words: np.ndarray) -> None:
         bare = shadow.generic[words] & (shadow.wrote[words] > self.fenced[agent, shadow.writer[words]])
-        if bare.any():
+        if bare.any() and "proxy-fence" in self.checks:
             word = int(words[int(np.argmax(bare))])
             raise RaceFault(
                 f"asynchronous read of what {self.name(int(shadow.writer[word]))} wrote, without a proxy fence",
                 address=4 * word,
+                check="proxy-fence",
             )
 
     def name(self, agent: int) -> str:
@@ -251,6 +272,7 @@ class Races:
         return RaceFault(
             f"{what} by {self.name(agent)} of shared memory that {self.name(other)} has {before}, unordered",
             address=4 * word,
+            check="warps",
         )
 
 
@@ -297,5 +319,6 @@ class TensorOrder:
         names = self._races.name(agent), self._races.name(other)
         return RaceFault(
             f"{what} by {names[0]} of column {column} of tensor memory that {names[1]} has {before}, without a "
-            "tcgen05.fence on both sides of what orders them"
+            "tcgen05.fence on both sides of what orders them",
+            check="tcgen05-fence",
         )

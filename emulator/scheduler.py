@@ -17,11 +17,20 @@ import numpy as np
 
 from emulator.barriers import ClusterBarrier, CtaBarrier
 from emulator.cohort import Cohort, Entry
-from emulator.faults import BarrierFault, DeadlockFault, EmulatorFault, LaunchError, MemoryFault, UnsupportedInstruction
+from emulator.faults import (
+    BarrierFault,
+    DeadlockFault,
+    EmulatorFault,
+    LaunchError,
+    MemoryFault,
+    UnsupportedInstruction,
+    shortened,
+)
 from emulator.illegal import IllegalInstruction
 from emulator.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region, Space
 from emulator.parse import WIDTHS, Instruction
-from emulator.races import Races, TensorOrder, joined
+from emulator.polling import LIMIT, TimeLimits
+from emulator.races import CLOCKED, Races, TensorOrder, joined
 from emulator.scheduling import Operation
 from emulator.synchronization import Generation, WarpgroupWait
 from emulator.tcgen05 import COLUMNS
@@ -60,7 +69,8 @@ class Cluster:
         self.ctas: list[Cta] = []
         x, y, z = launch.cluster
         size = RESERVED_SHARED + launch.shared_size
-        self.races = Races(x * y * z, launch.warps, size) if launch.device.checks else None
+        checks = launch.device.checks
+        self.races = Races(x * y * z, launch.warps, size, checks) if checks & CLOCKED else None
         for rank in range(x * y * z):
             place = (rank % x, rank // x % y, rank // (x * y))
             cta = tuple(i * n + p for i, n, p in zip(index, launch.cluster, place, strict=True))
@@ -87,7 +97,7 @@ class Cta:
         self.slot = launch.next_slot()
         total = RESERVED_SHARED + launch.shared_size
         self.window = np.full(total, 0xFF, np.uint8)
-        self.window_valid = np.zeros(total, np.uint8) if launch.device.checks else None
+        self.window_valid = np.zeros(total, np.uint8) if "unwritten" in launch.device.checks else None
         self.shared = Region(
             f"shared memory of CTA {index}", rank << RANK_SHIFT | RESERVED_SHARED, self.window[RESERVED_SHARED:],
             valid=None if self.window_valid is None else self.window_valid[RESERVED_SHARED:],
@@ -109,7 +119,6 @@ class Cta:
         self.copy_waiters: list[Cohort] = []
         self.warpgroups: dict[int, WarpgroupQueue] = {}
         self._tensor_memory: TensorMemory | None = None
-        self.tensor_loads: dict[int, dict[int, np.ndarray]] = {}  # warp -> register -> value that the wait writes
         self.tensor_queue: Operation | None = None
         self.cohorts: list[Cohort] = []
 
@@ -125,7 +134,7 @@ class Cta:
     @property
     def tensor_memory(self) -> TensorMemory:
         if self._tensor_memory is None:
-            ordered = self.races is not None and self.launch.program.fences_tensor_memory
+            ordered = "tcgen05-fence" in self.launch.device.checks and self.launch.program.fences_tensor_memory
             self._tensor_memory = TensorMemory(TensorOrder(self.races, COLUMNS) if ordered else None)
         return self._tensor_memory
 
@@ -250,6 +259,7 @@ class Launch:
         self.runnable: list[Cohort] = []
         self.pending: list[Operation] = []
         self.step = self.stalls = 0
+        self.time_limits = TimeLimits(self)
         self.yielded = False
         self.slots = self.quiet = 0
         self.last_block: Block | None = None
@@ -262,27 +272,28 @@ class Launch:
 
     def _check(self, parameters: bytes) -> None:
         function = self.function
+        name = shortened(function.name)
         if len(parameters) != function.parameter_bytes:
             raise LaunchError(
-                f"{function.name} takes {function.parameter_bytes} bytes of parameters, got {len(parameters)}"
+                f"{name} takes {function.parameter_bytes} bytes of parameters, got {len(parameters)}"
             )
         if not 1 <= self.threads <= 1024:
-            raise LaunchError(f"{function.name}: block of {self.threads} threads, expected 1 to 1024")
+            raise LaunchError(f"{name}: block of {self.threads} threads, expected 1 to 1024")
         if min(self.grid) < 1 or any(g % c for g, c in zip(self.grid, self.cluster, strict=True)):
             raise LaunchError(
-                f"{function.name}: grid {self.grid} is empty or no multiple of the cluster {self.cluster}"
+                f"{name}: grid {self.grid} is empty or no multiple of the cluster {self.cluster}"
             )
         if np.prod(self.cluster) > 16:
-            raise LaunchError(f"{function.name}: cluster {self.cluster} of more than 16 CTAs")
+            raise LaunchError(f"{name}: cluster {self.cluster} of more than 16 CTAs")
         required = function.directives.get("reqntid")
         if required is not None and np.prod(required) != self.threads:
-            raise LaunchError(f"{function.name}: block {self.block}, the kernel requires {required}")
+            raise LaunchError(f"{name}: block {self.block}, the kernel requires {required}")
         limit = function.directives.get("maxntid")
         if limit is not None and np.prod(limit) < self.threads:
-            raise LaunchError(f"{function.name}: block {self.block}, the kernel allows {limit}")
+            raise LaunchError(f"{name}: block {self.block}, the kernel allows {limit}")
         needed = function.directives.get("reqnctapercluster")
         if needed and int(np.prod(needed)) != int(np.prod(self.cluster)):
-            raise LaunchError(f"{function.name}: cluster {self.cluster}, the kernel requires {needed}")
+            raise LaunchError(f"{name}: cluster {self.cluster}, the kernel requires {needed}")
 
     def _lay_out(self) -> None:
         """Offsets of shared variables, static ones first, in the shared window; of local ones in a thread's local
@@ -310,7 +321,7 @@ class Launch:
         self.shared_size = offset - RESERVED_SHARED + self.dynamic_shared
         if self.shared_size > self.device.shared_limit:
             raise LaunchError(
-                f"{self.function.name}: {self.shared_size} bytes of shared memory, the device has "
+                f"{shortened(self.function.name)}: {self.shared_size} bytes of shared memory, the device has "
                 f"{self.device.shared_limit}"
             )
         for v in variables:
@@ -411,6 +422,8 @@ class Launch:
                 if self.waiting and self.step % ADMISSION == 0:
                     for _ in range(min(len(self.resident), len(self.waiting))):
                         self._admit()
+                if self.step % LIMIT == 0:
+                    self.time_limits.expire()
                 if self.pending:
                     self._run_due()
                 if self.runnable:
@@ -419,10 +432,10 @@ class Launch:
                     self._run_operation(self.random.choice([op for op in self.pending if op.ready()]))
                 elif self.waiting:
                     self._admit()
-                elif self.resident:
-                    raise self._deadlock("no thread can make progress")
-                else:
+                elif not self.resident:
                     break
+                elif not self.time_limits.resume():
+                    raise self._deadlock("no thread can make progress")
         self._count()
         return self.statistics
 
@@ -441,8 +454,7 @@ class Launch:
         try:
             operation.advance()
         except (EmulatorFault, IllegalInstruction) as error:
-            fault = error if isinstance(error, EmulatorFault) else UnsupportedInstruction(str(error))
-            raise self._locate(fault, operation.origin, operation.cta, None) from None
+            raise self._locate(error, operation.origin, operation.cta, None) from None
         if operation.done:
             self.pending.remove(operation)
         else:
@@ -462,8 +474,7 @@ class Launch:
         try:
             self._execute(cohort, self.random.randint(8, 96))
         except (EmulatorFault, IllegalInstruction) as error:
-            fault = error if isinstance(error, EmulatorFault) else UnsupportedInstruction(str(error))
-            raise self._locate(fault, self._instruction_of(error), cohort.cta, cohort) from None
+            raise self._locate(error, self._instruction_of(error), cohort.cta, cohort) from None
         if self.stalls != stalls:
             self.quiet += 1
             if self.quiet > STALLED:
@@ -669,8 +680,12 @@ class Launch:
         return found
 
     def _locate(
-        self, fault: EmulatorFault, instruction: Instruction | None, cta: Cta, cohort: Cohort | None
-    ) -> EmulatorFault:
+        self, error: EmulatorFault | IllegalInstruction, instruction: Instruction | None, cta: Cta,
+        cohort: Cohort | None,
+    ) -> EmulatorFault:  # fmt: skip
+        fault = error
+        if isinstance(error, IllegalInstruction):
+            fault = UnsupportedInstruction(str(error), check=error.check)
         fault.kernel = self.function.name
         fault.cta = cta.index
         if instruction is None and cohort is not None and fault.line is None and self.last_block is not None:
@@ -694,7 +709,7 @@ class Launch:
             for cta in cluster.ctas:
                 for cohort in cta.cohorts:
                     for entry in cohort.entries:
-                        lines.append(f"  {cohort} {self._place(blocks, entry)} waits for {entry.wait}")
+                        lines.append(f"  {cohort} {self._place(blocks, entry)} {entry}")
                 for barrier in cta.mbarriers.values():
                     lines.append(f"  {barrier}")
                 for barrier in cta.barriers.values():

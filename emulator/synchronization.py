@@ -38,8 +38,8 @@ class Wait:
 class MbarrierWait(Wait):
     """Phases of mbarriers: (barrier, phase or parity, which of both, lanes or None for all)."""
 
-    def __init__(self, groups: list[tuple[MBarrier, int, bool, np.ndarray | None]]):
-        self.groups = groups
+    def __init__(self, groups: list[tuple[MBarrier, int, bool, np.ndarray | None]], result: int | None = None):
+        self.groups, self.result = groups, result  # the predicate that says whether the phase has completed
         self.key = (id(groups[0][0]), groups[0][1]) if len(groups) == 1 and groups[0][3] is None else None
 
     @staticmethod
@@ -75,7 +75,12 @@ class MbarrierWait(Wait):
         if len(self.groups) == 1:
             return self
         kept = [(b, w, p, lanes[rows]) for b, w, p, lanes in self.groups if lanes[rows].any()]
-        return MbarrierWait(kept or self.groups[:1])
+        return MbarrierWait(kept or self.groups[:1], self.result)
+
+    def give_up(self, cohort: Cohort, mask: np.ndarray | None) -> None:
+        """The result of lanes that do not wait any longer is false."""
+        if self.result is not None:
+            cohort.registers[self.result] = cohort.registers[self.result] & ~cohort.active(mask)
 
     def __str__(self) -> str:
         parts = []
@@ -342,7 +347,7 @@ class SynchronizationOperations:
         return self.mbarrier_test(address, wanted, parity, mask) if self.gives_up else self.full(True)
 
     def on_mbarrier_wait(
-        self, mask: np.ndarray | None, address: np.ndarray, wanted: np.ndarray, parity: bool
+        self, mask: np.ndarray | None, address: np.ndarray, wanted: np.ndarray, parity: bool, result: int | None
     ) -> Wait | None:
         if self.gives_up:
             return None
@@ -362,14 +367,19 @@ class SynchronizationOperations:
             if MbarrierWait._done(barrier, value, parity):
                 self.acquire(mask, barrier.clock)
                 return None
-            return MbarrierWait([(barrier, value, parity, None)])
-        return MbarrierWait(groups) if groups else None
+            return MbarrierWait([(barrier, value, parity, None)], result)
+        return MbarrierWait(groups, result) if groups else None
 
     # Barriers of a warp
 
     def warp_sync(self, mask: np.ndarray | None) -> None:
         if self.cta.races is not None:
             self.cta.races.converge(self.agents(mask))
+
+    def end_reads(self, mask: np.ndarray | None) -> None:
+        """mma.sync: no lane goes on before all have the operands that they read."""
+        if self.cta.races is not None:
+            self.cta.races.end_reads(self.agents(mask))
 
     # CTA barriers
 

@@ -637,7 +637,8 @@ def cells(f: TransferForm, address: int, warp: int, split: int | None = None) ->
     allowed = (low,) if f.rows == 32 else (low, low + 16)
     if base not in allowed:
         raise IllegalInstruction(
-            f"tcgen05.ld/st address {address:#010x}: warp {warp} reaches lanes {allowed}, not {base}"
+            f"tcgen05.ld/st address {address:#010x}: warp {warp} reaches lanes {allowed}, not {base}",
+            check="tcgen05-lanes",
         )
     if (split is None) == bool(f.second.any()):
         raise IllegalInstruction("tcgen05.ld/st: immHalfSplitoff belongs to shape 16x32bx2 alone")

@@ -45,11 +45,14 @@ class WarpgroupQueue:
         if self.fenced:
             return
         if not self.ever_fenced:
-            raise RaceFault("wgmma.mma_async before the first wgmma.fence of its warpgroup")
+            raise RaceFault("wgmma.mma_async before the first wgmma.fence of its warpgroup", check="wgmma-fence")
         for register, value in initial.items() if accumulates else ():
             known = self.delivered.get(register)
             if value is not None and (known is None or (value.view(np.uint32) != known).any()):
-                raise RaceFault("wgmma.mma_async with an accumulator that was changed since the last wgmma.fence")
+                raise RaceFault(
+                    "wgmma.mma_async with an accumulator that was changed since the last wgmma.fence",
+                    check="wgmma-fence",
+                )
 
 
 class TensorMemory:
@@ -67,48 +70,94 @@ class TensorMemory:
         self.allocated: dict[int, int] = {}  # first column -> columns
         self.relinquished = False
         self.waiters: list[Cohort] = []
+        self.pair: PairAllocation | None = None  # of the even CTA: what one of a pair waits for the other with
+        self.loads: dict[int, list[tuple]] = {}  # warp -> cells of its loads that it has not waited for
 
-    def room(self, count: int) -> int | None:
-        """First column of `count` free ones."""
+    def taken(self) -> np.ndarray:
+        """bool [COLUMNS]: those that are allocated."""
         taken = np.zeros(tcgen05.COLUMNS, bool)
         for first, columns in self.allocated.items():
             taken[first : first + columns] = True
-        return next((f for f in range(0, tcgen05.COLUMNS - count + 1, count) if not taken[f : f + count].any()), None)
+        return taken
 
-    def allocate(self, count: int) -> int | None:
-        first = self.room(count)
-        if first is not None:
-            self.allocated[first] = count
-            self.written[:, first : first + count] = False
-            if self.order is not None:
-                self.order.forget(slice(first, first + count))
-        return first
+    def allocate(self, first: int, count: int) -> None:
+        self.allocated[first] = count
+        self.written[:, first : first + count] = False
+        if self.order is not None:
+            self.order.forget(slice(first, first + count))
+
+    def wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for cohort in waiters:
+            cohort.wake()
+
+    def check_loads(self, cells: np.ndarray | tuple) -> None:
+        """RaceFault where cells (a mask or indices) are written that a load may still read (9.7.16.6.4.5)."""
+        if not self.loads:
+            return
+        written = np.zeros(self.written.shape, bool)
+        written[cells] = True
+        for warp, loads in self.loads.items():
+            if any(written[read].any() for read in loads):
+                raise RaceFault(
+                    f"write to tensor memory that a tcgen05.ld of warp {warp} reads, without a tcgen05.wait::ld",
+                    check="tcgen05-wait",
+                )
+
+
+class PairAllocation:
+    """One tcgen05.alloc: of the tensor memory of a CTA, or of a pair of CTAs once a warp of each is there."""
+
+    def __init__(self, ctas: list[Cta], count: int):
+        self.ctas, self.count = ctas, count
+        self.ranks: set[int] = set()  # of the CTAs whose warp is there
+        self.first: int | None = None  # the column it was given
+
+    def room(self) -> int | None:
+        """First column of free ones in every CTA."""
+        if len(self.ranks) < len(self.ctas):
+            return None
+        taken = np.any([cta.tensor_memory.taken() for cta in self.ctas], axis=0)
+        starts = range(0, tcgen05.COLUMNS - self.count + 1, self.count)
+        return next((f for f in starts if not taken[f : f + self.count].any()), None)
+
+    def settle(self) -> bool:
+        """Whether the columns are allocated, by now."""
+        if self.first is None and (first := self.room()) is not None:
+            self.first = first
+            self.ctas[0].tensor_memory.pair = None
+            for cta in self.ctas:
+                cta.tensor_memory.allocate(first, self.count)
+                cta.tensor_memory.wake()
+        return self.first is not None
 
 
 class AllocationWait(Wait):
-    """tcgen05.alloc until enough columns are free; then writes their address."""
+    """tcgen05.alloc until enough columns are free; then writes their address, for all lanes of the warp."""
 
-    def __init__(self, cta: Cta, address: int, count: int):
-        self.cta, self.address, self.count = cta, address, count
+    def __init__(self, cta: Cta, address: int, allocation: PairAllocation):
+        self.cta, self.address, self.allocation = cta, address, allocation
 
     def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        first = self.cta.tensor_memory.allocate(self.count)
-        if first is None:
+        if not self.allocation.settle():
             return False
         region = self.cta.shared
         if self.cta.races is not None:
             self.cta.races.write(cohort.agents(mask), NONE, np.full(1, self.address), 4, generic=False)
-        region.bytes_at(self.address, 4)[:] = np.array([first], np.uint32).view(np.uint8)
+            self.cta.races.converge(cohort.agents(mask))
+        region.bytes_at(self.address, 4)[:] = np.array([self.allocation.first], np.uint32).view(np.uint8)
         region.mark(self.address, 4, WRITTEN)
         return True
 
     def register(self, cohort: Cohort) -> bool:
-        memory = self.cta.tensor_memory
-        memory.waiters.append(cohort)
-        return memory.room(self.count) is not None
+        self.cta.tensor_memory.waiters.append(cohort)
+        return self.allocation.first is not None or self.allocation.room() is not None
 
     def __str__(self) -> str:
-        return f"{self.count} columns of tensor memory, allocated {self.cta.tensor_memory.allocated}"
+        found = self.allocation
+        if len(found.ranks) < len(found.ctas):
+            return f"the tcgen05.alloc.cta_group::2 of the other CTA of the pair, for {found.count} columns"
+        return f"{found.count} columns of tensor memory, allocated {self.cta.tensor_memory.allocated}"
 
 
 class TensorOperations:
@@ -146,8 +195,9 @@ class TensorOperations:
                 r: None if r in queue.in_flight else np.ascontiguousarray(v[rows])
                 for r, v in zip(registers, values, strict=True)
             }
-            if self.cta.races is not None:
+            if "wgmma-fence" in self.device.checks:
                 queue.check_fence(initial, bool(scale[first, 0]))
+            if self.cta.races is not None:
                 extra = {k: v for k, v in options.items() if k.startswith("transpose")}
                 where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
                 self.asynchronous_read(first, where[::4], mark=False)
@@ -235,8 +285,19 @@ class TensorOperations:
             raise UnsupportedInstruction(f"tcgen05.alloc of {columns} columns: expected a power of 2 from 32 to 512")
         if memory.relinquished:
             raise BarrierFault("tcgen05.alloc after relinquish_alloc_permit")
-        wait = AllocationWait(self.cta, int(address[rows[0], 0]), columns)
+        wait = AllocationWait(self.cta, int(address[rows[0], 0]), self._allocation(self._group(modifiers), columns))
         return None if wait.poll(self, mask) else wait
+
+    def _allocation(self, ctas: list[Cta], columns: int) -> PairAllocation:
+        memory = ctas[0].tensor_memory
+        found = memory.pair or PairAllocation(ctas, columns)
+        if found.count != columns or self.cta.rank in found.ranks:
+            raise BarrierFault(
+                f"tcgen05.alloc.cta_group::2 of {columns} columns while one of {found.count} waits for the other CTA"
+            )
+        found.ranks.add(self.cta.rank)
+        memory.pair = found if len(ctas) == 2 else memory.pair
+        return found
 
     def tmem_dealloc(
         self, modifiers: tuple[str, ...], address: np.ndarray, count: np.ndarray, mask: np.ndarray | None
@@ -250,9 +311,7 @@ class TensorOperations:
                     f"tcgen05.dealloc of {columns} columns at {first}: allocated are {memory.allocated}", address=first
                 )
             del memory.allocated[first]
-            waiters, memory.waiters = memory.waiters, []
-            for cohort in waiters:
-                cohort.wake()
+            memory.wake()
 
     def tmem_relinquish(self, mask: np.ndarray | None) -> None:
         self._tmem().relinquished = True
@@ -262,14 +321,13 @@ class TensorOperations:
         if self.cta.races is not None:
             self.cta.races.fence_tensor(self.agents(mask), "before" in action)
 
-    def on_tmem_wait(self, mask: np.ndarray | None) -> None:
-        """tcgen05.wait::ld: the registers of the loads before it get their values."""
+    def tmem_wait(self, mask: np.ndarray | None) -> None:
+        """tcgen05.wait::ld: what the loads before it have read may be written again."""
         self.converged(mask)
-        for row in np.flatnonzero(self.active(mask).any(1)):
-            for register, value in self.cta.tensor_loads.pop(int(self.warps[row]), {}).items():
-                new = self.registers[register].copy()
-                new[row] = value.view(new.dtype)
-                self.registers[register] = new
+        loads = self._tmem().loads
+        if loads:
+            for warp in self.warps[self.active(mask).any(1)]:
+                loads.pop(int(warp), None)
 
     def _check_allocated(self, memory: TensorMemory, low: int, high: int) -> None:
         for first, columns in memory.allocated.items():
@@ -282,28 +340,31 @@ class TensorOperations:
     ) -> Iterable[tuple[int, int, int | None, tuple]]:
         self.converged(mask)
         form = tcgen05.transfer_form(operation, tuple(m for m in modifiers if m != operation))
+        own_lanes = "tcgen05-lanes" in self.device.checks
         for row in np.flatnonzero(self.active(mask).any(1)):
             where = int(address[row, 0])
+            if not own_lanes:  # as if the bits of the lane that name a warp's quarter counted for nothing
+                where = where & ~(3 << 21) | int(self.warps[row]) % 4 << 21
             half = None if split is None else int(np.broadcast_to(split, self.shape)[row, 0])
             cells = tcgen05.cells(form, where, int(self.warps[row]), half)
             self._check_allocated(self._tmem(), int(cells[1].min()), int(cells[1].max()))
             yield int(row), where, half, cells
 
     def tmem_load(
-        self,
-        modifiers: tuple[str, ...],
-        registers: list[int],
-        address: np.ndarray,
-        mask: np.ndarray | None,
-        split: object,
-    ) -> None:
-        """Reads tensor memory now; the registers are written at the wait."""
+        self, modifiers: tuple[str, ...], registers: int, address: np.ndarray, mask: np.ndarray | None, split: object
+    ) -> list[np.ndarray]:
+        """The values of the registers, uint32 [warps, 32] each.
+
+        Whatever takes them waits for the load, with a tcgen05.wait::ld or without: an intra-thread ordering through
+        true register dependency is respected (9.7.16.6.4.5), and ptxas gives the load a scoreboard for it.
+        """
         form = tcgen05.transfer_form("ld", tuple(m for m in modifiers if m != "ld"))
-        if len(registers) != form.registers:
-            raise UnsupportedInstruction(f"tcgen05.ld with {len(registers)} registers, expected {form.registers}")
+        if registers != form.registers:
+            raise UnsupportedInstruction(f"tcgen05.ld with {registers} registers, expected {form.registers}")
         memory = self._tmem()
+        loaded = np.zeros((registers, *self.shape), np.uint32)
         for row, where, half, cells in self._transfers("ld", modifiers, address, mask, split):
-            if self.device.checks:
+            if "unwritten" in self.device.checks:
                 if memory.busy[cells].any():
                     raise UninitializedRead("read of tensor memory while an mma or copy into it is in flight",
                                             address=where, warp=row)  # fmt: skip
@@ -312,8 +373,10 @@ class TensorOperations:
             warp = int(self.warps[row])
             if memory.order is not None:
                 memory.order.read(self.agent(row), np.unique(cells[1]))
-            values = np.ascontiguousarray(tcgen05.load(form, memory.words, where, warp, half).T)
-            self.cta.tensor_loads.setdefault(warp, {}).update(zip(registers, values, strict=True))
+            if "tcgen05-wait" in self.device.checks:
+                memory.loads.setdefault(warp, []).append(cells)
+            loaded[:, row] = tcgen05.load(form, memory.words, where, warp, half).T
+        return list(loaded)
 
     def tmem_store(
         self, modifiers: tuple[str, ...], address: np.ndarray, values: list[np.ndarray], mask: np.ndarray | None,
@@ -325,6 +388,7 @@ class TensorOperations:
         for row, where, half, cells in self._transfers("st", modifiers, address, mask, split):
             if memory.order is not None:
                 memory.order.write(self.agent(row), np.unique(cells[1]))
+            memory.check_loads(cells)
             tcgen05.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
             memory.written[cells] = True
 
@@ -370,13 +434,14 @@ class TensorOperations:
                 if memory.order is not None:
                     memory.order.read(self.agent(row), np.flatnonzero(reads.any(0)))
                     memory.order.write(self.agent(row), columns)
+                memory.check_loads(writes)
                 memory.busy += writes
 
         def run() -> None:
             if footprint is not None:
                 for cta, where, reads in zip(ctas, footprint.shared, footprint.reads, strict=True):
                     self._check_shared(where, cta)
-                    if (reads & ~cta.tensor_memory.written).any():
+                    if "unwritten" in self.device.checks and (reads & ~cta.tensor_memory.written).any():
                         lane_, column = np.argwhere(reads & ~cta.tensor_memory.written)[0]
                         raise UninitializedRead(
                             f"tcgen05.mma reads tensor memory that nothing has written, lane {lane_} column {column}"
@@ -403,6 +468,7 @@ class TensorOperations:
                 self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
                 if cta.tensor_memory.order is not None:
                     cta.tensor_memory.order.write(self.agent(row), np.arange(cells[1].start, cells[1].stop))
+                cta.tensor_memory.check_loads(cells)
                 cta.tensor_memory.busy[cells] += 1
 
             def run(where=where, source=source, cells=cells) -> None:

@@ -82,6 +82,11 @@ class TensorMap:
     def tile_bytes(self) -> int:
         return self.row_bytes * int(np.prod(self.tile[1:], dtype=np.int64))
 
+    @property
+    def copied_bytes(self) -> int:
+        """What a load adds to the transactions of its barrier: the padding of align16 is not copied (5.5.1.1.1)."""
+        return int(np.prod(self.tile, dtype=np.int64)) * self.bits // 8
+
     def encode(self) -> bytes:
         self.check()
         pad = lambda values, fill, count=5: (*values, *[fill] * (count - len(values)))  # noqa: E731

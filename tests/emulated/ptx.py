@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def launch(
     arch: str = "90a",
     seed: int = 0,
     lazy: bool = True,
-    checks: bool = True,
+    checks: bool | Iterable[str] = True,
     extra: bytes = b"",
     shared: int = 0,
 ) -> emulator.Statistics:

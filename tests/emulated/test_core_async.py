@@ -161,29 +161,33 @@ def test_reducing_tensor_store(seed: int, lazy: bool) -> None:
     assert (array == before).all()
 
 
-def test_packed_fp4_in_both_forms() -> None:
-    """16U4_ALIGN8B keeps 16 elements in 8 bytes; 16U4_ALIGN16B spreads them over 16, the last 8 of which are
-    padding.
+@pytest.mark.parametrize("element", ["u4_align8", "u4_align16", "u6_align16"])
+def test_packed_elements(element: str, rng: np.random.Generator) -> None:
+    """Align8 keeps 16 elements of 4 bits in 8 bytes, align16 spreads 16 over 16 bytes, whose end is padding.
+
+    The barrier is told of the bytes that are copied, and padding is not (ISA 5.5.1.1.1, 9.7.9.25.5.2).
     """
-    data = np.random.default_rng(0).integers(0, 256, (128, 64), dtype=np.uint8)
-    data = np.frombuffer(bytearray(64) + data.tobytes(), np.uint8)
-    start = -data.ctypes.data % 32
-    for element, box, size in (("u4_align8", (128, 4), 256), ("u4_align16", (128, 4), 512)):
-        tensor = tensor_map_bytes(data.ctypes.data + start, element, (128, 64), (64,), box, 0)
-        out = np.zeros(size // 4, np.uint32)
-        body = f"""
-            mov.u32 %r50, buffer; add.u32 %r51, %r50, 2048;
-            setp.ne.u32 %p0, %tid, 0; @%p0 bra LOADED;
-            mbarrier.init.shared::cta.b64 [%r51], 1;
-            mov.b64 %d0, map; cvta.param.u64 %d0, %d0;
-            mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r51], {size};
-            cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes
-                [%r50], [%d0, {{0, 2}}], [%r51];
-        LOADED: bar.warp.sync -1; {WAIT.format(barrier="%r51", parity=0)} {DUMP.format(words=size // 4)}"""
-        launch_with_map(body, tensor, [out, data], 2048 + 64, target="sm_120a", arch="120a")
-        rows = data[start + 128 : start + 128 + 256]
-        want = rows if size == 256 else np.pad(rows.reshape(-1, 8), ((0, 0), (0, 8)))
-        assert out.tobytes() == want.tobytes()
+    pitch = 96 if element == "u6_align16" else 64  # bytes of 128 elements
+    memory = rng.integers(0, 256, 16 * pitch + 64, dtype=np.uint8)
+    data = memory[-memory.ctypes.data % 64 :][: 16 * pitch].reshape(16, pitch)
+    size = 4 * pitch if element == "u4_align8" else 4 * 128
+    tensor = tensor_map_bytes(data.ctypes.data, element, (128, 16), (pitch,), (128, 4), 0)
+    out = np.zeros(size // 4, np.uint32)
+    body = f"""
+        mov.u32 %r50, buffer; add.u32 %r51, %r50, 2048;
+        setp.ne.u32 %p0, %tid, 0; @%p0 bra LOADED;
+        mbarrier.init.shared::cta.b64 [%r51], 1;
+        mov.b64 %d0, map; cvta.param.u64 %d0, %d0;
+        mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r51], {4 * pitch};
+        cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes
+            [%r50], [%d0, {{0, 2}}], [%r51];
+    LOADED: bar.warp.sync -1; {WAIT.format(barrier="%r51", parity=0)} {DUMP.format(words=size // 4)}"""
+    launch_with_map(body, tensor, [out, memory], 2048 + 64, target="sm_100a", arch="100a")
+    want = data[2:6]
+    if element != "u4_align8":
+        groups = want.reshape(-1, pitch // 8)  # 16 elements
+        want = np.pad(groups, ((0, 0), (0, 16 - groups.shape[1])))
+    assert out.tobytes() == want.tobytes()
 
 
 @SCHEDULES

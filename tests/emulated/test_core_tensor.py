@@ -103,10 +103,93 @@ def test_accumulator_in_flight() -> None:
             run_pair("", "tcgen05.wait::ld.sync.aligned;", seed=seed)
 
 
-def test_registers_in_flight() -> None:
-    """Registers of a tcgen05.ld that is not waited for are poison."""
-    got, _ = run_pair(COMMIT_WAIT, "")
-    assert np.isnan(got).all()
+@SCHEDULES
+def test_registers_of_a_load(seed: int, lazy: bool) -> None:
+    """What takes a register of a tcgen05.ld waits for it, without a tcgen05.wait::ld (ISA 9.7.16.6.4.5)."""
+    got, want = run_pair(COMMIT_WAIT, "", seed=seed, lazy=lazy)
+    assert (got == want).all()
+
+
+ALLOCATE = """
+    mov.u32 %r50, buffer; shr.u32 %r40, %tid, 5; setp.ne.u32 %p0, %r40, 0; shl.b32 %r41, %r40, 21;
+    @%p0 bra HERE; tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r50], 32; HERE: bar.sync 0;
+    ld.shared.b32 %r1, [%r50]; add.u32 %r2, %r1, %r41;
+    tcgen05.st.sync.aligned.32x32b.x1.b32 [%r2], {%tid}; tcgen05.wait::st.sync.aligned;"""
+FREE = """bar.sync 0; @%p0 bra FREED; tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r1, 32; FREED:
+    ld.param.u64 %out, [p0]; mad.wide.u32 %out, %tid, 4, %out; st.global.b32 [%out], %r4;"""
+LOAD = "tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r4}, "
+
+
+def run_tensor(body: str, **options: object) -> np.ndarray:
+    out = np.zeros(128, np.uint32)
+    launch(module(ALLOCATE + body + FREE, 1, "sm_100a", 64), [out], 128, arch="100a", **options)
+    return out
+
+
+def test_tensor_memory_is_written_before_a_load_has_read_it() -> None:
+    """Other orders than by a register need tcgen05.wait::ld (ISA 9.7.16.6.4.5)."""
+    body = LOAD + "[%r2]; {wait} tcgen05.st.sync.aligned.32x32b.x1.b32 [%r2], {{%r4}}; tcgen05.wait::st.sync.aligned;"
+    with pytest.raises(emulator.EmulatorFault, match="without a tcgen05.wait::ld .*check tcgen05-wait]"):
+        run_tensor(body.replace("{%r4}, [", "{{%r4}}, [").format(wait=""))
+    for wait, checks in (("", set(emulator.CHECKS) - {"tcgen05-wait"}), ("tcgen05.wait::ld.sync.aligned;", True)):
+        out = run_tensor(body.replace("{%r4}, [", "{{%r4}}, [").format(wait=wait), checks=checks)
+        assert out.tolist() == list(range(128))
+
+
+def test_lanes_of_another_warp() -> None:
+    """A lane of tensor memory can be accessed by one warp alone (ISA 9.7.16.8.1); without the check, by its own."""
+    body = LOAD + "[%r1]; tcgen05.wait::ld.sync.aligned;"
+    with pytest.raises(emulator.UnsupportedInstruction, match="reaches lanes .*check tcgen05-lanes]"):
+        run_tensor(body)
+    assert run_tensor(body, checks=set(emulator.CHECKS) - {"tcgen05-lanes"}).tolist() == list(range(128))
+
+
+@SCHEDULES
+def test_an_allocation_writes_for_its_warp(seed: int, lazy: bool) -> None:
+    """One lane arrives after tcgen05.alloc; another warp that waits for it reads the address."""
+    body = """
+        mov.u32 %r50, buffer; add.u32 %r51, %r50, 8; shr.u32 %r40, %tid, 5; setp.ne.u32 %p0, %r40, 0;
+        setp.ne.u32 %p1, %lane, 0; setp.eq.u32 %p2, %tid, 0; @%p2 mbarrier.init.shared::cta.b64 [%r51], 1;
+        bar.sync 0; @%p0 bra WAIT; tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r50], 64;
+        @!%p1 mbarrier.arrive.shared::cta.b64 _, [%r51];
+        WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r51], 0; @!%p3 bra WAIT;
+        ld.shared.b32 %r1, [%r50]; bar.sync 0; @%p0 bra END;
+        tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r1, 64; END:"""
+    launch(module(body, 0, "sm_100a", 64), [], 64, arch="100a", seed=seed, lazy=lazy)
+
+
+PAIR = """
+    mov.u32 %r50, buffer; mov.u32 %r40, %cluster_ctarank; setp.ne.u32 %p0, %r40, 0;
+    setp.eq.u32 %p1, %tid, 0; mov.u32 %r3, 0; @%p1 st.shared.b32 [%r50+8], %r3;
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    {late} tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%r50], {columns};
+    mapa.shared::cluster.u32 %r6, %r50, 1; @!%p0 ld.shared::cluster.b32 %r7, [%r6+8];
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    ld.shared.b32 %r1, [%r50]; tcgen05.dealloc.cta_group::2.sync.aligned.b32 %r1, 32;
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    ld.param.u64 %out, [p0]; @!%p0 st.global.b32 [%out], %r7;"""
+
+
+def run_alloc_pair(late: str, columns: str = "32", **options: object) -> int:
+    out = np.zeros(1, np.uint32)
+    launch(module(PAIR.format(late=late, columns=columns), 1, "sm_100a", 64), [out], 32, 2, 2, arch="100a", **options)
+    return int(out[0])
+
+
+@SCHEDULES
+def test_an_allocation_of_a_pair_joins_both(seed: int, lazy: bool) -> None:
+    """cta_group::2 is performed collectively (ISA, table 46): what the odd CTA did before it, the even one finds."""
+    late = "@%p0 st.shared.b32 [%r50+8], 5;"
+    checks = set(emulator.CHECKS) - {"warps"}  # it is no barrier
+    assert run_alloc_pair(late, seed=seed, lazy=lazy, checks=checks) == 5
+
+
+def test_allocations_of_a_pair_that_differ() -> None:
+    """One CTA alone waits for ever; two that ask for different numbers of columns are a fault."""
+    with pytest.raises(emulator.DeadlockFault, match="tcgen05.alloc.cta_group::2 of the other CTA"):
+        run_alloc_pair("@!%p0 bra HERE; barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; HERE:")
+    with pytest.raises(emulator.BarrierFault, match="waits for the other CTA"):
+        run_alloc_pair("selp.u32 %r5, 64, 32, %p0;", "%r5")
 
 
 def wgmma_kernel(wait: str) -> str:
