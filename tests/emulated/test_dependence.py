@@ -13,6 +13,8 @@ import pytest
 from ptx import module
 
 import emulator
+from emulator.dependence import EarlySpace
+from emulator.memory import Region, Space
 from loader import emulated, registry
 
 WAIT, ALLOW = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
@@ -90,6 +92,32 @@ def test_grids_that_do_not_overlap(stream: Stream) -> None:
     stream(1, 2, "copy", programmatic=False)
     stream(2, 3, "copy")
     assert [int(word[0]) for word in stream.words] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("writable, reached", [(True, range(4, 12)), (False, range(12))])
+def test_pieces_of_a_buffer(writable: bool, reached: range) -> None:
+    """Of a buffer that a grid before used in parts, what it may write is out of reach, and what it reads read-only."""
+    memory = np.zeros(12, np.uint32)
+
+    def region(first: int, last: int, writable: bool) -> Region:
+        part = memory[first:last].view(np.uint8)
+        return Region(f"words {first} to {last}", part.ctypes.data, part, writable)
+
+    space = Space()
+    space.map(region(0, 12, True))
+    early = EarlySpace(space, [region(0, 4, writable), region(8, 10, False)])
+    for word in range(12):
+        address = memory[word:].ctypes.data
+        if word not in reached:
+            with pytest.raises(emulator.DependenceFault, match="words 0 to 12, where a grid before"):
+                early.find(address, 4)
+            continue
+        found = early.find(address, 4)
+        assert found.writable == (word not in (*range(4), 8, 9))
+        found.bytes_at(address, 4).view(np.uint32)[:] = word
+        assert memory[word] == word
+    with pytest.raises(emulator.DependenceFault):
+        early.find(memory[3:].ctypes.data, 8)  # over the edge of a piece
 
 
 # The kernels

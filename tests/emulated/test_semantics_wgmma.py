@@ -182,8 +182,11 @@ def test_illegal_descriptors(b, options, what):
                       **options)  # fmt: skip
 
 
-def test_accumulator_count():
-    """n / 2 registers of f32."""
-    word = [np.zeros((4, 32), np.uint32)] * 4
-    with pytest.raises(IllegalInstruction, match="accumulators"):
-        wgmma.execute(("sync", "aligned", "m64n16k16", "f32", "f16", "f16"), word, word, 0, np.zeros(4096, np.uint8))
+@pytest.mark.parametrize("count", [7, 9])
+def test_accumulator_count(count):
+    """The accumulator has N / 2 registers of 32 bits, not fewer and not more."""
+    words = [np.zeros((4, 32), np.uint32)] * count
+    with pytest.raises(IllegalInstruction, match=f"{count} accumulators, expected 8"):
+        wgmma.execute(
+            ("sync", "aligned", "m64n16k16", "f32", "f16", "f16"), words, words[:4], 0, np.zeros(4096, np.uint8)
+        )
