@@ -51,7 +51,7 @@ class Case:
 
     Inputs may be written too; what counts is the output, which begins as `output` (uint8). A map's buffer is an index
     into inputs and the output after them. With `digest` the record holds a digest of each row and no bytes.
-    `refused`: the emulated device has no such instruction, and says so.
+    `refused`: the emulated device has no such instruction, and says so. `without`: its checks that are stricter.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Case:
     maps: tuple[TensorMap, ...] = ()
     digest: bool = False
     refused: bool = False
+    without: tuple[str, ...] = ()
     entry: str = "kernel"
 
     def fingerprint(self) -> str:

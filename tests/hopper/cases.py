@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hopper import arithmetic, copies, matrix, threads
+from hopper import arithmetic, copies, idioms, matrix, threads
 from hopper.case import Case
 
-CASES: list[Case] = [*arithmetic.cases(), *matrix.cases(), *copies.cases(), *threads.cases()]
+CASES: list[Case] = [*arithmetic.cases(), *matrix.cases(), *copies.cases(), *threads.cases(), *idioms.cases()]
 
 
 def about(record: Mapping[str, np.ndarray]) -> dict:
