@@ -255,6 +255,16 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
+def test_run_without_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fault names its check, and the command leaves out that one."""
+    read = "mov.u32 %r50, buffer; ld.shared.b32 %r0, [%r50];"
+    (tmp_path / "read.ptx").write_text(ptx.module(read, 0, shared=64))
+    command = ["run", str(tmp_path / "read.ptx")]
+    assert main([*command, "--without", "lanes"]) == 2
+    assert "check unwritten]" in capsys.readouterr().err
+    assert main([*command, "--without", "lanes", "--without", "unwritten"]) == 0
+
+
 @pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
 def test_profile_of_a_shipped_kernel(
     arch: str, packs: list[str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
