@@ -62,6 +62,7 @@ class Races:
         self.warps, self.words = warps, -(-shared_bytes // 4)
         self.seen = np.eye(agents, dtype=np.int32)
         self.seen_reads = np.eye(agents, dtype=np.int32)  # at least what is seen
+        self.own, self.own_reads = (clock.reshape(-1)[:: agents + 1] for clock in (self.seen, self.seen_reads))
         self.fenced = np.zeros((agents, agents), np.int32)
         self.alone = np.zeros((agents, 32), np.int32)  # own clock up to which a lane has released what it did itself
         self.tensor = np.zeros((agents, agents), np.int32)  # tcgen05.fence::before_thread_sync that an agent knows of
@@ -79,8 +80,8 @@ class Races:
         return clock
 
     def _tick(self, agents: np.ndarray | int) -> None:
-        self.seen[agents, agents] += 1
-        self.seen_reads[agents, agents] += 1
+        self.own[agents] += 1
+        self.own_reads[agents] += 1
 
     def release_lane(self, agent: int, lane: int) -> Clock:
         """An arrival of one lane: of what the others did it covers what a barrier of the warp came after."""
@@ -101,12 +102,12 @@ class Races:
 
     def converge(self, agents: np.ndarray) -> None:
         """A barrier of the lanes of each agent."""
-        self.converged[agents] = self.have_read[agents] = self.seen[agents, agents]
+        self.converged[agents] = self.have_read[agents] = self.own[agents]
         self._tick(agents)
 
     def end_reads(self, agents: np.ndarray) -> None:
         """What all lanes of each agent have read is there."""
-        self.have_read[agents] = self.seen[agents, agents]
+        self.have_read[agents] = self.own[agents]
         self._tick(agents)
 
     def fence(self, agents: np.ndarray) -> None:
