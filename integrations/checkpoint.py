@@ -111,6 +111,8 @@ class Checkpoint:
         for name, file in names:
             if not isinstance(file, str) or Path(file).name != file:
                 raise CheckpointError(f"{index}: {name} is in {file!r}, which is no file of this folder")
+            if not (self.path / file).is_file():
+                raise CheckpointError(f"{index}: {name} is in {file}, which is missing")
             if file not in files:
                 files[file] = SafetensorsFile(self.path / file)
             if name not in files[file].tensors:

@@ -17,11 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+# Tensors of other types are listed, and their bytes counted, but not whether these fit their shape.
+ITEM_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+    "C64": 64,
 }  # fmt: skip
-NUMPY = {"U8": np.dtype("u1"), "F8_E4M3": np.dtype("u1"), "F32": np.dtype("<f4")}
+NUMPY = {
+    "U8": np.dtype("u1"), "F8_E4M3": np.dtype("u1"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+}  # fmt: skip
 HEADER_LIMIT = 100 << 20  # bytes, as the format has it
 
 
@@ -73,12 +78,12 @@ def create(
     Where the body raises, nothing is left.
     """
     # The largest items first, so that every tensor is aligned to its items.
-    order = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name][0]], name))
+    order = sorted(tensors, key=lambda name: (-NUMPY[tensors[name][0]].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name in order:
         dtype, shape = tensors[name]
-        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        begin, end = end, end + math.prod(shape) * NUMPY[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 64)
@@ -141,11 +146,14 @@ def _entry(refuse, name: str, entry: object, start: int) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse(f"{name} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise refuse(f"{name} is of an unknown dtype {dtype!r}")
+    if not isinstance(dtype, str):
+        raise refuse(f"{name} is of a dtype {dtype!r} that is no word")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
             raise refuse(f"{name} has {numbers!r} where a list of sizes belongs")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
+    fits = len(offsets) == 2 and offsets[0] <= offsets[1]
+    if fits and dtype in ITEM_BITS:
+        fits = (offsets[1] - offsets[0]) * 8 == math.prod(shape) * ITEM_BITS[dtype]
+    if not fits:
         raise refuse(f"{name}, {dtype} {shape}, does not fill bytes {offsets}")
     return Tensor(dtype, tuple(shape), start + offsets[0], start + offsets[1])
