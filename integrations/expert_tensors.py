@@ -101,14 +101,16 @@ class Layer:
     source: str
     names: str  # with {prefix}, {expert}, {projection} and {suffix}
     projections: tuple[str, ...]
-    transposed: bool  # K is the last but one dimension
     experts: int
-    hidden: int
-    intermediate: int
-    columns: tuple[int, int]  # K of gate and of down as they are stored: H and I, or these rounded up to 16
-    shapes: dict[str, tuple[int, ...]]  # of global scales by suffix, as most tensors have it; none without input scales
-    other_shapes: dict[str, tuple[int, ...]]  # of global scales by name, where it is another one
-    weight_shape: str  # dtype of tensors that repeat N and K, or nothing
+    transposed: bool = False  # K is the last but one dimension
+    hidden: int = 0
+    intermediate: int = 0
+    columns: tuple[int, int] = (0, 0)  # K of gate and of down as they are stored: H and I, or rounded up to 16
+    # Of global scales by suffix, as the first expert has it, and by name where it is another one. Without global scales
+    # of the activation, their suffix is not there.
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    other_shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    weight_shape: str = ""  # dtype of tensors that repeat N and K, or nothing
     tp: int = 1
     rank: int = 0
 
@@ -131,7 +133,12 @@ class Layer:
             if field.name not in metadata:
                 raise CheckpointError(f"metadata without {field.name}")
             text = metadata[field.name]
-            values[field.name] = text if field.type == "str" else _hashable(json.loads(text))
+            try:
+                values[field.name] = text if field.type == "str" else _with_tuples(json.loads(text))
+            except json.JSONDecodeError:
+                raise CheckpointError(f"metadata with {field.name} {text!r}, which is not JSON") from None
+        if values["source"] not in SOURCES or values["names"] not in (EXPERT_FIRST, PROJECTION_FIRST, STACKED):
+            raise CheckpointError(f"metadata of source {values['source']!r} with names {values['names']!r}")
         return cls(**values)
 
     @property
@@ -238,12 +245,12 @@ class Checkpoint:
         if prefix not in self._below:
             known = ", ".join(self.prefixes) or "none"
             raise CheckpointError(f"{self.path}: no experts at {prefix}; experts are at: {known}")
-        layer = dataclasses.replace(_describe(self, prefix, self._below[prefix]), tp=tp, rank=rank)
         if not 0 <= rank < tp:
             raise CheckpointError(f"rank {rank} of {tp} ranks")
+        layer = _describe(self, prefix, self._below[prefix])
         if tp > -(-layer.intermediate // GROUP):
             raise CheckpointError(f"{prefix}: {layer.intermediate} values cannot be split over {tp} ranks by {GROUP}")
-        return layer
+        return dataclasses.replace(layer, tp=tp, rank=rank)
 
     def part(self, layer: Layer, expert: int, projection: str, suffix: str) -> np.ndarray:
         """An expert's packed values [N, K/2] or their scales [N, K/16], of all ranks."""
@@ -279,12 +286,9 @@ class Checkpoint:
         return found
 
     def has_nan_scales(self, layer: Layer) -> bool:
-        """Whether blocks of zeros have NaN for a scale; also the check of every number of the layer."""
-        return any([
-            bool((matrix.scale & 0x7F == 0x7F).any())
-            for expert in range(layer.experts)
-            for matrix in self.matrices(layer, expert)
-        ])  # fmt: skip
+        """Whether blocks of zeros have NaN for a scale; every number of the layer is checked on the way."""
+        largest = [matrix.scale.max() for expert in range(layer.experts) for matrix in self.matrices(layer, expert)]
+        return max(largest) >= 0x7F
 
     def _numbers(self, layer: Layer, expert: int, projection: str, suffix: str) -> np.ndarray:
         """The global scales of an expert's projection, one for each half."""
@@ -324,10 +328,7 @@ def _describe(checkpoint: Checkpoint, prefix: str, rests: list[str]) -> Layer:
         raise CheckpointError(f"{prefix}: projections {', '.join(sorted(present))} are none of {PROJECTIONS}")
 
     numbers = [int(match["before"] or match["after"] or 0) for match in matches]
-    layer = Layer(
-        prefix, source.name, names.pop(), projections, False, 1 + max(numbers), 0, 0, (0, 0), {}, {}, ""
-    )  # fmt: skip
-    layer = _measure(checkpoint, layer)
+    layer = _measure(checkpoint, Layer(prefix, source.name, names.pop(), projections, experts=1 + max(numbers)))
     suffixes = {match["suffix"] for match in matches}
     shapes = {
         suffix: checkpoint.entry(layer.name(0, projections[0], suffix)).shape
@@ -417,17 +418,12 @@ def _check_entries(checkpoint: Checkpoint, layer: Layer, present: set[str]) -> L
 
 def _check_number_entry(checkpoint: Checkpoint, layer: Layer, projection: str, name: str) -> tuple[int, ...]:
     """The shape of a global scale: one number, or in stacked tensors one for each expert or each half of it."""
-    entry = checkpoint.entry(name)
-    count, fits = math.prod(entry.shape), len(entry.shape) <= 1
-    what = "one number"
+    entry, experts = checkpoint.entry(name), layer.experts
+    count, fits, what = math.prod(entry.shape), entry.shape in ((), (1,)), "one number"
     if layer.stacked:
-        what = f"one number, or one for each of {layer.experts} experts"
-        fits = count == 1 or (
-            entry.shape[0] == layer.experts and count in (layer.experts, layer.experts * halves(projection))
-        )
-    elif count > 1:
-        fits = False
-    if entry.dtype != "F32" or not count or not fits:
+        fits = count == 1 or entry.shape[0] == experts and count in (experts, experts * halves(projection))
+        what = f"one number, or one for each of {experts} experts"
+    if entry.dtype != "F32" or not fits:
         raise CheckpointError(f"{name} is {entry.dtype} {list(entry.shape)}, not F32 of {what}")
     return entry.shape
 
@@ -455,11 +451,11 @@ def _not_normal(name: str, number: np.float32) -> CheckpointError:
     return CheckpointError(f"{name} is {number.item()}, not a positive normal number")
 
 
-def _hashable(value: object) -> object:
+def _with_tuples(value: object) -> object:
     """JSON with tuples for its lists."""
     if isinstance(value, list):
-        return tuple(map(_hashable, value))
-    return {key: _hashable(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return tuple(map(_with_tuples, value))
+    return {key: _with_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _by_number(prefix: str) -> list[tuple[int, str]]:

@@ -105,6 +105,15 @@ def test_the_input_is_not_replaced(tmp_path, rng, how, given, capsys):
     assert everything_below(tmp_path) == before
 
 
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, rng, capsys):
+    """It is seen before the first file is written."""
+    save(tmp_path / "in", experts(rng, "a.experts") | experts(rng, "b.experts"))
+    (tmp_path / "out" / "b.experts.safetensors").mkdir(parents=True)
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    assert capsys.readouterr().err == f"CheckpointError: {tmp_path / 'out' / 'b.experts.safetensors'} is a folder\n"
+    assert os.listdir(tmp_path / "out") == ["b.experts.safetensors"]
+
+
 def model(rng):
     """Two layers of NVFP4 with one of BF16 between, and a layer that predicts further tokens."""
     return (

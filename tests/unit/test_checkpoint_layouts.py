@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from integrations.checkpoint import Checkpoint, CheckpointError, prepare, restore
+from integrations.checkpoint import Checkpoint, CheckpointError, convert, prepare, restore
 from integrations.expert_tensors import Layer
 
 PREFIX = "model.layers.3.mlp.experts"
@@ -122,6 +122,8 @@ def check(path, tensors, experts) -> dict[str, np.ndarray]:
             expected = np.zeros(values.shape)
             expected[:n, : experts.values(name, e).shape[1]] = experts.values(name, e)
             assert (values == expected).all(), name
+    for rank in range(2):  # compares every byte of the rank's part
+        convert(checkpoint, checkpoint.layer(PREFIX, 2, rank), path / "part")
     restored = restore(arrays, layer.metadata)
     assert set(restored) == set(tensors)
     for name, array in restored.items():
@@ -166,6 +168,36 @@ def test_stacked_experts(tmp_path, rng, source, transposed, shape):
             numbers["up"] = numbers["gate"]
     tensors = stacked(experts, STACKED_NAMES[source], transposed, source.startswith("compressed"), shape)
     check(tmp_path, tensors, experts)
+
+
+def test_gate_and_up_of_an_expert_in_one_tensor(tmp_path, rng):
+    """Each expert on its own, with one global scale for gate and up."""
+    experts = Experts.random(rng)
+    tensors = {}
+    for e in range(3):
+        one = Experts(*({n: a[e : e + 1] for n, a in kind.items()} for kind in dataclasses.astuple(experts)))
+        for name, tensor in stacked(one, STACKED_NAMES["modelopt"]).items():
+            tensors[name.replace(".experts.", f".experts.{e}.")] = tensor[0] if tensor.ndim else tensor
+    for numbers in (experts.weight_global, experts.input_global):
+        numbers["up"] = numbers["gate"]
+    check(tmp_path, tensors, experts)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"version": "1"}, r"metadata of format and version \('block-scaled-moe', '1'\), expected"),
+    ({"format": "other"}, r"metadata of format and version \('other', '2'\), expected"),
+    ({"hidden": "x"}, "metadata with hidden 'x', which is not JSON"),
+    ({"source": "other"}, "metadata of source 'other' with names"),
+    ({"names": "{prefix}{prefix}"}, "metadata of source 'modelopt' with names '{prefix}{prefix}'"),
+    ({"rank": None}, "metadata without rank"),
+])  # fmt: skip
+def test_metadata_of_another_file_are_refused(tmp_path, rng, change, message):
+    """What is restored comes from a file of this version."""
+    experts = Experts.random(rng, 1)
+    arrays = check(tmp_path, separate(experts, "{prefix}.{expert}.{projection}.{suffix}"), experts)
+    metadata = Checkpoint(tmp_path / "model.safetensors").layer(PREFIX).metadata | change
+    with pytest.raises(CheckpointError, match=message):
+        restore(arrays, {name: value for name, value in metadata.items() if value is not None})
 
 
 def test_stacked_global_scales_are_one_or_one_for_each(tmp_path, rng):
@@ -218,7 +250,8 @@ def test_without_input_scales_none_is_written(tmp_path, rng):
         Checkpoint(tmp_path).layer(PREFIX)
 
 
-def test_a_block_of_zeros_may_have_a_nan_scale(tmp_path, rng):
+@pytest.mark.parametrize("nans", [[0x7F], [0xFF], [0x7F, 0xFF]])
+def test_a_block_of_zeros_may_have_a_nan_scale(tmp_path, rng, nans):
     """Exporters divide 0 by 0: such scales are 0 in the layout, and come back as they were."""
     experts = Experts.random(rng)
     expected = Experts.random(rng)
@@ -227,12 +260,12 @@ def test_a_block_of_zeros_may_have_a_nan_scale(tmp_path, rng):
         nan[0, 0, :2] = True
         zeros = np.repeat(nan, 8, axis=2)
         experts.packed[name][zeros] &= 0x88
-        scale[nan] = rng.choice([0x7F, 0xFF], nan.sum())
-        scale[0, 0, :2] = 0x7F, 0xFF
+        scale[nan] = rng.choice(nans, nan.sum())
+        scale[0, 0, :2] = nans[0], nans[-1]
         expected.scale[name] = np.where(nan, 0, scale)
     # An expert that is all zeros has no largest value either.
     for name in experts.packed:
-        experts.packed[name][2], experts.scale[name][2], expected.scale[name][2] = 0, 0x7F, 0
+        experts.packed[name][2], experts.scale[name][2], expected.scale[name][2] = 0, nans[0], 0
         experts.weight_global[name][2], expected.weight_global[name] = 0, experts.weight_global[name]
     expected.packed = experts.packed
     arrays = check(tmp_path, separate(experts, "{prefix}.{expert}.{projection}.{suffix}"), expected)
