@@ -171,6 +171,22 @@ def test_round_trip_is_checked_unless_it_is_switched_off(tmp_path, rng, monkeypa
     assert "not checked" in capsys.readouterr().out
 
 
+def test_the_round_trip_has_every_global_scale(tmp_path, rng, monkeypatch, capsys):
+    """Numbers of the checkpoint that are kept for ``restore`` alone are compared, too."""
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in", make_experts(rng, "modelopt"))
+    right = checkpoint.fill
+
+    def wrong(layer, expert, matrices, arrays):
+        right(layer, expert, matrices, arrays)
+        arrays["source_input_global"][expert, 1] *= 2
+
+    monkeypatch.setattr(checkpoint, "fill", wrong)
+    assert checkpoint.main(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert f"{PREFIX}.0.up_proj.input_scale is not what it was" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == []
+
+
 def change(name, tensor):
     return lambda tensors: tensors.update({f"{PREFIX}.{name}": tensor})
 
