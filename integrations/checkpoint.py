@@ -76,7 +76,7 @@ def _choose(checkpoint: Checkpoint, pattern: str | None, numbers: set[int] | Non
     """The prefixes to convert, and why the others are not."""
     chosen, skipped = [], {}
     for prefix in checkpoint.prefixes:
-        number = re.search(r"\blayers\.(\d+)\.", prefix)
+        number = re.search(r"\blayers\.(\d{1,9})\.", prefix)
         if pattern is None and re.search(r"(^|\.)(mtp|nextn)", prefix):
             skipped[prefix] = "predicts further tokens; --prefix takes it"
         elif pattern is not None and not fnmatch.fnmatchcase(prefix, pattern):

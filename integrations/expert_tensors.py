@@ -72,8 +72,8 @@ STACKED = "{prefix}.{projection}{suffix}"  # tensors of all experts
 EXPERT_FIRST, PROJECTION_FIRST = "{prefix}.{expert}.{projection}{suffix}", "{prefix}.{projection}.{expert}{suffix}"
 BELOW = re.compile(r"(?s)(?P<prefix>.+\.experts)\.(?P<rest>.+)")
 NAME = re.compile(
-    r"(?:(?P<before>0|[1-9]\d*)\.)?(?P<projection>gate_up_proj|gate_proj|up_proj|down_proj|w[123])"
-    r"(?:\.(?P<after>0|[1-9]\d*))?(?P<suffix>(?:[._][a-z_]\w*)?)"
+    r"(?:(?P<before>0|[1-9]\d{0,8})\.)?(?P<projection>gate_up_proj|gate_proj|up_proj|down_proj|w[123])"
+    r"(?:\.(?P<after>0|[1-9]\d{0,8}))?(?P<suffix>(?:[._][a-z_]\w*)?)"
 )
 
 
@@ -459,4 +459,4 @@ def _with_tuples(value: object) -> object:
 
 
 def _by_number(prefix: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in prefix.split(".")]
+    return [(int(part), "") if re.fullmatch(r"\d{1,9}", part) else (-1, part) for part in prefix.split(".")]

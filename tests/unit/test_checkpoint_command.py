@@ -67,6 +67,17 @@ def test_a_name_that_is_no_file_of_the_folder_is_refused(tmp_path, rng, stem, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["experts.{number}.gate_proj.weight", "layers.{number}.experts.0.gate_proj.weight"])
+def test_a_number_of_any_length_is_no_raw_error(tmp_path, rng, name, capsys):
+    """Numbers that are no layer's or expert's are words."""
+    name = "model." + name.format(number="9" * 5000)
+    save(tmp_path / "in", experts(rng, "model.experts") | {name: torch.zeros(1)})
+    status = run(tmp_path / "in", tmp_path / "out", "--prefix", "model.experts")
+    assert (status, "have no place" in capsys.readouterr().err) == ((1, True) if "layers" not in name else (0, False))
+    assert run(tmp_path / "in", tmp_path / "out", "--layers", "1") == 1
+    assert "no experts to convert" in capsys.readouterr().err
+
+
 def test_a_name_is_not_markup(tmp_path, rng, capsys):
     """What rich would take for a tag is printed and written as it is."""
     save(tmp_path / "in", experts(rng, "[bold]a.experts") | unquantised("[/red]b.experts"))
