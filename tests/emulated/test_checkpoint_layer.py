@@ -1,0 +1,78 @@
+"""A layer of a checkpoint, from its file through the prepared weights to what the kernels give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+import loader  # noqa: E402
+from integrations.checkpoint import prepare  # noqa: E402
+
+PREFIX = "model.layers.0.mlp.experts"
+EXPERTS, HIDDEN, INTERMEDIATE, TOKENS = 2, 96, 64, 9
+SIZES = {"gate": (INTERMEDIATE, HIDDEN), "up": (INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+
+
+def write(path: Path, packed: dict, scale: dict, weight_global: dict) -> Path:
+    """The layer as ModelOpt writes it, every expert with the same global scales."""
+    tensors = {}
+    for name in SIZES:
+        for expert in range(EXPERTS):
+            stem = f"{PREFIX}.{expert}.{name}_proj"
+            tensors[f"{stem}.weight"] = torch.from_numpy(packed[name][expert])
+            tensors[f"{stem}.weight_scale"] = torch.from_numpy(scale[name][expert]).view(torch.float8_e4m3fn)
+            tensors[f"{stem}.weight_scale_2"] = torch.tensor(weight_global[name])
+            tensors[f"{stem}.input_scale"] = torch.tensor(2.0**-6)
+    safetensors_torch.save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
+def test_gate_and_up_with_their_own_global_scales_are_exact(
+    arch: str, tmp_path: Path, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """A factor of two gives the same bytes in up's global scale, with an alpha of its own, as in up's block scales."""
+    packed = {name: rng.integers(0, 256, (EXPERTS, n, k // 2), dtype=np.uint8) for name, (n, k) in SIZES.items()}
+    # Normal numbers of E4M3, of which twice is one, too: eight bytes further.
+    scale = {name: rng.integers(16, 100, (EXPERTS, n, k // 16), dtype=np.uint8) for name, (n, k) in SIZES.items()}
+    common = dict.fromkeys(SIZES, 2.0**-7)
+    own = write(tmp_path / "own", packed, scale, common | {"up": 2.0**-6})
+    doubled = write(tmp_path / "doubled", packed, scale | {"up": scale["up"] + 8}, common)
+    tokens = {
+        "x": torch.from_numpy(rng.standard_normal((TOKENS, HIDDEN), dtype=np.float32)).bfloat16(),
+        "topk_ids": torch.from_numpy(rng.permuted(np.tile(np.arange(EXPERTS, dtype=np.int32), (TOKENS, 1)), axis=1)),
+        "topk_weights": torch.from_numpy(rng.random((TOKENS, EXPERTS), dtype=np.float32)),
+    }
+
+    def run(path: Path, up_alpha: bool) -> torch.Tensor:
+        weights = {name: torch.from_numpy(array) for name, array in prepare(path, PREFIX).items()}
+        alphas = {"w13_alpha": weights["w13_weight_scale"] * weights["w13_input_scale"]}
+        if up_alpha:
+            alphas["w13_up_alpha"] = weights["w13_up_weight_scale"] * weights["w13_input_scale"]
+        out = torch.full((TOKENS, HIDDEN), float("nan"), dtype=torch.bfloat16)
+        reschedule()
+        loader.launch(
+            "moe_fp4", **tokens, **alphas, **{name: weights[name] for name in ("w13", "w13_scale", "w2", "w2_scale")},
+            w2_alpha=weights["w2_weight_scale"] * weights["w2_input_scale"], x_global_scale=weights["w13_input_scale"],
+            h_global_scale=weights["w2_input_scale"], global_scale_kind="decode", out=out,
+            device=f"emulated:{arch}", packs=packs,
+        )  # fmt: skip
+        return out
+
+    expected = run(doubled, up_alpha=False)
+    assert not expected.isnan().any()
+    assert expected.count_nonzero()
+    assert torch.equal(run(own, up_alpha=True), expected)
+    assert torch.equal(run(doubled, up_alpha=True), expected)
+    assert not torch.equal(run(own, up_alpha=False), expected)
