@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,6 +202,28 @@ def random_tokens(
 
 
 # Arithmetic: float64 that holds what the kernels hold in fp32.
+
+
+def with_nan(
+    layer: Layer, tokens: Tokens, expert: int, token: int
+) -> Iterator[tuple[str, tuple[Layer, Tokens], Tensor]]:
+    """Where a NaN is put, layer and tokens with it, and bool [T], which tokens it has a part in: the token itself, or
+    those of the expert, of which a number or some bytes of scales become one."""
+    routed = (_local(layer, tokens.topk_ids) == expert).any(dim=1)
+    x = tokens.x.clone()
+    x[token, ::7] = torch.nan
+    yield "x", (layer, tokens._replace(x=x)), torch.arange(len(x), device=x.device) == token
+    for name in ("x_encode", "h_encode"):
+        scale = getattr(layer, name).clone()
+        scale[expert] = torch.nan
+        yield name, (dataclasses.replace(layer, **{name: scale}), tokens), routed
+    for name in ("w13", "w2"):
+        weights = getattr(layer, name)
+        alpha, groups = weights.alpha.clone(), weights.groups.clone()
+        alpha[expert], groups[expert, ::5, 1] = torch.nan, NAN_SCALE
+        for field, value in (("alpha", alpha), ("groups", groups)):
+            changed = dataclasses.replace(weights, **{field: value})
+            yield f"{field} of {name}", (dataclasses.replace(layer, **{name: changed}), tokens), routed
 
 
 def rounded(values: Tensor, dtype: str) -> Tensor:

@@ -110,18 +110,18 @@ def quantize(
 ) -> tuple[np.ndarray, np.ndarray]:
     """fp32 [rows, K] with an encode scale a row: bytes of elements [rows, K/2], scales [rows, K/16] in plain order."""
     blocks = values.reshape(len(values), values.shape[1] // GROUP, GROUP)
-    largest = np.fmax.reduce(np.abs(blocks), axis=-1, initial=F32(0))
     encode = np.asarray(encode, F32)[:, None]
     with np.errstate(all="ignore"):
+        largest = np.abs(blocks).max(axis=-1, initial=F32(0))  # NaN where one is
         if division == "ieee":
             scales = to_ue4m3(largest * (encode * F32(1 / 6)))
             value = UE4M3[scales].astype(F32)
-            multiplier = np.fmin(encode / value, LARGEST)
+            multiplier = encode / value
         else:
             scales = to_ue4m3(encode * (largest * approximations.reciprocal(np.full(1, 6, F32))))
             value = UE4M3[scales].astype(F32)
             multiplier = approximations.reciprocal(value * approximations.reciprocal(encode))
-        multiplier = np.where(value == 0, F32(0), multiplier)
+        multiplier = np.where(value == 0, F32(0), np.minimum(multiplier, LARGEST))
         codes = to_e2m1(blocks * multiplier[..., None])
     return pack_e2m1(codes.reshape(values.shape)), scales
 
@@ -129,7 +129,7 @@ def quantize(
 def encode_scale(global_scale: np.ndarray, kind: str) -> np.ndarray:
     """fp32 encode scales, of which ``decode`` gives the reciprocals; finite."""
     with np.errstate(divide="ignore"):
-        return np.fmin(F32(1) / global_scale, LARGEST) if kind == "decode" else global_scale
+        return np.minimum(F32(1) / global_scale if kind == "decode" else global_scale, LARGEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Swiglu:
         row."""
         beta, limit = F32(self.swiglu_beta), F32(self.swiglu_limit)
         if limit < NO_LIMIT:
-            gate, up = np.fmin(gate, limit), np.fmax(np.fmin(up, limit), -limit)
+            gate, up = np.minimum(gate, limit), np.maximum(np.minimum(up, limit), -limit)
         with np.errstate(all="ignore"):
             exponential = approximations.exp2(self._exponent(gate))
             sigmoid = approximations.reciprocal(F32(1) + exponential)
@@ -366,6 +366,42 @@ def case(
     return dense(rng, dtype, sum(counts), k, extra_scale_rows=128, **scalars)
 
 
+def _with_three_rows_of_one_expert(
+    rng: np.random.Generator, family: str, dtype: str, scalars: dict[str, Any]
+) -> tuple[Case, np.ndarray]:
+    """A call on values of 1 to 2 with global scales of 1, and x of the three rows of the last expert, or of all."""
+    call = case(rng, family, dtype, [2, 0, 3], 96, scalars)
+    x = call.inputs["x"].reshape(-1, call.inputs["x"].shape[-1])
+    x[:] = store(rng.uniform(1, 2, x.shape).astype(F32), dtype)
+    call.inputs["global_scale"][:] = 1
+    first = 2 + 2 if family in PACKED else 2 * 5 if family in MASKED else 0
+    return call, x[first : first + (3 if family in PACKED + MASKED else 5)]
+
+
+def _assert_changed_scales(call: Case, before: np.ndarray, expected: list[int]) -> None:
+    after = call.expected(EMULATED)["out_scale"]
+    assert sorted(after[after != before]) == expected
+
+
+def with_nan_and_infinity(rng: np.random.Generator, family: str, dtype: str, scalars: dict[str, Any]) -> Case:
+    """A call in which one block has a NaN and another one an infinity."""
+    call, rows = _with_three_rows_of_one_expert(rng, family, dtype, scalars)
+    before = call.expected(EMULATED)["out_scale"]
+    nan, infinity = rng.permutation(6)[:2] * GROUP + rng.integers(0, GROUP, 2)
+    rows[2, nan], rows[1, infinity] = store(np.array([np.nan, np.inf], F32), dtype)
+    _assert_changed_scales(call, before, [0x7E, NAN_SCALE])
+    return call
+
+
+def with_nan_scale(rng: np.random.Generator, family: str, dtype: str, scalars: dict[str, Any]) -> Case:
+    """A call with a global scale of NaN."""
+    call, rows = _with_three_rows_of_one_expert(rng, family, dtype, scalars)
+    before = call.expected(EMULATED)["out_scale"]
+    call.inputs["global_scale"][-1] = np.nan
+    _assert_changed_scales(call, before, [NAN_SCALE] * (6 * len(rows)))
+    return call
+
+
 def global_scales(rng: np.random.Generator, partials: int, experts: int, **scalars: Any) -> Case:
     """nvfp4_global_scale of ``partials`` maxima."""
     partial = np.exp2(rng.uniform(-30, 10, partials)).astype(F32)
@@ -382,8 +418,7 @@ def global_scales(rng: np.random.Generator, partials: int, experts: int, **scala
 
 
 def spread(rng: np.random.Generator, m: int, k: int, dtype: str) -> tuple[np.ndarray, float]:
-    """Elements [m, k] with some NaN and one that is larger in magnitude than all others, and that magnitude."""
+    """Elements [m, k], one of which is larger in magnitude than all others, and that magnitude."""
     values = rng.uniform(-1, 1, (m, k)).astype(F32)
-    values[rng.random((m, k)) < 0.01] = np.nan
     values[rng.integers(m), rng.integers(k)] = rng.choice([-2, 2])
     return store(values, dtype), 2.0

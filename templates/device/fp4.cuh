@@ -2,14 +2,16 @@
 //
 // An E2M1 nibble s:e1:e0:m in bits 15, 11, 10, 9 of a half is the value times 2^-14 (bias 1 against 15, subnormals
 // included). Times a UE4M3 scale it is a multiple of 2^-24 with at most six significant bits: still exact. The
-// factor 2^-14 of each operand goes back in with alpha, see kDescale.
+// factor 2^-14 of each operand is taken out of the sums, see kDescale.
 #pragma once
 #include <cuda_fp16.h>
 #include <stdint.h>
 
 namespace fp4 {
 
-constexpr float kDescale = 268435456.0f;  // 2^14 * 2^14
+// 2^14 * 2^14, for sums of products. They are far from both ends of fp32, so that this product is exact, and a large
+// alpha times this would overflow where the result does not.
+constexpr float kDescale = 268435456.0f;
 
 // Order of the eight elements of a packed word in the four registers of `expand`, low half first.
 // Any order will do as long as both operands of a product use the same one along k.

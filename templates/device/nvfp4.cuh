@@ -8,6 +8,8 @@
 #include <float.h>
 #include <stdint.h>
 
+#include "device/minmax.cuh"
+
 namespace nvfp4 {
 
 constexpr int kBlock = 16;  // elements along K that share one scale
@@ -19,9 +21,9 @@ __device__ __forceinline__ float reciprocal_approximate(float value) {
     return result;
 }
 
-// The encode scale, from itself or from its reciprocal; finite, also where a tensor of zeros gave 0.
+// The encode scale, from itself or from its reciprocal; finite, also where a tensor of zeros made it infinite.
 __device__ __forceinline__ float encode_scale(float global_scale, bool decode) {
-    return decode ? fminf(__fdiv_rn(1.0f, global_scale), FLT_MAX) : global_scale;
+    return min_nan(decode ? __fdiv_rn(1.0f, global_scale) : global_scale, FLT_MAX);
 }
 
 struct BlockScale {
@@ -38,9 +40,9 @@ __device__ __forceinline__ BlockScale block_scale(float amax, float encode_scale
     const float value = static_cast<float>(rounded);
     if (value == 0) return {0, 0.0f};
     const float multiplier =
-        ieee ? fminf(__fdiv_rn(encode_scale, value), FLT_MAX)
+        ieee ? __fdiv_rn(encode_scale, value)
              : reciprocal_approximate(__fmul_rn(value, reciprocal_approximate(encode_scale)));
-    return {rounded.__x, multiplier};
+    return {rounded.__x, min_nan(multiplier, FLT_MAX)};
 }
 
 // E2M1 of the magnitude of one value, rounded to nearest even and saturated, in the low 3 bits; NaN becomes 6. Above
@@ -81,12 +83,12 @@ __device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
 #endif
 }
 
-// Largest magnitude; NaN does not count.
+// Largest magnitude; NaN where a value is.
 __device__ __forceinline__ float amax(const float (&values)[kBlock]) {
     float largest[4] = {};  // four chains instead of one long one
 #pragma unroll
-    for (int i = 0; i < kBlock; ++i) largest[i % 4] = fmaxf(largest[i % 4], fabsf(values[i]));
-    return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+    for (int i = 0; i < kBlock; ++i) largest[i % 4] = max_nan(largest[i % 4], fabsf(values[i]));
+    return max_nan(max_nan(largest[0], largest[1]), max_nan(largest[2], largest[3]));
 }
 
 struct Quantized {

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "device/minmax.cuh"
 #include "device/nvfp4.cuh"
 #include "device/quantize_row.cuh"
 #include "device/swiglu.cuh"
@@ -28,7 +29,7 @@ struct Relu2 {
         widen(values, raw.x);
 #pragma unroll
         for (float& value : values) {
-            const float positive = value < 0 ? 0.0f : value;  // fmaxf would lose a NaN
+            const float positive = max_nan(value, 0.0f);
             value = swiglu::round_to(__fmul_rn(__fmul_rn(positive, positive), raw.weight), type);
         }
     }

@@ -6,6 +6,7 @@
 #include <float.h>
 #include <stdint.h>
 
+#include "device/minmax.cuh"
 #include "device/nvfp4.cuh"
 #include "device/output.cuh"
 
@@ -27,8 +28,8 @@ struct Parameters {
 namespace detail {
 
 __device__ __forceinline__ void clamp(float& gate, float& up, float limit) {
-    gate = fminf(gate, limit);
-    up = fmaxf(fminf(up, limit), -limit);
+    gate = min_nan(gate, limit);
+    up = max_nan(min_nan(up, limit), -limit);
 }
 
 constexpr float kLog2E = 1.44269504f;

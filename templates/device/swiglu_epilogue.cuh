@@ -4,6 +4,7 @@
 
 #include "device/bias.cuh"
 #include "device/integer.cuh"
+#include "device/minmax.cuh"
 #include "device/nvfp4.cuh"
 #include "device/scale_layout.cuh"
 #include "device/scheduler.cuh"
@@ -70,7 +71,7 @@ __device__ __forceinline__ float maximum(const float (&values)[kCount]) {
         for (int i = 0; i < kKept; ++i) {
             const float even = values[kCount > 1 ? 2 * i : 0], odd = values[kCount > 1 ? 2 * i + 1 : 0];
             const float mine = is_upper<kDistance>() ? odd : even, other = is_upper<kDistance>() ? even : odd;
-            kept[i] = fmaxf(mine, __shfl_xor_sync(0xFFFFFFFF, other, kDistance));
+            kept[i] = max_nan(mine, __shfl_xor_sync(0xFFFFFFFF, other, kDistance));
         }
         return maximum<L, 2 * kDistance>(kept);
     }
@@ -163,7 +164,7 @@ public:
 #pragma unroll
             for (int i = 0; i < L::kElements; ++i) {
                 values[t][i] = round_to(__fmul_rn(values[t][i], row_weight), epilogue_.activated);
-                maxima[t] = fmaxf(maxima[t], fabsf(values[t][i]));
+                maxima[t] = max_nan(maxima[t], fabsf(values[t][i]));
             }
         }
         const nvfp4::BlockScale scale =

@@ -27,6 +27,7 @@ def _layer(case: str) -> Callable[[np.random.Generator], object]:
 DATA = {
     "awkward problems of the fused GEMM": lambda rng: fused.awkward_problem(rng, 8, 128),
     "every choice of the fused GEMM": fused.problem_of_choices,
+    "NaN in the fused GEMM": fused.problem_with_nan,
     "every scale byte": quantizing.check_reach,
     "exact sums": lambda rng: model.test_rounded_results_are_within_the_bound_and_wrong_ones_are_not(rng, wide=False),
     "one flipped nibble": model.test_one_flipped_nibble_is_seen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_a_bias_is_added_in_fp32(
         loader.launch("grouped_fp4", **problem.inputs(), bias=bias, out=RawBuffer.of(out.array), prefetch=prefetch,
                       variant=variant.variant, device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
         assert (out.array[:-1] == expected).all() and out.intact(len(expected)), f"{variant.label} {schedule}"
+
+
+@every_variant
+def test_the_largest_alpha(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """No product overflows that the result holds."""
+    problem = reference.grouped_problem(rng, [3, 2], 24, 64)
+    largest = np.abs(reference.grouped_reference(problem).value).max()
+    top = {"f16": 2.0**15, "bf16": 2.0**127, "f32": 2.0**127}[variant.axes["out"]]
+    factor = np.float32(2.0 ** np.floor(np.log2(top / largest)))
+    small = dataclasses.replace(problem, alpha=problem.alpha * factor)
+    run(variant, small, reference.grouped_reference(small))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

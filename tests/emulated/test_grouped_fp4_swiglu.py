@@ -209,6 +209,44 @@ def test_up_has_an_alpha_of_its_own_and_both_a_bias(variant: Variant, run: Runne
         run(variant.arch, variant.variant, changed, settings, changed.expected(settings), prefetch)
 
 
+def problem_with_nan(rng: np.random.Generator) -> tuple[Problem, Settings, swiglu_reference.Quantized]:
+    """An expert for each place of a NaN: alpha, a scale of a gate's weights, the bias of an up, a global scale, the
+    weight of a row, and none. Limits do not take it away."""
+    problem = Problem.random(rng, [2, 2, 2, 2, 2, 2], 48, 96).with_alpha_and_bias(rng, up_alpha=False)
+    assert problem.exact.all()
+    problem.gemm.alpha[0] = problem.bias[2, 37] = problem.encode_scale[3] = problem.row_weight[9] = np.nan
+    scales = problem.gemm.b_scale
+    scales[1].reshape(-1)[reference.scale_offset(6, 1, scales.shape[-1])] = reference.NAN_SCALE
+    problem.products[0:2], problem.products[2:4, 6], problem.products[4:6, 37] = np.nan, np.nan, np.nan
+    settings = Settings("encode", "ieee", "bf16", "activation_type", 1.702, 1.0, 7.0)
+    expected = problem.expected(settings)
+    blocks = np.repeat([[1, 1, 1], [1, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 0]], 2, axis=0)
+    blocks[9] = 1
+    assert ((expected.groups == reference.NAN_SCALE) == blocks).all()
+    return problem, settings, expected
+
+
+@every_variant
+def test_a_nan_stays_in_its_blocks(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """The scale of a block is 0x7F where a NaN has a part in it, and no other byte changes."""
+    run(variant.arch, variant.variant, *problem_with_nan(rng))
+
+
+@every_variant
+def test_the_largest_alpha(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """No product with alpha overflows that fp32 holds; every byte."""
+    problem = Problem.random(rng, [3], 16, 32)
+    unit = np.abs(problem.products).max()
+    factor = np.float32(2.0 ** (126 - np.ceil(np.log2(unit))))
+    gemm = dataclasses.replace(problem.gemm, alpha=problem.gemm.alpha * factor)
+    products = problem.products * factor
+    products[:, 1::2] = problem.products[:, 1::2] / factor
+    large = dataclasses.replace(problem, gemm=gemm, products=products, up_alpha=problem.gemm.alpha / factor)
+    assert np.isfinite(products).all()
+    settings = Settings(intermediate="f32", rounding="none")
+    run(variant.arch, variant.variant, large, settings, large.expected(settings))
+
+
 @every_variant
 def test_gelu_in_the_place_of_silu(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
     """By tanh; with and without a limit, of every way in which gate and up are handed on; every byte."""

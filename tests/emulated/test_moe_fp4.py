@@ -223,6 +223,24 @@ def test_the_layer_is_its_kernels_with_all_that_may_be_left_out(
 
 
 @every_arch
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+def test_a_nan_reaches_the_tokens_it_has_a_part_in(
+    arch: str, activation: str, runner: Callable[[str], Runner], generator: torch.Generator
+) -> None:
+    """Those of the expert whose weights or scales have one, or the token itself; no other byte changes."""
+    settings = Settings(activation=activation, **({"swiglu_limit": 7.0} if activation == "silu" else {}))
+    layer, tokens = SMALL.layer(generator, settings), SMALL.draw(generator)
+    tokens.topk_ids[0, 0], tokens.topk_ids[1] = 2, 3  # some have expert 2, some do not
+    run = runner(arch)
+    clean = run(layer, tokens)
+    assert not clean.isnan().any()
+    for name, changed, reached in moe.with_nan(layer, tokens, expert=2, token=4):
+        out = run(*changed)
+        assert torch.equal(out[~reached], clean[~reached]), f"{arch} {name} {run.schedule}"
+        assert out[reached].isnan().any(dim=1).all(), f"{arch} {name} {run.schedule}"
+
+
+@every_arch
 def test_no_tokens_is_no_launch(arch: str, runner: Callable[[str], Runner], generator: torch.Generator) -> None:
     """T = 0 computes nothing and is no error."""
     layer, tokens = SMALL.layer(generator, Settings()), dataclasses.replace(SMALL, tokens=0).draw(generator)

@@ -98,13 +98,34 @@ def test_no_rows_write_nothing(arch: str, family: str, run: Run, rng: np.random.
 
 @every_arch
 @pytest.mark.parametrize("division", ["approximate", "ieee"])
-def test_zeros_with_the_decode_scale_of_zeros(arch: str, division: str, run: Run, rng: np.random.Generator) -> None:
-    """amax 0 gives the decode scale 0; its reciprocal is kept finite, so that zeros stay zeros."""
-    case = quantization.dense(rng, "f32", 3, 64, global_scale_kind="decode", division=division)
-    case.inputs["x"][:], case.inputs["global_scale"][:] = 0, 0
+@pytest.mark.parametrize("kind, scale", [("decode", 0), ("encode", np.inf)])
+def test_zeros_with_the_scale_of_zeros(
+    arch: str, kind: str, scale: float, division: str, run: Run, rng: np.random.Generator
+) -> None:
+    """amax 0 gives the decode scale 0, or the infinite encode scale; it is kept finite, so that zeros stay zeros."""
+    case = quantization.dense(rng, "f32", 3, 64, global_scale_kind=kind, division=division)
+    case.inputs["x"][:], case.inputs["global_scale"][:] = 0, scale
     outputs = case.expected(EMULATED)
     assert not outputs["out"].any() and not outputs["out_scale"].reshape(-1, 16)[:3, :4].any()
     run(arch, case)
+
+
+@every_arch
+@every_family
+def test_a_nan_stays_in_its_block(arch: str, family: str, run: Run, rng: np.random.Generator) -> None:
+    """Its scale is 0x7F, and 448 where there is an infinity; no other byte changes."""
+    dtype = str(rng.choice(["bf16", "f16", "f32"]))
+    for division in ("approximate", "ieee"):
+        scalars = {"global_scale_kind": str(rng.choice(["encode", "decode"])), "division": division}
+        run(arch, quantization.with_nan_and_infinity(rng, family, dtype, scalars))
+
+
+@every_arch
+@every_family
+def test_a_nan_global_scale_stays_in_its_expert(arch: str, family: str, run: Run, rng: np.random.Generator) -> None:
+    """All scales of its rows are 0x7F, and no others."""
+    for kind in ("encode", "decode"):
+        run(arch, quantization.with_nan_scale(rng, family, "bf16", {"global_scale_kind": kind}))
 
 
 @every_arch
@@ -112,12 +133,19 @@ def test_zeros_with_the_decode_scale_of_zeros(arch: str, division: str, run: Run
 def test_the_largest_share_is_the_amax(
     arch: str, shares: int, launch: Callable[[str, Case], dict[str, np.ndarray]], rng: np.random.Generator
 ) -> None:
-    """Wherever the largest element is, and with more shares than blocks; NaN does not count."""
+    """Wherever the largest element is, and with more shares than blocks; a NaN is the amax of its share."""
+
+    def partial(dtype: str, x: np.ndarray) -> np.ndarray:
+        outputs = {"partial": np.full(shares, -1, np.float32)}
+        return launch(arch, Case("amax", dtype, {"x": x}, {}, outputs, lambda _: {}))["partial"]
+
     for dtype, m, k in (("bf16", 131, 592), ("f16", 3, 16), ("f32", 67, 1040), ("f32", 0, 16)):
         x, amax = quantization.spread(rng, m, k, dtype) if m else (np.zeros((0, k), np.float32), 0.0)
-        outputs = {"partial": np.full(shares, np.nan, np.float32)}
-        partial = launch(arch, Case("amax", dtype, {"x": x}, {}, outputs, lambda _: {}))["partial"]
-        assert partial.max() == amax and (partial >= 0).all(), (dtype, m, k)
+        found = partial(dtype, x)
+        assert found.max() == amax and (found >= 0).all(), (dtype, m, k)
+        if m:
+            x[rng.integers(m), rng.integers(k)] = quantization.store(np.full(1, np.nan, np.float32), dtype)[0]
+            assert np.isnan(partial(dtype, x)).sum() == 1, (dtype, m, k)
 
 
 @every_arch
@@ -125,6 +153,17 @@ def test_global_scales(arch: str, run: Run, rng: np.random.Generator) -> None:
     """Exact quotients of the largest partial maximum, which is at least the floor."""
     for partials, experts, scalars in ((1, 1, {}), (700, 1024, {}), (3, 300, {"amax_floor": 4096.0})):
         run(arch, quantization.global_scales(rng, partials, experts, **scalars))
+
+
+@every_arch
+def test_the_global_scale_of_nan(
+    arch: str, launch: Callable[[str, Case], dict[str, np.ndarray]], rng: np.random.Generator
+) -> None:
+    """NaN, whatever the floor of the amax, and so is alpha."""
+    case = quantization.global_scales(rng, 700, 3, amax_floor=4096.0)
+    case.inputs["partial"][rng.integers(700)] = np.nan
+    outputs = launch(arch, case)
+    assert np.isnan(outputs["encode_scale"]).all() and np.isnan(outputs["alpha"]).all()
 
 
 def test_the_reference_rounds_to_nearest_even() -> None:
@@ -138,7 +177,7 @@ def test_the_reference_rounds_to_nearest_even() -> None:
 
 
 def check_reach(rng: np.random.Generator) -> None:
-    """Blocks of ``sample`` have scale bytes from 0 to 0x7E, zero and saturated ones among them."""
+    """Blocks of ``sample`` have every scale byte, zero, saturated and NaN ones among them."""
     encode = quantization.sample_encode_scale(rng, 400)
     _, scales = quantization.quantize(quantization.sample(rng, 400, 512), encode, "ieee", EMULATED)
-    assert set(range(0x7F)) == set(scales.flat)
+    assert set(range(0x80)) == set(scales.flat)

@@ -95,6 +95,23 @@ def test_every_element_is_within_the_bound(
         assert torch.equal(whole, steps), f"{count} tokens: fused and unfused differ"
 
 
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+def test_a_nan_reaches_the_tokens_it_has_a_part_in(activation: str, generator: torch.Generator) -> None:
+    """And changes no byte of the others, whatever the tile: 1 to 1024 tokens."""
+    limit = {"swiglu_limit": 7.0} if activation == "silu" else {}
+    model = dataclasses.replace(SMALL, settings=Settings(activation=activation, **limit))
+    layer = model.layer(generator)
+    for count in (1, 40, 1024):
+        tokens = model.draw(generator, count)
+        clean = run(layer, tokens)
+        assert not clean.isnan().any()
+        for name, changed, reached in moe.with_nan(layer, tokens, expert=5, token=count // 2):
+            out = run(*changed)
+            assert torch.equal(out[~reached], clean[~reached]), f"{count} tokens, {name}"
+            here = reached & (tokens.topk_ids >= 0).any(dim=1)
+            assert out[here].isnan().any(dim=1).all(), f"{count} tokens, {name}"
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["pool", "workspace"])
 def test_a_graph_replays_on_new_routing(given: bool, generator: torch.Generator) -> None:
     """Captured once, replayed with other tokens and other experts in the same buffers: what an eager launch gives."""

@@ -98,6 +98,18 @@ def test_many_rows(dtype: str, family: str, k: int, approximations: Approximatio
 
 
 @every_dtype
+@every_family
+def test_a_nan_stays_in_its_block(
+    dtype: str, family: str, approximations: Approximations, rng: np.random.Generator
+) -> None:
+    """Or in its expert, where it is the global scale; no other byte changes."""
+    for scalars in quantization.scalar_choices(family):
+        for case in (quantization.with_nan_and_infinity, quantization.with_nan_scale):
+            changed = case(rng, family, dtype, scalars)
+            changed.verify(launch(changed), approximations)
+
+
+@every_dtype
 def test_the_largest_share_is_the_amax(dtype: str, rng: np.random.Generator) -> None:
     """Over a large matrix and over less than a share each."""
     for m, k in ((3000, 2880), (1, 16)):
