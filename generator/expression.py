@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Any
 
 from loader.errors import ExpressionError
-from loader.expression import LAZY_OPERATORS, OPERATORS, Expression, Number, evaluate
+from loader.expression import LAZY_OPERATORS, OPERATORS, Expression, Number, evaluate, validate
 
 _BINARY = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
@@ -34,16 +34,17 @@ def parse(value: Any) -> Expression:
     """An expression of kernels.yaml, a number or text, in list form; ``ExpressionError`` says what is wrong."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ExpressionError(f"an expression is a number or text, got {type(value).__name__} {value!r}")
-    if not isinstance(value, str):
-        return value
     try:
-        tree = ast.parse(value.strip(), mode="eval")
+        expression = _convert(ast.parse(value.strip(), mode="eval").body, value) if isinstance(value, str) else value
+    except ExpressionError:
+        raise
     except SyntaxError as error:
         hint = "a choice is written `a if condition else b`"
         raise ExpressionError(f"cannot read {value!r}: {error.msg}; {hint}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"cannot read {value!r}: {error}") from None
-    return _convert(tree.body, value)
+    validate(expression)
+    return expression
 
 
 def _convert(node: ast.expr, text: str) -> Expression:
@@ -104,4 +105,6 @@ def fold(expression: Expression, values: Mapping[str, Number]) -> Expression:
     if not all(isinstance(operand, (int, float)) for operand in folded[1:]):
         return folded
     result = evaluate(folded, {})
-    return int(result) if isinstance(result, bool) else result
+    result = int(result) if isinstance(result, bool) else result
+    validate(result)
+    return result

@@ -8,6 +8,7 @@ Python of it. (The emulator does make Python of a pack's PTX, in ``emulator.code
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,14 +61,29 @@ OPERATORS: dict[str, tuple[int, Callable[..., Any]]] = {
 }
 LAZY_OPERATORS: dict[str, int] = {"and": 2, "or": 2, "if": 3}
 
+MAX_DEPTH = 100  # of lists in lists, so that no walk over an expression gets near Python's limit of recursion
+MAX_BITS = 64  # of an integer that is written out: what shapes and scalars hold
 
-def validate(expression: Any) -> None:
-    """Raise ``ExpressionError`` unless ``expression`` is well formed (operators known, operand counts right)."""
+# What the operators raise; of a float that overflows, of text among the axes, of an integer too long to be shown.
+_FAILURES = (ArithmeticError, TypeError, ValueError)
+
+
+def validate(expression: Any, depth: int = 0) -> None:
+    """Raise ``ExpressionError`` unless ``expression`` is well formed: operators known, operand counts right, numbers
+    finite and of at most ``MAX_BITS``, lists at most ``MAX_DEPTH`` deep. ``depth`` counts the lists around it."""
     if isinstance(expression, bool) or not isinstance(expression, (int, float, str, list)):
         raise ExpressionError(f"an expression is a number, a name or a list, got {type(expression).__name__}")
+    if isinstance(expression, int) and expression.bit_length() > MAX_BITS:
+        raise ExpressionError(f"an integer of an expression has at most {MAX_BITS} bits, got "
+                              f"{expression.bit_length()}")
+    if isinstance(expression, float) and not math.isfinite(expression):
+        raise ExpressionError(f"a number of an expression is finite, got {expression}")
     if isinstance(expression, list):
+        if depth == MAX_DEPTH:
+            raise ExpressionError(f"an expression is at most {MAX_DEPTH} operators deep")
         if not expression or not isinstance(expression[0], str):
-            raise ExpressionError(f"an expression list starts with an operator name, got {expression!r}")
+            got = type(expression[0]).__name__ if expression else "an empty list"
+            raise ExpressionError(f"an expression list starts with an operator name, got {got}")
         name, operands = expression[0], expression[1:]
         expected = LAZY_OPERATORS.get(name) or OPERATORS.get(name, (None, None))[0]
         if expected is None:
@@ -76,7 +92,7 @@ def validate(expression: Any) -> None:
         if len(operands) != expected:
             raise ExpressionError(f"operator {name!r} takes {expected} operands, got {len(operands)}")
         for operand in operands:
-            validate(operand)
+            validate(operand, depth + 1)
 
 
 def names(expression: Expression) -> set[str]:
@@ -91,8 +107,8 @@ def names(expression: Expression) -> set[str]:
 def evaluate(expression: Expression, values: Mapping[str, Number]) -> Number:
     """Value of a validated expression.
 
-    ``values`` gives every name that the expression uses; a missing one, a division by zero or an inexact ``/``
-    raises ``ExpressionError``.
+    ``values`` gives every name that the expression uses; a missing one, a division by zero, an inexact ``/`` and
+    whatever else cannot be computed raises ``ExpressionError``.
     """
     kind = type(expression)
     if kind is str:
@@ -110,12 +126,20 @@ def evaluate(expression: Expression, values: Mapping[str, Number]) -> Number:
         return bool(evaluate(expression[1], values)) and bool(evaluate(expression[2], values))
     if name == "or":
         return bool(evaluate(expression[1], values)) or bool(evaluate(expression[2], values))
-    count, function = OPERATORS[name]
-    first = evaluate(expression[1], values)
+    function = OPERATORS[name][1]
+    return _apply(expression, function, *(evaluate(operand, values) for operand in expression[1:]))
+
+
+def _apply(expression: Expression, apply: Callable[..., Any], *operands: Number) -> Number:
+    """What an operator of ``expression`` gives; whatever it raises as an ``ExpressionError``."""
     try:
-        return function(first, evaluate(expression[2], values)) if count == 2 else function(first)
+        return apply(*operands)
+    except ExpressionError:
+        raise
     except ZeroDivisionError:
         raise ExpressionError(f"{to_text(expression)} divides by zero") from None
+    except _FAILURES as error:
+        raise ExpressionError(f"{to_text(expression)} cannot be computed: {error}") from None
 
 
 def function(expression: Expression) -> Function:
@@ -125,7 +149,7 @@ def function(expression: Expression) -> Function:
     def call(values: Mapping[str, Number]) -> Number:
         try:
             return compiled(values)
-        except (KeyError, ZeroDivisionError):
+        except (KeyError, *_FAILURES):
             return evaluate(expression, values)  # says what is wrong
 
     return call
@@ -163,6 +187,16 @@ def solvable(expression: Expression, name: str) -> bool:
     return expression[0] in ("+", "-", "*", "/", "neg") and len(operands) == 1 and solvable(operands[0], name)
 
 
+# operator, whether the unknown is its left operand -> what gives the unknown of the result and the other operand, and
+# whether it takes the other one first
+_INVERSES: dict[tuple[str, bool], tuple[Callable[..., Any], bool]] = {
+    ("+", True): (operator.sub, False), ("+", False): (operator.sub, False),
+    ("-", True): (operator.add, False), ("-", False): (operator.sub, True),
+    ("*", True): (_exact_divide, False), ("*", False): (_exact_divide, False),
+    ("/", True): (operator.mul, False), ("/", False): (_exact_divide, True),
+}
+
+
 def solve(expression: Expression, name: str, result: Number, values: Mapping[str, Number]) -> Number:
     """The value of ``name`` for which a solvable expression has ``result``; ``values`` gives every other name.
 
@@ -178,14 +212,8 @@ def solve(expression: Expression, name: str, result: Number, values: Mapping[str
     other = evaluate(other, values)
     if operator_name in ("*", "/") and (other == 0 or (operator_name == "/" and not left and result == 0)):
         raise ExpressionError(f"{to_text(expression)} = {result} does not give {name}")
-    if operator_name == "+":
-        result = result - other
-    elif operator_name == "-":
-        result = result + other if left else other - result
-    elif operator_name == "*":
-        result = _exact_divide(result, other)
-    else:
-        result = result * other if left else _exact_divide(other, result)
+    inverse, exchanged = _INVERSES[operator_name, left]
+    result = _apply(expression, inverse, *((other, result) if exchanged else (result, other)))
     return solve(unknown, name, result, values)
 
 

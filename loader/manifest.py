@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -280,7 +281,7 @@ class _Fields:
 
 
 def _wrong(where: str, expected: str, got: Any) -> ManifestError:
-    shown = repr(got)
+    shown = _SHOWN.repr(got)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ManifestError(f"{where}: expected {expected}, got {shown}", where=where, expected=expected, got=got)
 
@@ -289,6 +290,10 @@ def _integer(value: Any, where: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise _wrong(where, f"an integer in {low} .. {high}", value)
     return value
+_SHOWN = reprlib.Repr()  # of lists in lists only what is shown, however deep they are
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 80
+
+
 
 
 def _number(value: Any, where: str) -> int | float:
@@ -298,7 +303,7 @@ def _number(value: Any, where: str) -> int | float:
 
 
 def _expression(value: Any, where: str, known: frozenset[str]) -> Expression:
-    if type(value) is int or (type(value) is str and value in known):
+    if type(value) is str and value in known:
         return value
     try:
         expression.validate(value)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from generator.expression import fold, parse
 from loader.errors import ExpressionError
-from loader.expression import evaluate, to_text, validate
+from loader.expression import MAX_DEPTH, evaluate, function, solve, to_text, validate
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,92 @@ def test_folding_refuses_an_inexact_division():
     """A tile that does not divide is an error of the matrix, not a rounded number."""
     with pytest.raises(ExpressionError, match="7 / 2 is not a whole number"):
         fold(parse("a / 2"), {"a": 7})
+
+
+DEEP = {
+    "negations": "-" * 900 + "M",
+    "sum": "M" + " + 1" * 900,
+    "functions": "max(" * 150 + "M" + ", 1)" * 150,
+    "conditions": "1 if M else " * 900 + "0",
+    "conjunction": "M" + " and M" * 900,
+    "comparisons": "0" + " < M" * 900,
+}
+
+
+@pytest.mark.parametrize("what", DEEP)
+def test_a_deep_expression_is_refused(what):
+    """However it is nested, and never with an error of Python's own."""
+    with pytest.raises(ExpressionError, match="cannot read|at most 100 operators deep"):
+        parse(DEEP[what])
+
+
+def test_the_deepest_expression_computes():
+    """``MAX_DEPTH`` operators are read, evaluated, made a function and shown; one more is not."""
+    expression = parse("M" + " + 1" * MAX_DEPTH)
+    assert evaluate(expression, {"M": 3}) == function(expression)({"M": 3}) == 3 + MAX_DEPTH
+    assert to_text(expression).count("+") == MAX_DEPTH
+    for deeper in (["neg", expression], ["if", 1, 0, expression]):
+        with pytest.raises(ExpressionError, match="an expression is at most 100 operators deep"):
+            validate(deeper)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("M + 1e999", "a number of an expression is finite, got inf"),
+    (float("nan"), "a number of an expression is finite, got nan"),
+    (1 << 64, "an integer of an expression has at most 64 bits, got 65"),
+    (f"fdiv({10**400}, 3)", "an integer of an expression has at most 64 bits, got 1329"),
+    ("0x" + "f" * 5000, "an integer of an expression has at most 64 bits, got 20000"),
+])  # fmt: skip
+def test_numbers_that_no_computation_has_are_refused(text, message):
+    """Infinities, and integers that nothing could show."""
+    with pytest.raises(ExpressionError) as raised:
+        parse(text)
+    assert str(raised.value) == message
+
+
+HUGE = 10**400
+MIXED = {"a": HUGE, "b": 0.5}
+FAILING = {
+    **dict.fromkeys(("a + b", "a - b", "a * b", "a / b", "a // b", "a % b", "fdiv(a, b)", "fdiv(a, 3)",
+                     "ceil_div(a, b)", "round_up(a, b)"), MIXED),
+    **dict.fromkeys(("b / 0", "b // 0", "b % 0", "fdiv(b, 0)", "ceil_div(b, 0)", "round_up(b, 0)"), MIXED),
+    **dict.fromkeys(("t + 1", "t - 1", "t / 2", "t // 2", "t % 2", "fdiv(t, 2)", "-(t)", "t < 1", "t >= 1", "min(t, 1)",
+                     "max(1, t)", "ceil_div(t, 2)", "round_up(t, 2)"), {"t": "bf16"}),
+    "absent + 1": {"a": 1},
+    "a / 7": {"a": 10**5000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FAILING)
+def test_what_cannot_be_computed_is_an_expression_error(text):
+    """Where a float overflows, by 0, of text; evaluated and as a function, which say the same."""
+    expression, values = parse(text), FAILING[text]
+    with pytest.raises(ExpressionError) as evaluated:
+        evaluate(expression, values)
+    with pytest.raises(ExpressionError) as called:
+        function(expression)(values)
+    assert str(called.value) == str(evaluated.value)
+
+
+@pytest.mark.parametrize("text", [text for text, values in FAILING.items() if values is MIXED])
+def test_folding_refuses_what_cannot_be_computed(text):
+    """At build time, as when it is evaluated."""
+    with pytest.raises(ExpressionError):
+        fold(parse(text), MIXED)
+
+
+def test_folding_refuses_what_no_manifest_may_hold():
+    """An integer of more bits than one may have."""
+    assert fold(parse("a * a"), {"a": 1 << 31}) == 1 << 62
+    with pytest.raises(ExpressionError, match="an integer of an expression has at most 64 bits, got 65"):
+        fold(parse("a * a"), {"a": 1 << 32})
+
+
+@pytest.mark.parametrize(("text", "result"), [("M + a", 0.5), ("M - a", 0.5), ("a - M", 0.5), ("M / b", HUGE)])
+def test_what_cannot_be_solved_is_an_expression_error(text, result):
+    """As what cannot be computed."""
+    with pytest.raises(ExpressionError, match="cannot be computed"):
+        solve(parse(text), "M", result, {"a": HUGE, "b": 0.5})
 
 
 _LEAVES = st.sampled_from(["a", "b", "c"]) | st.integers(0, 9).map(str)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from functools import reduce
 
 import pytest
 import sample_pack
@@ -152,6 +153,7 @@ def test_wrong_type(cuda, tmp_path, path, key, value):
     refuse(cuda, tmp_path, loader.ManifestError)
 
 
+DEEP = reduce(lambda inner, _: ["neg", inner], range(400), "M")
 FAMILY, ARTIFACT = ("families", "scale_rows"), ("artifacts", 0)
 EDITS = {
     "direction": ((*FAMILY, "arguments", 0, "direction"), "sideways"),
@@ -217,6 +219,11 @@ EDITS = {
     "cluster 17": ((*ARTIFACT, "launch", "cluster"), [17, 1, 1]),
     "shared": ((*ARTIFACT, "launch", "shared"), -1),
     "cost name": ((*ARTIFACT, "cost"), "Q"),
+    "deep shape": ((*FAMILY, "arguments", 0, "shape"), [DEEP, "K"]),
+    "deep constraint": ((*FAMILY, "constraints", 0, "expression"), DEEP),
+    "deep text": ((*ARTIFACT, "format"), DEEP),
+    "grid of many bits": ((*ARTIFACT, "launch", "grid"), [1 << 64, 1, 1]),
+    "cost beyond all numbers": ((*ARTIFACT, "cost"), ["fdiv", 10**400, 3]),
     "cost float text": ((*ARTIFACT, "cost"), ["+", 1]),
 }
 
