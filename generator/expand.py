@@ -23,6 +23,7 @@ from loader.manifest import (
     TENSOR_MAP_ALIGNMENT,
     TENSOR_MAP_BYTES,
     TENSOR_MAP_ELEMENTS,
+    is_reserved,
     layout,
 )
 
@@ -147,6 +148,7 @@ class FamilyExpander:
                 if item.name in seen:
                     add(f"{where}.{kind}[{index}].name", f"duplicate name {item.name!r}")
                 seen.add(item.name)
+                self._check_reserved(f"{where}.{kind}[{index}].name", item.name)
         for index, scalar in enumerate(family.scalars):
             self._check_scalar(f"{where}.scalars[{index}]", scalar)
         for index, argument in enumerate(family.arguments):
@@ -158,6 +160,8 @@ class FamilyExpander:
             known = self._dimensions(argument.name) | self.scalars
             for axis, entry in enumerate(argument.shape):
                 self.check_names(f"{at}.shape[{axis}]", entry, known)
+                for name in sorted(names(entry)):
+                    self._check_reserved(f"{at}.shape[{axis}]", name)
         constraints = []
         for index, text in enumerate(family.constraints):
             with self.problems.at(f"{where}.constraints[{index}]"):
@@ -174,6 +178,10 @@ class FamilyExpander:
             "skip": family.skip,
             "select": family.select.model_dump(include={"match", "features", "measured"}),
         }
+
+    def _check_reserved(self, where: str, name: str) -> None:
+        if is_reserved(name):
+            self.problems.add(where, f"{name!r} is a keyword of the loader's calls or a value that it sets")
 
     def _check_scalar(self, where: str, scalar: schema.Scalar) -> None:
         if scalar.choices is None:

@@ -48,6 +48,16 @@ L2_PROMOTIONS = (0, 64, 128, 256)
 DIRECTIONS = ("in", "out", "inout")
 FORMATS = ("cubin", "fatbin")
 
+# Names that no argument, scalar or dimension can have: a call could not give them, for its own keywords have them ...
+KEYWORDS = frozenset({"stream", "device", "variant", "packs", "workspace"})
+# ... or the loader gives these values itself, and ``sizeof_<argument>``.
+OWN_VALUES = frozenset({"sm_count", "workspace_bytes"})
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a signature may not use ``name``."""
+    return name in KEYWORDS or name in OWN_VALUES or name.startswith("sizeof_")
+
 
 class Argument(NamedTuple):
     """One buffer of the call. ``shape`` counts stored elements, so packed FP4 counts bytes.
@@ -280,6 +290,10 @@ class _Fields:
             raise ManifestError(f"{self.where}: unknown key among {names}", where=self.where, got=names, expected=None)
 
 
+_SHOWN = reprlib.Repr()  # of lists in lists only what is shown, however deep they are
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 80
+
+
 def _wrong(where: str, expected: str, got: Any) -> ManifestError:
     shown = _SHOWN.repr(got)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
@@ -290,10 +304,6 @@ def _integer(value: Any, where: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise _wrong(where, f"an integer in {low} .. {high}", value)
     return value
-_SHOWN = reprlib.Repr()  # of lists in lists only what is shown, however deep they are
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 80
-
-
 
 
 def _number(value: Any, where: str) -> int | float:
@@ -444,7 +454,7 @@ def _family(name: str, fields: _Fields) -> Family:
     # A feature may also ask for the device it runs on.
     features = {key: _expression(value, f"{select.where}.features.{key}", known | {"sm_count"})
                 for key, value in select.mapping("features").items()}
-    if not all(map(_IDENTIFIER.fullmatch, features)):
+    if not all(map(_IDENTIFIER.fullmatch, features)) or any(map(is_reserved, features)):
         raise _wrong(f"{select.where}.features", "names of features", sorted(features))
     measured = tuple(_measured(row, features) for row in select.objects("measured"))
     select.done()
@@ -482,8 +492,11 @@ def _signature(name: str, fields: _Fields) -> Family:
     scalars = tuple(map(_scalar, fields.objects("scalars")))
     scalar_names = [scalar.name for scalar in scalars]
     _unique([argument.name for argument in arguments] + scalar_names, f"{fields.where}.arguments")
-    family = Family(name, fields.text("summary"), arguments, scalars, (), None, {}, {}, (),
-                    _dimensions(arguments, scalar_names, fields.where))
+    dimensions = _dimensions(arguments, scalar_names, fields.where)
+    for used in (*(argument.name for argument in arguments), *scalar_names, *dimensions):
+        if is_reserved(used):
+            raise _wrong(f"{fields.where}.arguments", "names that the loader leaves to a signature", used)
+    family = Family(name, fields.text("summary"), arguments, scalars, (), None, {}, {}, (), dimensions)
     known = _problem_names(family)
     constraints = []
     for entry in fields.objects("constraints"):
@@ -669,12 +682,11 @@ def _artifact(fields: _Fields, families: Mapping[str, Family], same: _SameParame
     family = families[fields.choice("family", families)]
     variant, architecture = fields.text("variant", _VARIANT), fields.choice("arch", arch.ARCHS)
     axes = _axes(fields, family)
-    problem = frozenset([*family.dimensions, *(scalar.name for scalar in family.scalars)])
+    problem = _problem_names(family) | {"sm_count"}
     clash = problem.intersection(axes)
     if clash:
-        raise _wrong(f"{fields.where}.axes", "names that are no dimension or scalar", sorted(clash))
-    sizes = (f"sizeof_{argument.name}" for argument in family.arguments)
-    known = problem.union(axes, sizes, ["sm_count"])
+        raise _wrong(f"{fields.where}.axes", "names that mean nothing else", sorted(clash))
+    known = problem.union(axes)
     ptx = fields.object("ptx")
     ptx_file = _stored_file(ptx)
     ptx.done()

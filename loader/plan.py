@@ -238,7 +238,7 @@ class Plan:
         self._pointers = tuple(buffer.pointer for buffer in self._buffers)
 
     @untraced
-    def bind(self, **values: Any) -> Plan:
+    def bind(self, /, **values: Any) -> Plan:
         """Use other buffers for some arguments; element type, shape, strides and device must be as before.
 
         Returns the plan itself.

@@ -9,6 +9,7 @@ from generator.errors import MatrixError
 from generator.expand import solvable_dimension
 from generator.matrix import load
 from loader.arch import ARCHS
+from loader.manifest import KEYWORDS, OWN_VALUES
 
 
 def family():
@@ -460,6 +461,19 @@ def test_a_file_that_is_no_matrix_is_an_error(tmp_path, content, expected):
     with pytest.raises(MatrixError) as raised:
         load(path)
     assert str(raised.value).startswith(expected)
+
+
+@pytest.mark.parametrize("name", [*sorted(KEYWORDS | OWN_VALUES), "sizeof_x", "sizeof_other"])
+def test_names_of_the_loader_are_refused(tmp_path, name):
+    """No argument, scalar or dimension is called as a keyword of the calls or a value that the loader sets."""
+    argument = {"direction": "in", "dtypes": ["f32"], "alignment": 4, "doc": "", "shape": ["M"]}
+    for change, place in (({"arguments.2": {**argument, "name": name}}, "arguments[2].name"),
+                          ({"arguments.2": {**argument, "name": "z", "shape": ["M", name]}}, "arguments[2].shape[1]"),
+                          ({"scalars.1": {"name": name, "dtype": "i32", "doc": ""}}, "scalars[1].name")):
+        with pytest.raises(MatrixError) as raised:
+            expand(tmp_path, {"f": edited(change)})
+        reason = f"families.f.{place}: {name!r} is a keyword of the loader's calls or a value that it sets"
+        assert reason in str(raised.value)
 
 
 def test_a_missing_file_is_an_error(tmp_path):
