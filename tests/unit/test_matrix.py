@@ -1,6 +1,7 @@
 """kernels.yaml: what expands to what, and every mistake with the place it names."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from generator.errors import MatrixError
 from generator.expand import solvable_dimension
 from generator.matrix import load
 from loader.arch import ARCHS
+from loader.expression import evaluate, names
 from loader.manifest import KEYWORDS, OWN_VALUES
 
 
@@ -474,6 +476,51 @@ def test_names_of_the_loader_are_refused(tmp_path, name):
             expand(tmp_path, {"f": edited(change)})
         reason = f"families.f.{place}: {name!r} is a keyword of the loader's calls or a value that it sets"
         assert reason in str(raised.value)
+
+
+# Families whose result is right where a dimension is 0: the largest of nothing, and the offsets of no slots.
+RIGHT_OF_NOTHING = {"amax": {"M", "K"}, "moe_route": {"T", "TOPK"}}
+MATRIX = load(Path(__file__).resolve().parents[2] / "kernels.yaml")
+
+
+@pytest.mark.parametrize("linear", [0, 1])
+@pytest.mark.parametrize("name", MATRIX.families)
+def test_no_dimension_of_0_drops_results(name, linear):
+    """It is refused by a constraint, or there is nothing to compute."""
+    family = FamilyReader(name, linear)
+    assert family.refuses({}) == [] and not family.skips({})
+    for dimension in family.dimensions - RIGHT_OF_NOTHING.get(name, set()):
+        assert family.refuses({dimension: 0}) or family.skips({dimension: 0}), dimension
+
+
+class FamilyReader:
+    """Constraints and skip of a shipped family for a problem whose dimensions are 128, but for those given."""
+
+    def __init__(self, name, linear):
+        self.family = MATRIX.families[name]
+        shapes = [entry for argument in self.family["arguments"] for entry in argument["shape"]]
+        scalars = {scalar["name"]: scalar.get("default", 0) for scalar in self.family["scalars"]}
+        scalars = {key: 0 if isinstance(value, str) else value for key, value in scalars.items()}
+        self.dimensions = set().union(*map(names, shapes)) - set(scalars) - {"R"}
+        self.fixed = scalars | {f"sizeof_{argument['name']}": 2 for argument in self.family["arguments"]}
+        self.fixed |= {"scale_layout": linear}
+
+    def _values(self, given):
+        values = {**dict.fromkeys(self.dimensions, 128), **self.fixed, **given}
+        return {**values, "R": values.get("T", 0) * values.get("TOPK", 0)}
+
+    def refuses(self, given):
+        return [constraint["text"] for constraint in self.family["constraints"]
+                if not evaluate(constraint["expression"], self._values(given))]
+
+    def skips(self, given):
+        return self.family["skip"] is not None and evaluate(self.family["skip"], self._values(given))
+
+
+@pytest.mark.parametrize("name", ["nvfp4_quantize_grouped", "silu_mul_nvfp4_quantize", "relu2_nvfp4_quantize"])
+def test_no_rows_need_no_scales(name):
+    """S = 0 is refused where there are rows, and only there."""
+    assert FamilyReader(name, 0).refuses({"S": 0, "M": 1}) and not FamilyReader(name, 0).refuses({"S": 0, "M": 0})
 
 
 def test_a_missing_file_is_an_error(tmp_path):
