@@ -8,6 +8,7 @@ device and address are read at every call.
 from __future__ import annotations
 
 import ctypes
+import numbers
 import operator
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from loader import arch, dlpack, driver, expression, geometry, module, registry,
 from loader import stream as streams
 from loader.dlpack import Buffer
 from loader.errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
+from loader.expression import Number
 from loader.geometry import Geometry
 from loader.manifest import SCALAR_FORMATS, Family
 from loader.plan import Plan, Prepared
@@ -108,6 +110,7 @@ class Call:
         # Floats as doubles: what is checked is the number that was given, before it is rounded.
         self._scalars = struct.Struct("<" + "".join("d" if scalar.dtype == "f32" else SCALAR_FORMATS[scalar.dtype][0]
                                                     for scalar in self.family.scalars))
+        self._number_types = {int, float}  # every value of these is a number
         self._headers: list[_Header] = []
         self._tensor_of: dict[type, Any] = {}
         self._no_tensors = b""  # zeros for a header, where an argument may be left out
@@ -196,9 +199,16 @@ class Call:
 
     def _pack_scalars(self, scalars: Sequence[Any]) -> bytes:
         """The values of the scalars, read from their objects now; raises for what ``scalar_value`` refuses."""
-        if bool in map(type, scalars):
-            raise TypeError
+        if not self._number_types.issuperset(map(type, scalars)):
+            scalars = self._numbers(scalars)
         return self._scalars.pack(*scalars)
+
+    def _numbers(self, scalars: Sequence[Any]) -> list[Number]:
+        """Checked Python numbers in the place of scalars; remembers the types that hold nothing else."""
+        checked = [signature.scalar_value(self.family.name, scalar, value)
+                   for scalar, value in zip(self.family.scalars, scalars, strict=True)]
+        self._number_types.update(type(value) for value in scalars if isinstance(value, numbers.Real))
+        return checked
 
     def _new_layout(self, key: tuple[tuple[Any, ...], ...]) -> _Layout:
         if len(self._layouts) >= MAX_LAYOUTS:
@@ -243,8 +253,7 @@ class Call:
 
     def _with_numbers(self, values: Sequence[Any]) -> list[Any]:
         """The values with checked Python numbers for scalars, so that each object is asked once."""
-        return [*values[:self.count], *(signature.scalar_value(self.family.name, scalar, value) for scalar, value
-                                        in zip(self.family.scalars, values[self.count:], strict=True))]
+        return [*values[:self.count], *self._numbers(values[self.count:])]
 
     def _start_over(self) -> None:
         self._problems.clear()

@@ -107,17 +107,20 @@ def choice(family: str, scalar: Scalar, value: Any) -> int:
 
 
 def scalar_value(family: str, scalar: Scalar, value: Any) -> Number:
-    """A scalar of the call as a Python number that fits its dtype."""
+    """A scalar of the call as a Python number that fits its dtype. Arrays of one element count as what they hold."""
     facts = {"kernel": family, "argument": scalar.name, "expected": scalar.dtype, "got": value}
-    if isinstance(value, bool):
-        raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, got a bool", **facts)
+    held = value
     try:
-        number = float(value) if scalar.dtype == "f32" else operator.index(value)
+        held = value.item() if hasattr(value, "item") else value
+        if isinstance(held, bool) or not (hasattr(held, "__float__") or hasattr(held, "__index__")):
+            raise TypeError  # truth values, text and bytes, all of which float() reads
+        number = float(held) if scalar.dtype == "f32" else operator.index(held)
     except OverflowError:
         raise ScalarError(f"{family}: {scalar.name} is an integer that does not fit {scalar.dtype}", **facts) from None
     except (TypeError, ValueError):
-        raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, "
-                          f"got {type(value).__name__}", **facts) from None
+        got = "a bool" if isinstance(held, bool) else type(value).__name__
+        raise ScalarError(f"{family}: {scalar.name} expects a number of type {scalar.dtype}, got {got}",
+                          **facts) from None
     try:
         struct.pack("<" + SCALAR_FORMATS[scalar.dtype][0], number)
     except (struct.error, OverflowError):

@@ -3,7 +3,9 @@
 import gc
 import struct
 import threading
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from device_buffers import ArrayInterface, FastTensor, OldTensor, Tensor
 from fake_cuda import tensor_map
@@ -77,6 +79,18 @@ def test_scalars_are_told_apart_by_type(cuda, pack):
     loader.launch("scale_rows", **call)
     with pytest.raises(loader.ScalarError):
         loader.launch("scale_rows", **{**call, "top": True})
+
+
+@pytest.mark.parametrize("one", [1, np.int32(1), np.float16(1), np.float32(1), np.array(1.0), np.array(1), Fraction(1)])
+def test_numbers_of_every_kind_are_scalars(cuda, pack, one):
+    """At the first call of a problem and at later ones; what only looks as one is refused at both."""
+    call = arguments(alpha=1.0)
+    for _ in range(2):
+        loader.launch("scale_rows", variant="m16_bf16", **{**call, "alpha": one})
+        assert cuda.launches[-1].parameters == expected_parameters(call)
+        for wrong in (True, np.True_, np.array(True), "1", b"1", np.array("1")):
+            with pytest.raises(loader.ScalarError):
+                loader.launch("scale_rows", variant="m16_bf16", **{**call, "alpha": wrong})
 
 
 def test_scalars_are_read_at_every_call(cuda, pack):
