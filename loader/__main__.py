@@ -77,7 +77,7 @@ def _explain(options: argparse.Namespace) -> int:
     explanation = loader.explain(options.kernel, device=options.device, variant=options.variant, packs=options.packs,
                                  **problem)
     print(explanation)
-    return 0 if explanation.variant else 1
+    return 0 if explanation.variant or explanation.skipped else 1
 
 
 def _number(text: str) -> int | float | str:

@@ -22,7 +22,8 @@ from loader.signature import Problem
 
 
 class Explanation(NamedTuple):
-    """``variant`` is None where nothing fits; ``str()`` gives a table."""
+    """``variant`` is None where nothing fits, or where nothing is launched: ``skipped`` is then the condition that
+    holds. ``str()`` gives a table."""
 
     kernel: str
     device: str
@@ -30,11 +31,13 @@ class Explanation(NamedTuple):
     variant: str | None
     arch: str | None
     decisions: tuple[Decision, ...]
+    skipped: str | None = None
 
     def __str__(self) -> str:
         problem = ", ".join(f"{key} = {value}" for key, value in self.problem.items())
         rows = [("" if not d.accepted else "->", d.variant, f"sm_{d.arch}", d.reason) for d in self.decisions]
-        return f"{self.kernel} on {self.device}: {problem}\n" + table(rows)
+        what = table(rows) if self.skipped is None else f"nothing to compute and no launch: {self.skipped}"
+        return f"{self.kernel} on {self.device}: {problem}\n{what}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -62,6 +65,8 @@ def explain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Expla
     problem, place = problem_of(call, args, kwargs)
     facts = _device_facts(call, place)
     shown = {name: problem.values[name] for name in (*family.dimensions, *(s.name for s in family.scalars))}
+    if family.skip is not None and expression.evaluate(family.skip, problem.values):
+        return Explanation(family.name, facts.name, shown, None, None, (), expression.to_text(family.skip))
     return Explanation(family.name, facts.name, shown, *call.decide(facts, problem))
 
 

@@ -261,6 +261,17 @@ def test_explain_names_the_candidates_of_every_step(cuda):
     assert loader.explain("thrice", M=24, K=64, E=3, R=1, alpha=1.0, device="103a").variant is None
 
 
+def test_explain_of_nothing_to_compute(cuda, tmp_path):
+    """Says so, as a launch returns, though a step would refuse the problem."""
+    def change(manifest):
+        manifest["families"]["scale_rows"]["constraints"].append({"text": "M >= 1", "expression": [">=", "M", 1]})
+
+    write(tmp_path, change)
+    loader.launch("thrice", packs=str(tmp_path), **arguments(m=0))
+    explanation = loader.explain("thrice", packs=str(tmp_path), M=0, K=64, E=3, R=0, alpha=1.0)
+    assert (explanation.variant, explanation.skipped, cuda.launches) == (None, "M == 0", [])
+
+
 def test_kernels_lists_composites(cuda):
     """With their signature, and no variants."""
     info = loader.kernels()["thrice"]

@@ -173,6 +173,17 @@ def test_explain_by_numbers_and_by_buffers(cuda, pack):
     assert "cuLibraryLoadData" not in cuda.calls and not cuda.launches
 
 
+def test_explain_says_that_nothing_is_launched(cuda, pack):
+    """Where ``skip`` holds, as ``launch`` does; by buffers and by numbers."""
+    for problem in (arguments(m=0), {"M": 0, "K": 64, "E": 3, "top": 4}):
+        explanation = loader.explain("scale_rows", **problem)
+        assert (explanation.variant, explanation.arch, explanation.decisions) == (None, None, ())
+        assert explanation.skipped == "M == 0"
+        assert str(explanation).endswith("\nnothing to compute and no launch: M == 0")
+    assert loader.explain("scale_rows", **arguments()).skipped is None
+    assert main(["explain", "scale_rows", "M=0", "K=64", "E=3", "top=4", "--device", "120a"]) == 0
+
+
 # The command line
 
 
