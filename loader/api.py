@@ -132,8 +132,8 @@ def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = 
     Takes the call's buffers, or its problem as numbers and dtypes: ``explain("grouped_fp4", M=128, N=2048, K=7168,
     E=8, out="bf16", device="120a")``. ``device`` may name an architecture that is not there.
     """
-    if isinstance(device, str) and (device in arch.ARCHS or device.startswith("sm_")):
-        device = f"emulated:{device}"
+    if isinstance(device, str) and (device[:1].isdigit() or device.startswith(("sm_", "compute_"))):
+        device = f"emulated:{device}"  # an architecture, or one that is refused with those that are known
     call, kwargs = _call_of(name, device, variant, packs, kwargs)
     return explanation.explain(call, args, kwargs)
 

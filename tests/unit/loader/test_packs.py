@@ -11,6 +11,7 @@ from sample_call import arguments
 import loader
 from loader import registry
 from loader.__main__ import main
+from loader.arch import ARCHS
 
 
 def write(directory, archs, **family):
@@ -182,6 +183,16 @@ def test_explain_says_that_nothing_is_launched(cuda, pack):
         assert str(explanation).endswith("\nnothing to compute and no launch: M == 0")
     assert loader.explain("scale_rows", **arguments()).skipped is None
     assert main(["explain", "scale_rows", "M=0", "K=64", "E=3", "top=4", "--device", "120a"]) == 0
+
+
+@pytest.mark.parametrize("device", ["110a", "sm_110a", "compute_110a", "emulated:110a", "90"])
+def test_an_unknown_architecture_names_those_that_are_known(cuda, pack, device):
+    """However it is written."""
+    known = ", ".join(ARCHS)
+    with pytest.raises(loader.UnknownArchError) as caught:
+        loader.explain("scale_rows", M=96, K=64, E=3, top=4, device=device)
+    assert str(caught.value) == f"unknown arch {device.removeprefix('emulated:')!r}; known are {known}"
+    assert caught.value.known == known.split(", ")
 
 
 # The command line
