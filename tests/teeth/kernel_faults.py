@@ -459,7 +459,7 @@ CAUGHT_90 = _of(
             "if (first + token < num_tokens)",
         ),
         ("alpha of the first expert", "arguments.alpha[tile.expert]", "arguments.alpha[0]"),
-        ("scale factor of the format forgotten", "* fp4::kDescale", ""),
+        ("scale factor of the format forgotten", "sum *= fp4::kDescale;", "sum *= 1.0f;"),
         ("panel written without its swizzle", "(((word * 4 + i) ^ (token & 7)) << 4)", "((word * 4 + i) << 4)"),
         ("both halves from one panel", "tokens + k_step / 4 * (PANEL_BYTES >> 4)", "tokens"),
         ("step of k mistaken", "+ k_step % 4 * 2,", "+ (k_step ^ 1) % 4 * 2,"),
