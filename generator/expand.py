@@ -23,6 +23,7 @@ from loader.manifest import (
     TENSOR_MAP_ALIGNMENT,
     TENSOR_MAP_BYTES,
     TENSOR_MAP_ELEMENTS,
+    integer_inputs,
     is_reserved,
     layout,
 )
@@ -116,6 +117,7 @@ class FamilyExpander:
 
     def expand(self) -> list[Variant]:
         self.check_signature()
+        self._check_values()
         variants: list[Variant] = []
         for target_name, target in self.family.targets.items():
             variants += _TargetExpander(self, target_name, target).expand()
@@ -178,6 +180,18 @@ class FamilyExpander:
             "skip": family.skip,
             "select": family.select.model_dump(include={"match", "features", "measured"}),
         }
+
+    def _check_values(self) -> None:
+        inputs = integer_inputs(self.family.arguments)
+        for index, rule in enumerate(self.family.values):
+            at = f"{self.where}.values[{index}]"
+            for key in ("argument", "extents", "within"):
+                if (name := getattr(rule, key)) is not None and name not in inputs:
+                    self.problems.add(f"{at}.{key}", f"{name!r} is no integer input that every call gives; these are "
+                                      f"{', '.join(inputs) or 'none'}")  # fmt: skip
+            for key in ("minimum", "maximum", "multiple"):
+                self.check_names(f"{at}.{key}", getattr(rule, key), self.problem_names)
+        self.manifest["values"] = [rule.model_dump(exclude_none=True) for rule in self.family.values]
 
     def _check_reserved(self, where: str, name: str) -> None:
         if is_reserved(name):

@@ -154,11 +154,22 @@ class Target(Model):
     local_memory: list[str] = []
 
 
+class Values(Model):
+    argument: Name
+    minimum: Expr = 0
+    maximum: Expr
+    multiple: Expr = 1
+    ascending: bool = False
+    extents: Name | None = None
+    within: Name | None = None
+
+
 class Family(Model):
     summary: str
     arguments: Annotated[list[Argument], Field(min_length=1)]
     scalars: list[Scalar] = []
     constraints: list[str] = []
+    values: list[Values] = []
     skip: Expr | None = None
     select: Select = Select()
     parameters: Annotated[list[Parameter], Field(min_length=1)] | None = None

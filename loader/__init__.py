@@ -14,6 +14,7 @@ from loader.api import (
     Loaded,
     Plan,
     Verified,
+    check,
     explain,
     kernels,
     launch,
@@ -27,5 +28,5 @@ from loader.errors import __all__ as _error_names
 
 __version__ = "0.1.0"
 
-__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "__version__", "errors", "explain", "kernels",
-           "launch", "plan", "preload", "verify", "workspace_bytes", *_error_names]
+__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "__version__", "check", "errors", "explain",
+           "kernels", "launch", "plan", "preload", "verify", "workspace_bytes", *_error_names]

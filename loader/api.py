@@ -1,4 +1,4 @@
-"""What ``import loader`` offers: launch, plan, preload, explain, workspace_bytes, kernels, verify."""
+"""What ``import loader`` offers: launch, plan, check, preload, explain, workspace_bytes, kernels, verify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loader.plan import Plan
 from loader.registry import Verified, verify
 from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 
-__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "explain", "kernels", "launch", "plan",
+__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "check", "explain", "kernels", "launch", "plan",
            "preload", "verify", "workspace_bytes"]
 
 _modules = sys.modules
@@ -77,6 +77,17 @@ def plan(name: str, /, *args: Any, stream: Any = None, device: Any = None, varia
          packs: Sequence[str] | None = None, **kwargs: Any) -> Plan:
     """Do everything of ``launch`` but the launch, once. ``stream`` only serves to refuse loading during its capture."""
     return _call(name, device, variant, packs).plan(args, kwargs, stream)
+
+
+@untraced
+def check(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
+          packs: Sequence[str] | None = None, **kwargs: Any) -> None:
+    """Make every check of ``launch``, and those of offsets, counts and indices, but launch nothing: for debugging.
+
+    The values are copied from the device behind what is queued on ``stream``, and waited for. A launch on host buffers
+    makes these checks itself. What the steps of a composite hand on needs none. Raises a ``LoaderError``.
+    """
+    plan(name, *args, stream=stream, device=device, variant=variant, packs=packs, **kwargs).check_values(stream)
 
 
 class Loaded(NamedTuple):

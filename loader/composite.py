@@ -229,6 +229,9 @@ class PreparedComposite:
     def check(self, pointers: Sequence[int]) -> None:
         signature.check_addresses(self.family, pointers, self.problem.bytes)
 
+    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+        """Nothing: its steps make all offsets and indices that its kernels follow."""
+
     def slot(self, pointers: tuple[int, ...]) -> _Slot:
         return _Slot(self, pointers)
 

@@ -67,6 +67,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuStreamIsCapturing": (c_uint64, POINTER(c_int)),
     "cuMemAllocAsync": (POINTER(c_uint64), c_size_t, c_uint64),
     "cuMemFreeAsync": (c_uint64, c_uint64),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_uint64),
+    "cuStreamSynchronize": (c_uint64,),
     "cuLibraryLoadData": (POINTER(c_void_p), c_char_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
     "cuLibraryGetKernel": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuKernelGetFunction": (POINTER(c_void_p), c_void_p),
@@ -138,6 +140,15 @@ class Device:
                 yield address.value
             finally:
                 self.driver.call("cuMemFreeAsync", address.value, stream, **context)
+
+
+    def read(self, address: int, size: int, stream: int, **context: Any) -> bytes:
+        """What lies in device memory once all that is queued on ``stream`` is done."""
+        memory = ctypes.create_string_buffer(size)
+        with self.current():
+            self.driver.call("cuMemcpyDtoHAsync_v2", memory, address, size, stream, bytes=size, **context)
+            self.driver.call("cuStreamSynchronize", stream, **context)
+        return memory.raw
 
 
 class Driver:

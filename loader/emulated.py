@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loader import arch, signature
+from loader import arch, signature, values
 from loader.errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
 from loader.geometry import Geometry
 from loader.manifest import MAX_FILE_BYTES, Artifact, Family
@@ -61,6 +61,7 @@ class EmulatedSlot:
         self._prepared, self._pointers = prepared, tuple(pointers)
 
     def launch(self, stream: int) -> None:
+        self._prepared.check_values(self._pointers, stream)
         self._prepared.run(self._pointers)
 
 
@@ -91,8 +92,12 @@ class EmulatedPrepared:
     def slot(self, pointers: Sequence[int]) -> EmulatedSlot:
         return EmulatedSlot(self, pointers)
 
+    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+        values.check(self.family, self.problem, pointers)
+
     def launch(self, pointers: Sequence[int], stream: int) -> None:
         self.check(pointers)
+        self.check_values(pointers, stream)
         self.run(pointers)
 
     def run(self, pointers: Sequence[int], device: Any = None) -> Any:

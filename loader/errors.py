@@ -10,7 +10,7 @@ in its message. Where Python has a class of the same meaning, the error is also 
       SelectionError: UnknownKernelError, UnknownVariantError, UnknownArchError, NoKernelError
       ArgumentError: MissingArgumentError, UnknownArgumentError, DuplicateArgumentError, BufferProtocolError,
                      DtypeError, RankError, ShapeError, StrideError, AlignmentError, DeviceError (HostBufferError),
-                     ReadOnlyError, OverlapError, ScalarError, ConstraintError, StreamError
+                     ReadOnlyError, OverlapError, ScalarError, ConstraintError, ValuesError, StreamError
       DriverError: DriverNotFoundError, DriverTooOldError, CudaError, ParameterLayoutError
       CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError)
 """
@@ -164,6 +164,10 @@ class ScalarError(ArgumentError, TypeError):
 
 class ConstraintError(ArgumentError, ValueError):
     """The problem breaks a constraint of the family. Facts: ``constraint``, ``values``."""
+
+
+class ValuesError(ArgumentError, ValueError):
+    """An entry of offsets, counts or indices is none that the kernel can follow."""
 
 
 class StreamError(ArgumentError, TypeError):

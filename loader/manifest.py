@@ -101,6 +101,23 @@ class MeasuredRow(NamedTuple):
     microseconds: Mapping[str, float]
 
 
+class Values(NamedTuple):
+    """What the integers of an argument are: each one a multiple of ``multiple`` from ``minimum`` to ``maximum``.
+
+    ``ascending``: none is less than the one before. ``extents``: the argument whose neighbouring entries tell how many
+    rows, rounded up to ``multiple``, begin at each entry; such rows lie apart and end at ``maximum``. ``within``: the
+    argument whose first and last entry tell which entries count.
+    """
+
+    argument: str
+    minimum: Expression
+    maximum: Expression
+    multiple: Expression
+    ascending: bool
+    extents: str | None
+    within: str | None
+
+
 class Family(NamedTuple):
     name: str
     summary: str
@@ -112,6 +129,7 @@ class Family(NamedTuple):
     features: Mapping[str, Expression]
     measured: tuple[MeasuredRow, ...]
     dimensions: tuple[str, ...]
+    values: tuple[Values, ...] = ()
 
 
 class Scratch(NamedTuple):
@@ -445,6 +463,7 @@ def solve_order(shapes: Iterable[Expression], known: Iterable[str]) -> tuple[set
 def _family(name: str, fields: _Fields) -> Family:
     signature = _signature(name, fields)
     known = _problem_names(signature)
+    values = tuple(_values(rule, signature, known) for rule in fields.objects("values")) if fields.has("values") else ()
     select = fields.object("select")
     match = select.mapping("match")
     names = _required(signature)
@@ -459,7 +478,22 @@ def _family(name: str, fields: _Fields) -> Family:
     measured = tuple(_measured(row, features) for row in select.objects("measured"))
     select.done()
     fields.done()
-    return signature._replace(match=dict(match), features=features, measured=measured)
+    return signature._replace(match=dict(match), features=features, measured=measured, values=values)
+
+
+def integer_inputs(arguments: Iterable[Any]) -> list[str]:
+    """The arguments that a rule of values may be about: integers that every call gives."""
+    return [a.name for a in arguments if not a.optional and a.direction == "in" and {"i32", "i64"}.issuperset(a.dtypes)]
+
+
+def _values(fields: _Fields, signature: Family, known: frozenset[str]) -> Values:
+    inputs = integer_inputs(signature.arguments)
+    bounds = [_expression(fields.take(key), f"{fields.where}.{key}", known)
+              for key in ("minimum", "maximum", "multiple")]
+    others = [fields.choice(key, inputs) if fields.has(key) else None for key in ("extents", "within")]
+    rule = Values(fields.choice("argument", inputs), *bounds, fields.flag("ascending"), *others)
+    fields.done()
+    return rule
 
 
 def _problem_names(family: Family) -> frozenset[str]:

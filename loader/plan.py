@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from typing import Any
 
-from loader import dlpack, driver, signature
+from loader import dlpack, driver, signature, values
 from loader import stream as streams
 from loader.driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
 from loader.errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
@@ -59,6 +59,11 @@ class Prepared:
     def check(self, pointers: Sequence[int]) -> None:
         """What depends on addresses."""
         signature.check_addresses(self.family, pointers, self.problem.bytes)
+
+    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+        """Of offsets, counts and indices, behind what is queued on ``stream``."""
+        values.check(self.family, self.problem, pointers,
+                     lambda address, size: self.device.read(address, size, stream, kernel=self.kernel))
 
     def config(self) -> LaunchConfig:
         g = self.geometry
@@ -219,6 +224,11 @@ class Plan:
             if slot is None:
                 return
         slot.launch(stream)
+
+    def check_values(self, stream: Any = None) -> None:
+        """As ``loader.check``, of the buffers as they are now."""
+        if self._prepared is not None:
+            self._prepared.check_values(self._pointers, self._stream(stream))
 
     def _stream(self, stream: Any) -> int:
         if stream is not None:

@@ -15,7 +15,7 @@ import pytest
 from packs import CACHE, build_kernels
 
 import emulator
-from loader import emulated
+from loader import emulated, values
 
 ARCHS = ("90a", "100a", "120a")
 
@@ -32,6 +32,12 @@ def build() -> subprocess.CompletedProcess | None:
 def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
     """The ``packs`` of a call."""
     return None if build is None else [str(CACHE)]
+
+
+@pytest.fixture
+def unchecked_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where no launch looks at offsets, counts and indices."""
+    monkeypatch.setattr(values, "check", lambda *_: None)
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def test_any_number_of_experts_a_token(variant: Variant, run: Runner, rng: np.ra
 
 
 @every_variant
+@pytest.mark.usefixtures("unchecked_values")
 def test_only_rows_of_the_buffer_are_read(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
     """Any negative row adds nothing, and neither does one that is too large."""
     rows = random_rows(rng, 6, 16, variant.axes["rows"])

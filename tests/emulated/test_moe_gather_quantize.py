@@ -166,6 +166,7 @@ def test_equal_to_quantising_gathered_rows(arch: str, packs: list[str] | None, r
 
 
 @every_variant
+@pytest.mark.usefixtures("unchecked_values")
 def test_slots_that_do_not_exist_stay_in_the_buffers(
     variant: Variant, packs: list[str] | None, rng: np.random.Generator
 ) -> None:

@@ -162,3 +162,18 @@ def test_a_graph_sees_new_ids(rng: np.random.Generator) -> None:
         expected = to_device(route(drawn, 256))
         for name, output in outputs.items():
             assert torch.equal(output, expected[name]), name
+
+
+def test_a_check_looks_at_the_values() -> None:
+    """On the device, behind what its stream is still doing; nothing is launched, also where all is right."""
+    rows = torch.ones(6, 64, device="cuda")
+    row_of_slot = torch.zeros(3, 2, dtype=torch.int32, device="cuda")
+    call = {"rows": rows, "row_of_slot": row_of_slot, "topk_weights": torch.ones(3, 2, device="cuda"),
+            "out": torch.full((3, 64), 7.0, device="cuda")}  # fmt: skip
+    loader.check("moe_combine", **call)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(100_000_000)
+        row_of_slot[2, 0] = 6
+        with pytest.raises(loader.ValuesError, match="^moe_combine: entry 4 of row_of_slot is 6, expected -1 to 5$"):
+            loader.check("moe_combine", **call)
+    assert (call["out"] == 7).all()

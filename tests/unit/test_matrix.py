@@ -189,6 +189,14 @@ def problems(tmp_path, content):
 
 
 CASES = {
+    "values of no integers": (
+        {"values": [{"argument": "a", "maximum": "M"}]},
+        "families.f.values[0].argument: 'a' is no integer input that every call gives; these are none",
+    ),
+    "values beyond a name": (
+        {"values": [{"argument": "a", "maximum": "Q"}]},
+        "families.f.values[0].maximum: unknown name 'Q'",
+    ),
     "unknown key of a family": ({"colour": 1}, "families.f.colour: unknown key"),
     "unknown key of a target": ({"targets.hopper.achs": []}, f"{HOPPER}.achs: unknown key"),
     "unknown key of a tensor map": ({"parameters.1.boxes": []}, "families.f.parameters[1].boxes: unknown key"),

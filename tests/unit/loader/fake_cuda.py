@@ -76,6 +76,7 @@ _SIGNATURES = {
                                c_int, c_int, c_int),
     "cuLaunchKernelEx": (c_void_p, c_void_p, c_void_p, c_void_p),
     "cuMemAllocAsync": (c_void_p, c_size_t, c_uint64), "cuMemFreeAsync": (c_uint64, c_uint64),
+    "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_uint64), "cuStreamSynchronize": (c_uint64,),
 }
 
 
@@ -89,6 +90,7 @@ class FakeCuda:
         self.devices = [FakeDevice(), FakeDevice(), FakeDevice("Fake H200", (9, 0), 132, 232_448)]
         self.calls, self.launches, self.attributes = [], [], []
         self.pool, self.freed = [], []
+        self.memory = {}  # address -> bytes that a copy to the host finds there
         self.capturing = set()
         self.streams = {}  # handle -> device
         self.pointers = {}  # address -> device; unnamed ones of `device_buffers.allocate` lie on device 0
@@ -223,6 +225,15 @@ class FakeCuda:
 
     def _cuMemFreeAsync(self, address, stream):
         self.freed.append((address, stream))
+        return SUCCESS
+
+    def _cuMemcpyDtoHAsync_v2(self, host, address, size, stream):
+        if not self.stack or address not in self.memory:
+            return INVALID_CONTEXT if not self.stack else INVALID_VALUE
+        ctypes.memmove(host, self.memory[address], size)
+        return SUCCESS
+
+    def _cuStreamSynchronize(self, stream):
         return SUCCESS
 
     def _cuLaunchKernelEx(self, config, function, parameters, extra):

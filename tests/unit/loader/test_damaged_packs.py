@@ -155,6 +155,7 @@ def test_wrong_type(cuda, tmp_path, path, key, value):
 
 DEEP = reduce(lambda inner, _: ["neg", inner], range(400), "M")
 FAMILY, ARTIFACT = ("families", "scale_rows"), ("artifacts", 0)
+RULE = {"argument": "offsets", "minimum": 0, "maximum": "M", "multiple": 1, "ascending": True}
 EDITS = {
     "direction": ((*FAMILY, "arguments", 0, "direction"), "sideways"),
     "dtype": ((*FAMILY, "arguments", 0, "dtypes"), ["e3m3"]),
@@ -167,6 +168,12 @@ EDITS = {
     "constraint name": ((*FAMILY, "constraints", 0, "expression"), ["==", "Q", 0]),
     "code in an expression": ((*FAMILY, "constraints", 0, "expression"), "__import__('os')"),
     "skip name": ((*FAMILY, "skip"), ["==", "Q", 0]),
+    "values of no integers": ((*FAMILY, "values"), [RULE | {"argument": "a"}]),
+    "values of an output": ((*FAMILY, "values"), [RULE | {"argument": "out"}]),
+    "values within what is none": ((*FAMILY, "values"), [RULE | {"within": "scale"}]),
+    "name in values": ((*FAMILY, "values"), [RULE | {"maximum": "Q"}]),
+    "unknown key of values": ((*FAMILY, "values"), [RULE | {"descending": True}]),
+    "missing key of values": ((*FAMILY, "values"), [{"argument": "offsets", "maximum": "M"}]),
     "match of nothing": ((*FAMILY, "select", "match"), {"out": "output"}),
     "feature name": ((*FAMILY, "select", "features"), {"M": "Q"}),
     "default text": ((*FAMILY, "scalars", 0, "default"), "1"),
