@@ -498,7 +498,10 @@ def test_an_interrupted_build_leaves_the_old_pack(project, tmp_path):
     launcher.write_text("#!/bin/sh\nkill -INT $PPID\nexit 1\n")
     launcher.chmod(0o755)
     options = project.arguments("--arch", "120a", "--kernel", "nop9", "--jobs", "1", "--launcher", str(launcher))
-    done = subprocess.run([sys.executable, str(ROOT / "build.py"), *options], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "build.py"), *options], capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
     assert project.files() == before
 
