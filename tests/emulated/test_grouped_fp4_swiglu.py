@@ -294,6 +294,7 @@ def test_every_choice(variant: Variant, run: Runner, rng: np.random.Generator) -
 
 
 @every_arch
+@pytest.mark.usefixtures("unchecked_values")
 def test_scale_offsets_that_leave_the_buffer(
     variant: Variant, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
