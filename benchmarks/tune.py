@@ -1,15 +1,14 @@
 """Times every tile on this device for ``select.measured``:
 
-    python benchmarks/tune.py --family grouped_fp4_swiglu --yaml rows.yaml --json results/tune_swiglu-h200.json
+    python benchmarks/tune.py --family grouped_fp4_swiglu --json benchmarks/results/tune_swiglu-h200.json
 
-The rows are what kernels.yaml takes under ``families.<family>.select.measured``.
+The file is what ``families.<family>.select.measured`` of kernels.yaml names.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import grouped_fp4
@@ -57,19 +56,9 @@ def measure(timer: Timer, family: str, rows: int, n: int, k: int, experts: int) 
     }
 
 
-def to_yaml(row: dict) -> str:
-    """One line, keys in the order of kernels.yaml."""
-    features, times = (
-        "{" + ", ".join(f"{key}: {value}" for key, value in row[part].items()) + "}"
-        for part in ("features", "microseconds")
-    )
-    return f"- {{arch: {row['arch']}, device: {row['device']}, features: {features}, microseconds: {times}}}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=FAMILIES, default="grouped_fp4")
-    parser.add_argument("--yaml", type=Path, help="write the rows to this file")
     arguments = record.parse(parser, list(FAMILIES))
     found, timer = record.environment(), Timer()
     print(found)
@@ -79,12 +68,10 @@ def main() -> None:
             for m in ROWS:
                 if m * experts <= MAX_ROWS:
                     rows.append(measure(timer, arguments.family, m, n, k, experts))
-                    print(to_yaml(rows[-1]), flush=True)
+                    print(rows[-1], flush=True)
     tiles = list(rows[0]["microseconds"])
     table = [[*row["features"].values(), *[row["microseconds"][tile] for tile in tiles]] for row in rows]
     print(record.table("microseconds", ["m", "N", "K", "E", *tiles], table))
-    if arguments.yaml:
-        arguments.yaml.write_text("\n".join(map(to_yaml, rows)) + "\n")
     record.finish(arguments.json, "tune", found, {"family": arguments.family, "rows": rows})
 
 

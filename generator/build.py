@@ -63,7 +63,8 @@ class Build:
         writer = pack.Writer(out, self.toolchain)
         artifacts = writer.add(result.kernels, self.file_format)
         artifacts += [pack.artifact(kernel.source.variant, artifact) for kernel, artifact in kept]
-        digest = previous["source_digest"] if result.stale else pack.source_digest(self.matrix, self.templates)
+        digest = (previous["source_digest"] if result.stale
+                  else pack.source_digest(self.matrix, self.templates, self.expansion.measured))  # fmt: skip
         result.changed = writer.finish(self.expansion, digest, artifacts + result.stale, previous["artifacts"])
         compiler.prune([*result.kernels, *(kernel for kernel, _ in kept)])
         return result

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         return 0
     toolchain = find_toolchain()
     if options.check_reproducible:
-        return _check_reproducible(options, matrix, templates, selected, toolchain, console)
+        return _check_reproducible(options, matrix, templates, expansion.measured, selected, toolchain, console)
     build = Build(matrix, templates, expansion, toolchain, _launcher(options.launcher), options.format, options.jobs)
     if options.dry_run:
         return _show_plan(build, options.out, selected, console)
@@ -162,14 +163,17 @@ def _show_plan(build: Build, out: Path, selected: list[Variant], console: Consol
     return status
 
 
-def _check_reproducible(options: argparse.Namespace, matrix: Path, templates: Path, selected: list[Variant],
-                        toolchain: Toolchain, console: Console) -> int:  # fmt: skip
+def _check_reproducible(options: argparse.Namespace, matrix: Path, templates: Path, measured: Sequence[str],
+                        selected: list[Variant], toolchain: Toolchain, console: Console) -> int:  # fmt: skip
     """Build twice from copies of the sources in directories of different depth; every byte of the packs must agree."""
     packs = []
     with tempfile.TemporaryDirectory() as name:
         for place in (Path(name, "a"), Path(name, "another", "and-longer", "place")):
             shutil.copytree(templates, place / "templates")
             shutil.copy(matrix, place / "kernels.yaml")
+            for name in measured:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(matrix.parent / name, place / name)
             build = Build(place / "kernels.yaml", place / "templates", load(place / "kernels.yaml"), toolchain,
                           _launcher(options.launcher), options.format, options.jobs)  # fmt: skip
             start = time.perf_counter()

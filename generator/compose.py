@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from generator import schema
-from generator.expand import FamilyExpander, Problems
+from generator.expand import FamilyExpander
+from generator.problems import Problems
 from loader.expression import Expression, names
 from loader.manifest import DTYPE_BYTES
 

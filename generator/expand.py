@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from generator import schema
 from generator.expression import fold, is_name, parse
+from generator.measured import Measured
+from generator.problems import Problems
 from generator.selection import unreachable
 from loader import arch as archs
-from loader.errors import ExpressionError
 from loader.expression import Expression, names, to_text
 from loader.manifest import (
     DTYPE_BYTES,
@@ -61,33 +61,6 @@ class Variant:
         return f"{self.family}/{self.variant}@{self.arch}"
 
 
-class Problems:
-    """Findings so far. Equal findings of many variants become one that counts them."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], list[str]] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def add(self, where: str, reason: str, variant: str | None = None) -> None:
-        self._found.setdefault((where, reason), []).extend([variant] if variant else [])
-
-    @contextmanager
-    def at(self, where: str, variant: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except ExpressionError as error:
-            self.add(where, str(error), variant)
-
-    def texts(self, file: str) -> list[str]:
-        texts = []
-        for (where, reason), variants in self._found.items():
-            more = f" and {len(variants) - 1} more" if len(variants) > 1 else ""
-            texts.append(f"{file}: {where}: {reason}" + (f" (variant {variants[0]}{more})" if variants else ""))
-        return texts
-
-
 def solvable_dimension(entry: Expression) -> str | None:
     """The dimension that a buffer's extent gives through ``entry``: ``M``, ``K / 2``, ``E + 1``; else ``None``."""
     if isinstance(entry, list) and entry[0] in ("+", "-", "*", "/"):
@@ -101,8 +74,9 @@ def solvable_dimension(entry: Expression) -> str | None:
 class FamilyExpander:
     """Checks and expands one family. ``self.where`` prefixes every finding."""
 
-    def __init__(self, name: str, family: schema.Family, problems: Problems, section: str = "families") -> None:
-        self.name, self.family, self.problems = name, family, problems
+    def __init__(self, name: str, family: schema.Family, problems: Problems, section: str = "families",
+                 measured: Sequence[Measured] = ()) -> None:  # fmt: skip
+        self.name, self.family, self.problems, self.measured = name, family, problems, measured
         self.where = f"{section}.{name}"
         self.arguments = {argument.name: argument for argument in family.arguments}
         self.required = {argument.name for argument in family.arguments if not argument.optional}
@@ -178,7 +152,8 @@ class FamilyExpander:
             "scalars": [scalar.model_dump(exclude_none=True) for scalar in family.scalars],
             "constraints": constraints,
             "skip": family.skip,
-            "select": family.select.model_dump(include={"match", "features", "measured"}),
+            "select": {**family.select.model_dump(include={"match", "features"}),
+                       "measured": [measured.row.model_dump() for measured in self.measured]},
         }
 
     def _check_values(self) -> None:
@@ -238,8 +213,7 @@ class FamilyExpander:
         tiles: dict[str, set[str]] = {}
         for variant in variants:
             tiles.setdefault(variant.arch, set()).add(variant.tile)
-        for index, row in enumerate(self.family.select.measured):
-            at = f"{self.where}.select.measured[{index}]"
+        for at, row in self.measured:
             if row.arch not in tiles:
                 self.problems.add(f"{at}.arch", f"{row.arch!r} is built by no target; built are {', '.join(tiles)}")
                 continue
@@ -556,7 +530,7 @@ class _TargetExpander:
                     matched = variant.variant.removeprefix(variant.tile)
                     costs.setdefault(matched, {})[variant.tile + mark] = variant.cost
             rows = [{tile + mark: time for tile, time in row.microseconds.items()}
-                    for row in select.measured if row.arch == arch]  # fmt: skip
+                    for _, row in self.parent.measured if row.arch == arch]  # fmt: skip
             for group in costs.values():
                 with self.problems.at(f"{self.where}.cost"):
                     for name in unreachable(group, select.features, select.domain, constraints, rows):

@@ -13,18 +13,23 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from generator import compose, schema
+from generator import compose, measured, schema
 from generator.errors import MatrixError
-from generator.expand import FamilyExpander, Problems, Variant
+from generator.expand import FamilyExpander, Variant
+from generator.problems import Problems
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """The whole matrix: families and composites in manifest form, and variants sorted by family, arch, variant."""
+    """The whole matrix: families and composites in manifest form, and variants sorted by family, arch, variant.
+
+    measured: the files that it names, by their path from its folder.
+    """
 
     families: dict[str, dict[str, Any]]
     composites: dict[str, dict[str, Any]]
     variants: list[Variant]
+    measured: tuple[str, ...]
 
 
 class _UniqueKeyLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):
@@ -56,7 +61,8 @@ def load(path: Path) -> Expansion:
     problems = Problems()
     families, variants = {}, []
     for name, family in matrix.families.items():
-        families[name] = FamilyExpander(name, family, problems)
+        rows = measured.read(path.parent, name, family.select.measured, problems)
+        families[name] = FamilyExpander(name, family, problems, measured=rows)
         variants += families[name].expand()
     composites = {name: compose.expand(name, composite, families, problems)
                   for name, composite in matrix.composites.items()}
@@ -64,4 +70,5 @@ def load(path: Path) -> Expansion:
     if texts:
         raise MatrixError(texts)
     manifests = {name: expander.manifest for name, expander in families.items()}
-    return Expansion(manifests, composites, sorted(variants, key=lambda v: (v.family, v.arch, v.variant)))
+    files = tuple(dict.fromkeys(file for family in matrix.families.values() for file in family.select.measured))
+    return Expansion(manifests, composites, sorted(variants, key=lambda v: (v.family, v.arch, v.variant)), files)

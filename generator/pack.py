@@ -187,13 +187,14 @@ class Writer:
                     path.unlink()
 
 
-def source_digest(matrix: Path, templates: Path) -> str:
-    """sha256 over kernels.yaml, every template and header by its name under templates/, and the generator's version.
+def source_digest(matrix: Path, templates: Path, measured: Sequence[str] = ()) -> str:
+    """sha256 over kernels.yaml, the files that it names, every template and header by its name under templates/, and
+    the generator's version.
 
     Other files, such as an editor's, are no sources.
     """
     digest = hashlib.sha256(f"generator {VERSION}\n".encode())
-    files = [("kernels.yaml", matrix)]
+    files = [("kernels.yaml", matrix), *((name, matrix.parent / name) for name in measured)]
     files += [(path.relative_to(templates).as_posix(), path) for path in templates.rglob("*")
               if path.suffix in SUFFIXES and path.is_file()]  # fmt: skip
     for name, path in sorted(files):

@@ -133,11 +133,20 @@ class MeasuredRow(Model):
     microseconds: Annotated[dict[str, float | int], Field(min_length=1)]
 
 
+class Recording(Model):
+    """A file that benchmarks/tune.py wrote; what else it says is for people."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    family: str
+    rows: Annotated[list[MeasuredRow], Field(min_length=1)]
+
+
 class Select(Model):
     match: dict[Name, Name] = {}
     features: dict[Name, Expr] = {}
     domain: dict[Name, Annotated[list[int | float], Field(min_length=1)]] = {}
-    measured: list[MeasuredRow] = []
+    measured: list[str] = []
 
 
 class Target(Model):
@@ -225,7 +234,7 @@ def problems(error: ValidationError) -> list[str]:
             "extra_forbidden": "unknown key",
             "missing": "missing key",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
-        if item["type"] not in ("extra_forbidden", "missing", "value_error", "parameter_kind"):
+        if item["type"] not in ("extra_forbidden", "missing", "value_error", "parameter_kind", "json_invalid"):
             reason += f", got {item['input']!r}"
         found.append(f"{location(parts) or 'top level'}: {reason}")
     return found

@@ -418,16 +418,38 @@ def test_results_are_read_while_the_pack_is_held(project, monkeypatch):
 
 MEASURED = """    select:
       features: {n: n}
-      measured: [{arch: 120a, device: any, features: {n: 1}, microseconds: {t32: %s}}]
+      measured: [%s.json]
 """
+
+
+def record(project, time):
+    """A file of one measured row beside the matrix, which is named like the time."""
+    row = f'{{"arch": "120a", "device": "any", "features": {{"n": 1}}, "microseconds": {{"t32": {time}}}}}'
+    (project.matrix.parent / f"{time}.json").write_text(f'{{"family": "nop9", "rows": [{row}]}}')
+
+
+def test_measured_rows_are_sources(project, capsys):
+    """Another time is another digest in the manifest, and a build elsewhere finds the file."""
+    record(project, 1.5)
+    entry = "    parameters:\n      - {pointer: a}"
+    project.edit(project.matrix, entry, MEASURED % 1.5 + entry)
+    digests = []
+    for microseconds in (1.5, 2.5):
+        project.edit(project.matrix.parent / "1.5.json", ": 1.5}", f": {microseconds}}}")
+        assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+        assert project.manifest["families"]["nop9"]["select"]["measured"][0]["microseconds"] == {"t32": microseconds}
+        digests.append(project.manifest["source_digest"])
+    assert digests[0] != digests[1]
+    assert project.build("--arch", "120a", "--kernel", "nop9", "--check-reproducible") == 0
+    assert "reproducible: 1 kernels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("    parameters:\n      - {pointer: a}", MEASURED % ".nan" + "    parameters:\n      - {pointer: a}",
+        ("    parameters:\n      - {pointer: a}", MEASURED % "NaN" + "    parameters:\n      - {pointer: a}",
          "manifest.json is no JSON document: NaN is no JSON number"),
-        ("    parameters:\n      - {pointer: a}", MEASURED % ".inf" + "    parameters:\n      - {pointer: a}",
+        ("    parameters:\n      - {pointer: a}", MEASURED % "Infinity" + "    parameters:\n      - {pointer: a}",
          "manifest.json is no JSON document: Infinity is no JSON number"),
         ("name: a, direction: in, dtypes: [f32], shape: [n], alignment: 16",
          "name: a, direction: in, dtypes: [f32], shape: [n], alignment: 8192",
@@ -442,6 +464,8 @@ def test_a_manifest_that_no_loader_reads_replaces_nothing(project, capsys, old, 
     """Whatever the matrix lets pass, the loader's own reader judges before the manifest is put in place."""
     assert project.build("--arch", "120a", "--kernel", "nop9") == 0
     before = project.files()
+    record(project, "NaN")
+    record(project, "Infinity")
     project.edit(project.matrix, old, new)
     capsys.readouterr()
     assert project.build("--arch", "120a", "--kernel", "nop9") == 1

@@ -1,6 +1,7 @@
 """kernels.yaml: what expands to what, and every mistake with the place it names."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,29 @@ def family():
     }  # fmt: skip
 
 
+def recording(family="f", arch="90a", features=("M", "rows"), times=({"m8k64": 1.0},)):
+    """A file of measured rows."""
+    rows = [{"arch": arch, "device": "H", "features": dict.fromkeys(features, 1), "microseconds": t} for t in times]
+    return json.dumps({"benchmark": "tune", "family": family, "rows": rows})
+
+
+FAST = [{tile: 1.0, "m8k64": 2.0} for tile in ("m128k32", "m128k64")]
+RECORDED = {
+    "fast.json": recording(times=FAST),
+    "fair.json": recording(times=[FAST[0] | {"m8k64": 0.5}, FAST[1], {"m128k32": 1}]),
+    "tile.json": recording(times=[{"m8k64": 1.0}, {"m9": 1.0}]),
+    "arch.json": recording(arch="120a", features=()),
+    "feature.json": recording(features=["M"]),
+    "family.json": recording(family="g"),
+    "text.json": recording(times=[{"m8k64": "1.0"}]),
+    "empty.json": recording(times=[]),
+    "broken.json": "{",
+}
+
+
 def expand(tmp_path, families):
+    for name, text in RECORDED.items():
+        (tmp_path / name).write_text(text)
     path = tmp_path / "kernels.yaml"
     path.write_text(yaml.safe_dump({"schema": 1, "families": families}, sort_keys=False))
     return load(path)
@@ -158,19 +181,18 @@ def test_expansion_does_not_depend_on_the_order_of_keys(tmp_path):
 
 def test_measured_rows_decide_what_is_reachable(tmp_path):
     """Where an arch has rows, its tiles must win one of them, whatever they cost."""
-    row = {"arch": "90a", "device": "H", "features": {"M": 1, "rows": 1}}
-    fast = [row | {"microseconds": {tile: 1.0, "m8k64": 2.0}} for tile in ("m128k32", "m128k64")]
     changes = {"targets.hopper.cost": "block_m * 1000 + block_k", "targets.hopper.archs": ["90a"]}
     assert [problem.split(": ")[2] for problem in problems(tmp_path, edited(changes))] == [
         "tile m128k64 can never be chosen on 90a",
         "tile m128k32 can never be chosen on 90a",
     ]
-    assert [
-        problem.split(": ", 2)[2] for problem in problems(tmp_path, edited(changes | {"select.measured": fast}))
-    ] == ["tile m8k64 can never be chosen on 90a: it wins in no measured row"]
-    fast[0]["microseconds"]["m8k64"] = 0.5
-    fast.append(row | {"microseconds": {"m128k32": 1}})
-    assert expand(tmp_path, {"f": edited(changes | {"select.measured": fast})}).variants
+    found = problems(tmp_path, edited(changes | {"select.measured": ["fast.json"]}))
+    assert [problem.split(": ", 2)[2] for problem in found] == [
+        "tile m8k64 can never be chosen on 90a: it wins in no measured row"
+    ]
+    expansion = expand(tmp_path, {"f": edited(changes | {"select.measured": ["fair.json"]})})
+    assert expansion.variants and expansion.measured == ("fair.json",)
+    assert expansion.families["f"]["select"]["measured"] == json.loads(RECORDED["fair.json"])["rows"]
 
 
 def test_equal_costs_go_to_the_name_that_sorts_first(tmp_path):
@@ -411,20 +433,45 @@ CASES = {
         f"{HOPPER}.launch.cluster[0]: expected an integer of at least 1, got 0 (variant m8k64_f16 and 5 more)",
     ),
     "row of an unknown tile": (
-        {
-            "select.measured": [
-                {"arch": "90a", "device": "H", "features": {"M": 1, "rows": 1}, "microseconds": {"m9": 1.0}}
-            ]
-        },
-        "families.f.select.measured[0].microseconds.m9: unknown tile for 90a; known are m128k32, m128k64, m8k64",
+        {"select.measured": ["tile.json"]},
+        "families.f.select.measured[0]: tile.json: rows[1].microseconds.m9: "
+        "unknown tile for 90a; known are m128k32, m128k64, m8k64",
     ),
     "row of an arch that is not built": (
-        {"select.measured": [{"arch": "120a", "device": "H", "features": {}, "microseconds": {"m8k64": 1.0}}]},
-        "families.f.select.measured[0].arch: '120a' is built by no target; built are 90a, 100a",
+        {"select.measured": ["arch.json"]},
+        "families.f.select.measured[0]: arch.json: rows[0].arch: '120a' is built by no target; built are 90a, 100a",
     ),
     "row without a feature": (
-        {"select.measured": [{"arch": "90a", "device": "H", "features": {"M": 1}, "microseconds": {"m8k64": 1.0}}]},
-        "families.f.select.measured[0].features: expected exactly M, rows",
+        {"select.measured": ["fast.json", "feature.json"]},
+        "families.f.select.measured[1]: feature.json: rows[0].features: expected exactly M, rows",
+    ),
+    "rows of another family": (
+        {"select.measured": ["family.json"]},
+        "families.f.select.measured[0]: family.json: family: these are times of 'g'",
+    ),
+    "row of another type": (
+        {"select.measured": ["text.json"]},
+        "families.f.select.measured[0]: text.json: rows[0].microseconds.m8k64",
+    ),
+    "file without rows": (
+        {"select.measured": ["empty.json"]},
+        "families.f.select.measured[0]: empty.json: rows: List should have at least 1 item",
+    ),
+    "file of rows that is not there": (
+        {"select.measured": ["none.json"]},
+        "families.f.select.measured[0]: none.json: No such file or directory",
+    ),
+    "file of rows that is no JSON": (
+        {"select.measured": ["broken.json"]},
+        "families.f.select.measured[0]: broken.json: top level: Invalid JSON: ",
+    ),
+    "file of rows twice": (
+        {"select.measured": ["fast.json", "fast.json"]},
+        "families.f.select.measured[1]: duplicate file 'fast.json'",
+    ),
+    "file of rows elsewhere": (
+        {"select.measured": ["../fast.json"]},
+        "families.f.select.measured[0]: '../fast.json' is no path below the folder of this file",
     ),
     "local memory of an unknown variant": (
         {"targets.hopper.local_memory": ["m9"]},
