@@ -20,6 +20,7 @@ from loader.dlpack import Buffer
 from loader.errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
 from loader.expression import Number
 from loader.geometry import Geometry
+from loader.launchable import Launchable
 from loader.manifest import SCALAR_FORMATS, Family
 from loader.plan import Plan, Prepared
 from loader.registry import Registry
@@ -237,7 +238,7 @@ class Call:
         if prepared is None or prepared.device is not None:  # the emulated device has the time to look twice
             self._remember(values, prepared)
 
-    def _remember(self, values: Sequence[Any], prepared: Any) -> None:
+    def _remember(self, values: Sequence[Any], prepared: Launchable | None) -> None:
         """Let ``_locate`` find this problem, if every buffer's type has the exchange API."""
         apis = {kind: dlpack.exchange(kind) for kind in map(type, values[:self.count]) if kind is not type(None)}
         if None in apis.values() or not self.count:
@@ -268,7 +269,7 @@ class Call:
         ordinal = next((place for place in map(dlpack.cuda_ordinal, buffers) if place is not None), None)
         return streams.LEGACY_DEFAULT if ordinal is None else streams.current(buffers, ordinal)
 
-    def prepare(self, values: Sequence[Any], stream: int) -> tuple[Any, list[Buffer]]:
+    def prepare(self, values: Sequence[Any], stream: int) -> tuple[Launchable | None, list[Buffer]]:
         """The problem of values ``_with_numbers``, and their buffers; None where there is nothing to compute."""
         buffers = [signature.read(self.family.name, argument, value, stream)
                    for argument, value in zip(self.family.arguments, values[:self.count], strict=True)]
@@ -290,12 +291,17 @@ class Call:
             return _SKIPPED
         return self.resolve(problem, place, stream)
 
-    def resolve(self, problem: Problem, place: tuple[int, int], stream: int) -> Any:
+    def resolve(self, problem: Problem, place: tuple[int, int], stream: int) -> Launchable:
         """A checked problem on a device, ready to be launched: (type, ordinal) of ``dlpack``."""
         if place[0] == dlpack.CPU:
             from loader import emulated  # host buffers only
 
-            return emulated.prepare(self, problem)
+            emulated.check_size(self.family, problem)
+            name = self.target.arch or emulated.default_arch(self.family.name, self.kernels, self.registry)
+            facts = emulated.facts(name)
+            selection = self.select(facts, problem)
+            return emulated.EmulatedPrepared(self.family, problem, selection,
+                                             self.geometry(selection, problem, facts), name)
         device = driver.get().device(place[1] if place[1] >= 0 else self.target.ordinal or 0)
         selection = self.select(device.facts, problem)
         resolved = self.geometry(selection, problem, device.facts)

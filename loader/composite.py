@@ -19,6 +19,7 @@ from loader.call import Call
 from loader.dlpack import Buffer
 from loader.errors import ShapeError
 from loader.expression import Number, ceil_div, round_up
+from loader.launchable import Launchable
 from loader.manifest import DTYPE_BYTES, Argument, Composite, Family, Step
 from loader.plan import Plan
 from loader.select import Decision, DeviceFacts
@@ -192,9 +193,9 @@ class _Step:
 
 
 class _Resolved(NamedTuple):
-    """A step of one chunk size: ``Prepared`` or its emulated twin, and (argument, offset) of each of its buffers."""
+    """A step of one chunk size, and (argument, offset) of each of its buffers."""
 
-    prepared: Any
+    prepared: Launchable
     sources: tuple[tuple[int, int], ...]
 
 

@@ -9,18 +9,15 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from loader import arch, signature, values
 from loader.errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
 from loader.geometry import Geometry
 from loader.manifest import MAX_FILE_BYTES, Artifact, Family
-from loader.registry import Candidate
+from loader.registry import Candidate, Registry
 from loader.select import Decision, DeviceFacts, Selection
 from loader.signature import Problem
-
-if TYPE_CHECKING:
-    from loader.call import Call
 
 ARCH_VARIABLE = "LOADER_EMULATED_ARCH"
 LIMIT_VARIABLE = "LOADER_EMULATED_MAX_BYTES"
@@ -39,18 +36,18 @@ def facts(name: str) -> DeviceFacts:
                        arch.SHARED_MEMORY_LIMIT[target.major])
 
 
-def default_arch(call: Call) -> str:
-    """``LOADER_EMULATED_ARCH``, else the newest architecture for which the packs hold the kernel."""
+def default_arch(name: str, kernels: Iterable[str], registry: Registry) -> str:
+    """``LOADER_EMULATED_ARCH``, else the newest architecture for which the packs hold the kernels of a call."""
     named = os.environ.get(ARCH_VARIABLE)
     if named:
         try:
             return str(arch.parse(named))
         except ValueError as error:
             raise UnknownArchError(f"{ARCH_VARIABLE}: {error}", got=named, known=list(arch.ARCHS)) from None
-    held = set.intersection(*({candidate.artifact.arch for candidate in call.registry.candidates(name)}
-                              for name in call.kernels))
+    held = set.intersection(*({candidate.artifact.arch for candidate in registry.candidates(kernel)}
+                              for kernel in kernels))
     if not held:
-        raise EmulationError(f"{call.family.name}: the packs hold no artifact of it", kernel=call.family.name)
+        raise EmulationError(f"{name}: the packs hold no artifact of it", kernel=name)
     return max(held, key=lambda name: arch.rank(arch.ARCHS[name]))
 
 
@@ -156,17 +153,6 @@ def run_in_order(launches: Iterable[tuple[EmulatedPrepared, Sequence[int]]]) -> 
     for prepared, pointers in launches:
         prepared.check(pointers)
         device = prepared.run(pointers, device)
-
-
-def prepare(call: Call, problem: Problem) -> EmulatedPrepared:
-    """The problem on the emulated device."""
-    family = call.family
-    check_size(family, problem)
-    name = call.target.arch or default_arch(call)
-    device = facts(name)
-    selection = call.select(device, problem)
-    geometry = call.geometry(selection, problem, device)
-    return EmulatedPrepared(family, problem, selection, geometry, name)
 
 
 def check_size(family: Family, problem: Problem) -> None:

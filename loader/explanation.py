@@ -86,7 +86,7 @@ def problem_of(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tu
 def _device_facts(call: Call, place: tuple[int, int] | None) -> DeviceFacts:
     asked = call.target
     if asked.kind == "emulated" or (place is not None and place[0] == dlpack.CPU):
-        return emulated.facts(asked.arch or emulated.default_arch(call))
+        return emulated.facts(asked.arch or emulated.default_arch(call.family.name, call.kernels, call.registry))
     if place is not None and place[1] >= 0:
         if asked.ordinal is not None and asked.ordinal != place[1]:
             raise DeviceError(f"{call.family.name}: the buffers are on cuda:{place[1]}, cuda:{asked.ordinal} was asked "

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from typing import Any
 
-from loader import dlpack, driver, signature, values
+from loader import dlpack, driver, launchable, signature, values
 from loader import stream as streams
 from loader.driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
 from loader.errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
@@ -171,10 +171,11 @@ class Plan:
     run beside them.
     """
 
-    def __init__(self, family: Family, prepared: Any, buffers: Sequence[dlpack.Buffer], values: Sequence[Any]) -> None:
+    def __init__(self, family: Family, prepared: launchable.Launchable | None, buffers: Sequence[dlpack.Buffer],
+                 values: Sequence[Any]) -> None:
         self._family, self._prepared = family, prepared
         self._buffers, self._values = list(buffers), list(values)
-        self._slots: dict[int, Any] = {}
+        self._slots: dict[int, launchable.Slot] = {}
         self._set_pointers()
         api = next((found for found in map(dlpack.exchange, map(type, self._values)) if found is not None), None)
         on_cuda = prepared is not None and prepared.device is not None
@@ -235,7 +236,7 @@ class Plan:
             return streams.handle(stream)
         return streams.LEGACY_DEFAULT if self._ordinal is None else streams.current(self._values, self._ordinal)
 
-    def _new_slot(self, stream: int) -> Any:
+    def _new_slot(self, stream: int) -> launchable.Slot | None:
         """A slot for a stream, so that launches on two streams never write to one configuration."""
         if self._prepared is None:
             return None
