@@ -10,27 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from generator import schema
-from generator.expand import FamilyExpander
 from generator.problems import Problems
+from generator.signature import Signature
 from loader.expression import Expression, names
 from loader.manifest import DTYPE_BYTES
 
 
-def expand(name: str, composite: schema.Composite, families: Mapping[str, FamilyExpander],
+def expand(name: str, composite: schema.Composite, families: Mapping[str, Signature],
            problems: Problems) -> dict[str, Any]:
     """The composite in manifest form, every mapping spelled out; what is wrong goes to ``problems``."""
     return _Composer(name, composite, families, problems).expand()
 
 
 class _Composer:
-    def __init__(self, name: str, composite: schema.Composite, families: Mapping[str, FamilyExpander],
+    def __init__(self, name: str, composite: schema.Composite, families: Mapping[str, Signature],
                  problems: Problems) -> None:
         self.name, self.composite, self.families, self.problems = name, composite, families, problems
         signature = schema.Family.model_construct(
             summary=composite.summary, arguments=composite.arguments, scalars=composite.scalars,
             constraints=composite.constraints, skip=composite.skip, select=schema.Select(), parameters=None, targets={},
         )
-        self.signature = FamilyExpander(name, signature, problems, section="composites")
+        self.signature = Signature(name, signature, problems, section="composites")
         self.where = self.signature.where
         self.known = self.signature.dimensions | self.signature.scalars
         self.dtypes = {argument.name: set(argument.dtypes) for argument in composite.arguments}

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from generator.errors import MatrixError
-from generator.expand import solvable_dimension
 from generator.matrix import load
+from generator.signature import solvable_dimension
 from loader.arch import ARCHS
 from loader.expression import evaluate, names
 from loader.manifest import KEYWORDS, OWN_VALUES
