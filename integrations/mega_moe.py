@@ -116,8 +116,7 @@ def mega_moe(
     """``nvfp4_mega_moe_full`` on weights in the layout of the kernels, the first T tokens of everything."""
     (tokens, topk), experts, intermediate = topk_ids.shape, w13.shape[0], w13.shape[1] // 2
     rows = tokens * topk
-    if x_scale.nbytes * GROUP != 2 * x.nbytes:
-        raise ValueError(f"x_scale expects a byte for {GROUP} values of x {list(x.shape)}, got {list(x_scale.shape)}")
+    _check_scale(x, x_scale)
 
     def new(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
@@ -125,17 +124,13 @@ def mega_moe(
     expert_offsets, scale_offsets = new(experts + 1), new(experts)
     row_of_slot, slot_of_row = new(tokens, topk), new(rows)
     ops.moe_route(topk_ids, expert_offsets, scale_offsets, row_of_slot, slot_of_row, first_expert=first_expert)
-
     # Rows beyond the last expert's are never read; any token will do for them.
     token_of_row = slot_of_row.clamp(min=0) // topk
     a = x.view(torch.uint8).index_select(0, token_of_row)
     a_scale = new(*packed_scale_shape(rows, experts, 2 * x.shape[1]), dtype=torch.uint8)
     _scatter_scales(x_scale.view(torch.uint8), token_of_row, expert_offsets, scale_offsets, a_scale)
-
     ones = torch.ones(experts, dtype=torch.float32, device=x.device)
-    decode = intermediate_scale
-    if decode is None:
-        decode = ones if activation_clamp is None else ones * (activation_clamp**2 / (6 * 448))
+    decode = _intermediate_scale(ones, activation_clamp) if intermediate_scale is None else intermediate_scale
     scales = new(a_scale.shape[0], packed_scale_shape(rows, experts, intermediate)[1], dtype=torch.uint8)
     activated = new(rows, intermediate // 2, dtype=torch.uint8)
     ops.grouped_fp4_swiglu(
@@ -162,6 +157,16 @@ def mega_moe(
 
 
 mega_moe.register_fake(lambda *tensors, **values: None)
+
+
+def _check_scale(x: torch.Tensor, x_scale: torch.Tensor) -> None:
+    if x_scale.nbytes * GROUP != 2 * x.nbytes:
+        raise ValueError(f"x_scale expects a byte for {GROUP} values of x {list(x.shape)}, got {list(x_scale.shape)}")
+
+
+def _intermediate_scale(ones: torch.Tensor, activation_clamp: float | None) -> torch.Tensor:
+    """With which L2 multiplies what the clamp lets pass."""
+    return ones if activation_clamp is None else ones * (activation_clamp**2 / (6 * 448))
 
 
 def _scatter_scales(
