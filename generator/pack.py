@@ -28,7 +28,7 @@ from generator.matrix import Expansion
 from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
 from loader.errors import LoaderError
-from loader.manifest import parse
+from loader.reader import parse
 
 SCHEMA = 3
 ABI = 1

@@ -33,8 +33,8 @@ from loader.manifest import (
     Family,
     Manifest,
     StoredFile,
-    parse,
 )
+from loader.reader import parse
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUP = "loader.artifacts"

@@ -20,7 +20,7 @@ import pytest
 from generator import cli, files, lock, pack, toolchain
 from generator.errors import ToolchainError
 from generator.matrix import load
-from loader import manifest as loader_manifest
+from loader import reader
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"
@@ -94,7 +94,7 @@ def built(tmp_path_factory):
 
 def test_the_loader_reads_what_was_written(built):
     """The manifest keeps its contract, and every file has the digest and size that it names."""
-    manifest = loader_manifest.parse((built.out / "manifest.json").read_bytes())
+    manifest = reader.parse((built.out / "manifest.json").read_bytes())
     assert len(manifest.artifacts) == 10
     for artifact in manifest.artifacts:
         for stored in (artifact.binary, artifact.ptx):
@@ -260,7 +260,7 @@ def test_a_fatbin_holds_the_selected_archs(project, capsys):
     assert first["format"] == "fatbin"
     content = (project.out / first["file"]).read_bytes()
     assert b"sm_120a" in content and b"sm_90a" in content
-    loader_manifest.parse((project.out / "manifest.json").read_bytes())
+    reader.parse((project.out / "manifest.json").read_bytes())
 
 
 def test_a_failing_kernel_does_not_stop_the_others(project, capsys):
@@ -368,7 +368,7 @@ def test_a_killed_build_leaves_the_old_pack(project):
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for artifact in loader_manifest.parse((project.out / "manifest.json").read_bytes()).artifacts:
+        for artifact in reader.parse((project.out / "manifest.json").read_bytes()).artifacts:
             for stored in (artifact.binary, artifact.ptx):
                 assert hashlib.sha256((project.out / stored.file).read_bytes()).hexdigest() == stored.sha256
     assert project.build("--arch", "120a") == 0

@@ -75,7 +75,7 @@ def test_a_number_that_reads_as_infinity(cuda, tmp_path):
 
 def test_oversized_manifest(cuda, tmp_path, monkeypatch):
     """A manifest over the limit is not parsed."""
-    monkeypatch.setattr("loader.manifest.MAX_MANIFEST_BYTES", len(TEXT) - 1)
+    monkeypatch.setattr("loader.reader.MAX_MANIFEST_BYTES", len(TEXT) - 1)
     sample_pack.write(tmp_path, TEXT, FILES)
     refuse(cuda, tmp_path, loader.ManifestSyntaxError)
 

@@ -1,0 +1,153 @@
+"""Reads JSON whose every key and type is expected: a finding names its place in the document."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+from loader import expression
+from loader.errors import DuplicateError, ExpressionError, ManifestError, ManifestSyntaxError
+from loader.expression import Expression
+
+
+class Fields:
+    """One JSON object being read: each key is taken once with its type, and ``done`` refuses what is left."""
+
+    __slots__ = ("where", "_values", "_taken")
+
+    def __init__(self, value: Any, where: str) -> None:
+        if type(value) is not dict:
+            raise wrong(where, "an object", value)
+        self.where, self._values, self._taken = where, value, 0
+
+    def take(self, key: str) -> Any:
+        if key not in self._values:
+            raise ManifestError(f"{self.where}: key {key!r} is missing", where=self.where, expected=key, got=None)
+        self._taken += 1
+        return self._values[key]
+
+    def has(self, key: str) -> bool:
+        return key in self._values
+
+    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
+        value = self.take(key)
+        if type(value) is not str or (pattern is not None and not pattern.fullmatch(value)):
+            kind = "text" if pattern is None else f"text that matches {pattern.pattern}"
+            raise wrong(f"{self.where}.{key}", kind, value)
+        return value
+
+    def choice(self, key: str, choices: Iterable[Any]) -> Any:
+        value = self.take(key)
+        if type(value) not in (str, int) or value not in choices:
+            raise wrong(f"{self.where}.{key}", "one of " + ", ".join(map(str, choices)), value)
+        return value
+
+    def integer(self, key: str, low: int = 0, high: int = 1 << 31) -> int:
+        return to_integer(self.take(key), f"{self.where}.{key}", low, high)
+
+    def items(self, key: str) -> list[Any]:
+        value = self.take(key)
+        if type(value) is not list:
+            raise wrong(f"{self.where}.{key}", "a list", value)
+        return value
+
+    def objects(self, key: str) -> list[Fields]:
+        return [Fields(value, f"{self.where}.{key}[{i}]") for i, value in enumerate(self.items(key))]
+
+    def object(self, key: str) -> Fields:
+        return Fields(self.take(key), f"{self.where}.{key}")
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.take(key)
+        if type(value) is not dict:
+            raise wrong(f"{self.where}.{key}", "an object", value)
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.take(key)
+        if type(value) is not bool:
+            raise wrong(f"{self.where}.{key}", "true or false", value)
+        return value
+
+    def expression(self, key: str, known: frozenset[str]) -> Expression:
+        return to_expression(self.take(key), f"{self.where}.{key}", known)
+
+    def expressions(self, key: str, known: frozenset[str]) -> tuple[Expression, ...]:
+        return tuple(to_expression(value, f"{self.where}.{key}[{i}]", known) for i, value in enumerate(self.items(key)))
+
+    def done(self) -> None:
+        if self._taken != len(self._values):
+            names = ", ".join(sorted(self._values))
+            raise ManifestError(f"{self.where}: unknown key among {names}", where=self.where, got=names, expected=None)
+
+
+_SHOWN = reprlib.Repr()  # of lists in lists only what is shown, however deep they are
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 80
+
+
+def wrong(where: str, expected: str, got: Any) -> ManifestError:
+    """The error of a value; what it shows of it is short."""
+    shown = _SHOWN.repr(got)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ManifestError(f"{where}: expected {expected}, got {shown}", where=where, expected=expected, got=got)
+
+
+def to_integer(value: Any, where: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise wrong(where, f"an integer in {low} .. {high}", value)
+    return value
+
+
+def to_number(value: Any, where: str) -> int | float:
+    if type(value) not in (int, float) or not abs(value) < math.inf:  # 1e999 is a number of JSON
+        raise wrong(where, "a number", value)
+    return value
+
+
+def to_expression(value: Any, where: str, known: frozenset[str]) -> Expression:
+    """One that is well formed and uses known names."""
+    if type(value) is str and value in known:
+        return value
+    try:
+        expression.validate(value)
+    except ExpressionError as error:
+        raise ManifestError(f"{where}: {error}", where=where, expected="an expression", got=value) from None
+    unknown = expression.names(value) - known
+    if unknown:
+        raise ManifestError(f"{where}: {expression.to_text(value)} uses unknown {', '.join(sorted(unknown))}",
+                            where=where, expected=sorted(known), got=sorted(unknown))
+    return value
+
+
+def unique(names: Iterable[str], where: str) -> None:
+    """Refuses a name that appears twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DuplicateError(f"{where}: {name!r} appears twice", where=where, got=name)
+        seen.add(name)
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError(f"a key appears twice among {', '.join(key for key, _ in pairs)}")
+    return value
+
+
+def decode(data: bytes, file: str, limit: int) -> Any:
+    """The value of a document, of at most ``limit`` bytes."""
+    if len(data) > limit:
+        raise ManifestSyntaxError(f"{file}: {len(data)} bytes, at most {limit} are read", expected=limit, got=len(data))
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestSyntaxError(f"{file} is no JSON document: {error}") from None
