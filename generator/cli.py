@@ -171,9 +171,9 @@ def _check_reproducible(options: argparse.Namespace, matrix: Path, templates: Pa
         for place in (Path(name, "a"), Path(name, "another", "and-longer", "place")):
             shutil.copytree(templates, place / "templates")
             shutil.copy(matrix, place / "kernels.yaml")
-            for name in measured:
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(matrix.parent / name, place / name)
+            for file in measured:
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(matrix.parent / file, place / file)
             build = Build(place / "kernels.yaml", place / "templates", load(place / "kernels.yaml"), toolchain,
                           _launcher(options.launcher), options.format, options.jobs)  # fmt: skip
             start = time.perf_counter()

@@ -141,7 +141,6 @@ class Device:
             finally:
                 self.driver.call("cuMemFreeAsync", address.value, stream, **context)
 
-
     def read(self, address: int, size: int, stream: int, **context: Any) -> bytes:
         """What lies in device memory once all that is queued on ``stream`` is done."""
         memory = ctypes.create_string_buffer(size)

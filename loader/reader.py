@@ -198,8 +198,7 @@ def _family(name: str, fields: Fields) -> Family:
 
 def _values(fields: Fields, signature: Family, known: frozenset[str]) -> Values:
     inputs = integer_inputs(signature.arguments)
-    bounds = [fields.expression(key, known)
-              for key in ("minimum", "maximum", "multiple")]
+    bounds = [fields.expression(key, known) for key in ("minimum", "maximum", "multiple")]
     others = [fields.choice(key, inputs) if fields.has(key) else None for key in ("extents", "within")]
     rule = Values(fields.choice("argument", inputs), *bounds, fields.flag("ascending"), *others)
     fields.done()
