@@ -3,6 +3,10 @@
 
 namespace registers {
 
+// Registers a thread of a CTA is launched with, where the launch bounds promise ctas_per_sm of them a multiprocessor.
+// setmaxnreg.inc waits for ever for more than the CTA has in all.
+constexpr int at_launch(int num_threads, int ctas_per_sm) { return 65536 / ctas_per_sm / num_threads / 8 * 8; }
+
 // Register budget a thread of this warpgroup from here on, a multiple of 8; all four warps of the warpgroup call it.
 template <int kRegisters>
 __device__ __forceinline__ void decrease() {
