@@ -20,7 +20,7 @@ import record
 
 import emulator
 import loader
-from emulator.__main__ import grouped_fp4
+from emulator.tools.command import grouped_fp4
 
 VARIANTS = {"120a": "m128n128k128_f32", "100a": "m128n128k256_f32"}
 COUNTS, N, K = [300] * 3, 256, 512

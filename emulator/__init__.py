@@ -6,20 +6,20 @@ device-side calls. Memory is sequentially consistent, and grids run one after an
 before it is checked.
 """
 
-from emulator.checks import CHECKS as CHECKS
+from emulator.checks.faults import BarrierFault as BarrierFault
+from emulator.checks.faults import DeadlockFault as DeadlockFault
+from emulator.checks.faults import DependenceFault as DependenceFault
+from emulator.checks.faults import DivergenceFault as DivergenceFault
+from emulator.checks.faults import EmulatorError as EmulatorError
+from emulator.checks.faults import EmulatorFault as EmulatorFault
+from emulator.checks.faults import LaunchError as LaunchError
+from emulator.checks.faults import MemoryFault as MemoryFault
+from emulator.checks.faults import PtxSyntaxError as PtxSyntaxError
+from emulator.checks.faults import TrapFault as TrapFault
+from emulator.checks.faults import UninitializedRead as UninitializedRead
+from emulator.checks.faults import UnsupportedInstruction as UnsupportedInstruction
+from emulator.checks.names import CHECKS as CHECKS
 from emulator.device import Device as Device
 from emulator.device import Module as Module
 from emulator.device import load as load
-from emulator.faults import BarrierFault as BarrierFault
-from emulator.faults import DeadlockFault as DeadlockFault
-from emulator.faults import DependenceFault as DependenceFault
-from emulator.faults import DivergenceFault as DivergenceFault
-from emulator.faults import EmulatorError as EmulatorError
-from emulator.faults import EmulatorFault as EmulatorFault
-from emulator.faults import LaunchError as LaunchError
-from emulator.faults import MemoryFault as MemoryFault
-from emulator.faults import PtxSyntaxError as PtxSyntaxError
-from emulator.faults import TrapFault as TrapFault
-from emulator.faults import UninitializedRead as UninitializedRead
-from emulator.faults import UnsupportedInstruction as UnsupportedInstruction
-from emulator.scheduler import Statistics as Statistics
+from emulator.machine.launch import Statistics as Statistics

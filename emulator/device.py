@@ -8,18 +8,18 @@ from functools import lru_cache
 
 import numpy as np
 
-from emulator import tma
-from emulator.checks import selected
-from emulator.codegen import Program
-from emulator.dependence import EarlySpace
-from emulator.faults import LaunchError, UnsupportedInstruction, shortened
-from emulator.memory import Region, Space, host_bytes
-from emulator.parse import Source, parse
-from emulator.scheduler import Launch, Statistics
+from emulator.checks.faults import LaunchError, UnsupportedInstruction, shortened
+from emulator.checks.names import selected
+from emulator.execution.program import Program
+from emulator.machine.dependence import EarlySpace
+from emulator.machine.launch import Launch, Statistics
+from emulator.machine.memory import Region, Space, host_bytes
+from emulator.text.parse import Source, parse
+from emulator.units import tma
 
 _SHARED_LIMITS = {"90": 227 << 10, "100": 227 << 10, "103": 227 << 10, "120": 99 << 10, "121": 99 << 10}
 _SWIZZLES = {0: "none", 32: "32B", 64: "64B", 128: "128B"}
-launcher: ContextVar[Callable[..., Launch]] = ContextVar("launcher", default=Launch)  # `emulator.profile` sets another
+launcher: ContextVar[Callable[..., Launch]] = ContextVar("launcher", default=Launch)  # `tools.profile` sets another
 
 
 class Module:
@@ -90,7 +90,7 @@ class Device:
         box: Sequence[int],
         swizzle: int | str,
     ) -> bytes:
-        """The 128 bytes of a tensor map (`emulator.tma` describes them).
+        """The 128 bytes of a tensor map (`emulator.units.tma` describes them).
 
         Args:
             element: one of `tma.ELEMENTS`; u4_align8 and u4_align16 are packed FP4.

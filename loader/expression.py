@@ -2,7 +2,7 @@
 
 An expression is an integer, a float, a name, or a list ``[operator, operand, ...]``. ``kernels.yaml`` writes them
 as text; ``generator.expression`` parses that text once, at build time, so the loader neither parses it nor makes
-Python of it. (The emulator does make Python of a pack's PTX, in ``emulator.codegen``.) The operators are the keys of
+Python of it. (The emulator does make Python of a pack's PTX, in ``emulator.execution``.) The operators are the keys of
 ``OPERATORS``; ``if`` and the logical operators evaluate only the operands that they need.
 """
 

@@ -10,8 +10,8 @@ from ptx import launch, module
 from test_core_async import SCHEDULES, WAIT, tensor_map_bytes
 
 import emulator
-from emulator.memory import Region, Space
-from emulator.tma import TensorMap
+from emulator.machine.memory import Region, Space
+from emulator.units.tma import TensorMap
 
 COPY = """mov.u32 %r50, buffer; mad.lo.u32 %r1, %tid, 16, %r50; ld.param.u64 %d0, [p0]; mad.wide.u32 %d0, %tid, 16, %d0;
     {copy} ld.shared.v4.u32 {{%r4, %r5, %r6, %r7}}, [%r1]; st.global.v4.u32 [%d0+512], {{%r4, %r5, %r6, %r7}};"""

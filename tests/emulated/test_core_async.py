@@ -9,8 +9,8 @@ import pytest
 from ptx import launch, module
 
 import emulator
-from emulator.memory import Space
-from emulator.tma import TensorMap
+from emulator.machine.memory import Space
+from emulator.units.tma import TensorMap
 
 SCHEDULES = pytest.mark.parametrize("seed, lazy", [(0, False), (1, True), (2, True), (3, True)])
 WAIT = """

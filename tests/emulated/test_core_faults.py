@@ -19,7 +19,7 @@ from emulator import (
     UninitializedRead,
     UnsupportedInstruction,
 )
-from emulator.races import RaceFault
+from emulator.checks.races import RaceFault
 
 BUFFER = np.zeros(64, np.uint32)
 SETUP = "ld.param.u64 %d0, [p0]; mad.wide.u32 %d1, %tid, 4, %d0; mov.u32 %r50, buffer; mad.lo.u32 %r1, %tid, 4, %r50; "

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ptx import module
 
-from emulator.codegen import Program
-from emulator.parse import parse
+from emulator.execution.program import Program
+from emulator.text.parse import parse
 
 INSTRUCTIONS = (Path(__file__).parent / "opcodes.txt").read_text().splitlines()
 SCOPE = ".reg .b32 %f<64>; .reg .b8 %b<4>; .reg .pred %unused; L0: TB: .branchtargets L0;"

@@ -13,8 +13,8 @@ import pytest
 from ptx import module
 
 import emulator
-from emulator.dependence import EarlySpace
-from emulator.memory import Region, Space
+from emulator.machine.dependence import EarlySpace
+from emulator.machine.memory import Region, Space
 from loader import emulated, registry
 
 WAIT, ALLOW = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"

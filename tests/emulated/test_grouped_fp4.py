@@ -14,7 +14,7 @@ import reference
 from raw_buffer import RawBuffer
 
 import loader
-from emulator.__main__ import profile_kernel
+from emulator.tools.command import profile_kernel
 from generator.matrix import Variant, load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ import pytest
 from ptx import launch, module
 
 import emulator
-from emulator.races import RaceFault
+from emulator.checks.races import RaceFault
 
 SCHEDULES = pytest.mark.parametrize("seed, lazy", [(0, False), (1, True), (2, True), (3, True)])
 OUT = "ld.param.u64 %out, [p0]; mad.wide.u32 %out, %tid, 4, %out; st.global.b32 [%out], %r0;"

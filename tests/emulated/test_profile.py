@@ -17,9 +17,9 @@ import ptx
 import pytest
 
 import emulator
-from emulator.__main__ import aligned, main, profile_kernel
-from emulator.picture import svg
-from emulator.profile import Profile, profile, report, sectors, wavefronts
+from emulator.tools.command import aligned, main, profile_kernel
+from emulator.tools.picture import svg
+from emulator.tools.profile import Profile, profile, report, sectors, wavefronts
 from loader.registry import registry
 
 RECORD = Path(__file__).parent / "data" / "counts.json"

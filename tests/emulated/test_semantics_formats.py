@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from emulator import formats
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.numbers import formats
 
 NARROW = ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2")
 WIDE = ("f16", "bf16", "tf32", "f32")

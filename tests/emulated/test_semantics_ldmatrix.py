@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from emulator import ldmatrix
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.units import ldmatrix
 
 WARPS = 2
 

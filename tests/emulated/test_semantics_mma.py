@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from emulator import formats, mma
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.numbers import formats
+from emulator.units import mma
 
 WARPS = 2
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from emulator import swizzle
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.numbers import swizzle
 
 # Lines of 128 bytes; entry c of a line is the unswizzled 16-byte cell that is found at cell c.
 TABLES = {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from matrix_layouts import build, strides
 
-from emulator import formats, tcgen05
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.numbers import formats
+from emulator.units import tcgen05
 
 SHARED = 160 * 1024
 TYPE_CODE = {"e4m3": 0, "e5m2": 1, "e2m3": 3, "e3m2": 4, "e2m1": 5}

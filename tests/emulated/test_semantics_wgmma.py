@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matrix_layouts import build, strides
 
-from emulator import formats, wgmma
-from emulator.illegal import IllegalInstruction
+from emulator.checks.faults import IllegalInstruction
+from emulator.numbers import formats
+from emulator.units import wgmma
 
 SWIZZLE_CODE = {"none": 0, "128B": 1, "64B": 2, "32B": 3}
 BITS = {"f16": 16, "bf16": 16, "tf32": 32, "e4m3": 8, "e5m2": 8}

@@ -80,7 +80,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 def planted_emulator(file: str, old: str, new: str) -> Iterator[None]:
     """``import emulator`` gives a fresh package with the fault in one of its files, and the loader uses that."""
     path = ROOT / "emulator" / file
-    finder = _Finder(f"emulator.{path.stem}", path, replaced(path, old, new))
+    finder = _Finder(".".join(Path("emulator", file).with_suffix("").parts), path, replaced(path, old, new))
 
     def own() -> list[str]:
         return [name for name in sys.modules if name.partition(".")[0] == "emulator"]

@@ -40,7 +40,7 @@ def noticed(fault: emulator_faults.Fault) -> bool:
         passed.add(fault.test.key)
     with planting.planted_emulator(fault.file, fault.old, fault.new):
         import emulator
-        from emulator.illegal import IllegalInstruction
+        from emulator.checks.faults import IllegalInstruction
 
         try:
             perform(fault.test)

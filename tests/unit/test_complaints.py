@@ -90,10 +90,12 @@ def test_named_tests_exist():
 def test_the_package_holds_no_kernel():
     """Its packages are those that row 36 names, and no data of theirs is a pack."""
     project = (ROOT / "pyproject.toml").read_text()
-    packages = re.findall(r"\w+", re.search(r"^packages = \[(.*)\]$", project, re.MULTILINE)[1])
+    packages = re.findall(r'"([\w.]+)"', re.search(r"^packages = \[(.*?)\]$", project, re.MULTILINE | re.DOTALL)[1])
+    folders = {path.parent for name in packages for path in (ROOT / name.partition(".")[0]).rglob("*.py")}
+    assert sorted(packages) == sorted(str(folder.relative_to(ROOT)).replace("/", ".") for folder in folders)
     answer = {number: answer for number, _, answer in ROWS}["36"]
     named = re.search(r"The package holds ([\w, ]+), no kernel", answer)[1]
-    assert re.split(", | and ", named) == packages
+    assert re.split(", | and ", named) == [name for name in packages if "." not in name]
     data = re.search(r"^\[tool.setuptools.package-data\]\n((?:\w+ = .*\n)+)", project, re.MULTILINE)[1]
     assert not re.search(r"cubin|ptx|manifest", data)
 

@@ -18,7 +18,7 @@ def warn_from(module: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["loader", "loader.registry", "emulator.alu", "generator.cli", "integrations.vllm", "hopper.case", "record",
+    ["loader", "loader.registry", "emulator.device", "generator.cli", "integrations.vllm", "hopper.case", "record",
      "nvfp4", "reference", "conftest", __name__],
 )  # fmt: skip
 def test_own_warnings_are_errors(module):

@@ -20,19 +20,20 @@ FORBIDDEN = {
     "integrations": {"generator", "emulator", "tests"},
 }
 # Programs about two packages: one profiles kernels of packs, one times the emulated device.
-ALLOWED = {"emulator/__main__.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
+ALLOWED = {"emulator/tools/command.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
 PACKAGES = tuple(FORBIDDEN)
 
 # What is still larger than it may be. The test fails when one of them no longer is, so this list can only shrink.
 LARGE_FILES = {
     f"emulator/{name}.py"
-    for name in ("alu", "codegen", "codegen_alu", "parse", "scheduler", "synchronization", "tcgen05", "tensor")
+    for name in ("execution/arithmetic", "execution/program", "machine/launch", "machine/synchronization",
+                 "numbers/alu", "text/parse", "units/tcgen05", "units/tensor")
 }
 LARGE_FUNCTIONS = {
-    ("emulator/codegen_memory.py", "_bulk"),
-    ("emulator/codegen_sync.py", "_tcgen05"),
-    ("emulator/formats.py", "encode"),
-    ("emulator/scheduler.py", "_execute"),
+    ("emulator/execution/memory.py", "_bulk"),
+    ("emulator/execution/control.py", "_tcgen05"),
+    ("emulator/numbers/formats.py", "encode"),
+    ("emulator/machine/launch.py", "_execute"),
 }
 
 

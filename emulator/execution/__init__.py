@@ -1,0 +1,1 @@
+"""Instructions to the Python that executes them."""

@@ -1,0 +1,1 @@
+"""Memory, barriers, warps and CTAs, and the schedule that runs them."""

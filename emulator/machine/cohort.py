@@ -1,0 +1,372 @@
+"""A cohort: warps of one CTA that execute together as one wide vector, and the places where their lanes are.
+
+Lanes that diverge are entries with a program counter and a mask; the lowest program counter runs first. Entries
+whose warps are disjoint become cohorts of their own when one of them blocks or when the time slice ends; cohorts
+that wait for the same thing at the same place merge. Registers are kept as a list of arrays [warps, 32], replaced
+and never written in place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emulator.checks.faults import DivergenceFault, UnsupportedInstruction
+from emulator.machine.accesses import MemoryOperations
+from emulator.machine.memory import unsigned
+from emulator.machine.synchronization import SynchronizationOperations
+from emulator.machine.warp import WarpOperations
+from emulator.text.parse import Imm, Reg
+from emulator.units.copies import CopyOperations
+from emulator.units.tensor import TensorOperations
+
+if TYPE_CHECKING:
+    from emulator.execution.program import Block
+    from emulator.machine.launch import Cta
+
+LANES = np.arange(32, dtype=np.uint32)
+_MASKED_BY_OPERAND = {"shfl", "vote", "match", "redux", "elect"}
+
+
+class Entry:
+    """Lanes at one place. `mask` None: all lanes of the cohort. `wait`: what they wait for, before the block `pc`
+    runs.
+    """
+
+    __slots__ = ("pc", "mask", "wait", "blocked", "deferred")
+
+    def __init__(self, pc: int, mask: np.ndarray | None = None, wait: object = None):
+        self.pc, self.mask, self.wait = pc, mask, wait
+        self.blocked = self.deferred = False
+
+    def __str__(self) -> str:
+        if self.wait is None:
+            return "waits for the other lanes of the warp" if self.deferred else "runs"
+        return f"waits for {self.wait}"
+
+
+_LANES = np.arange(32, dtype=np.int8)
+
+
+class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOperations, TensorOperations):
+    def __init__(self, cta: Cta, warps: np.ndarray, registers: list[np.ndarray], alive: np.ndarray | None):
+        self.cta, self.warps, self.registers = cta, warps, registers
+        self.launch = cta.launch
+        self.device = cta.launch.device
+        self.shape = (len(warps), 32)
+        self.alive = None if alive is None or alive.all() else alive
+        self.entries: list[Entry] = []
+        self.parked = self.dead = False
+        self._constants: dict[object, np.ndarray] = {}
+
+    def __str__(self) -> str:
+        return f"CTA {self.cta.index} warps {self.warps.tolist()}"
+
+    # Entries
+
+    def wake(self) -> None:
+        if self.dead:
+            return
+        for entry in self.entries:
+            entry.blocked = False
+        if self.parked:
+            self.parked = False
+            self.launch.runnable.append(self)
+
+    def pick(self) -> Entry | None:
+        """The entry to run next: the lowest program counter, now and then another, so that no loop starves the rest."""
+        entries = self.entries
+        if len(entries) == 1:
+            entry = entries[0]
+            if entry.deferred:
+                self._raise_divergence(entry)
+            return None if entry.blocked else entry
+        ready = [entry for entry in entries if not entry.blocked and not entry.deferred]
+        if not ready:
+            for entry in entries:
+                if entry.deferred and not any(e.blocked for e in entries):
+                    self._raise_divergence(entry)
+            return None
+        if len(ready) > 1 and self.launch.random.random() < 1 / 16:
+            return self.launch.random.choice(ready)
+        return min(ready, key=lambda entry: entry.pc)
+
+    def _raise_divergence(self, entry: Entry) -> None:
+        instruction = self.launch.program.blocks[entry.pc].instructions[0]
+        fault = DivergenceFault("threads of a warp that this instruction needs together are elsewhere or waiting")
+        fault.line, fault.text = instruction.line, instruction.text
+        fault.warp = int(self.warps[int(np.argmax(entry.mask.any(1)))])
+        raise fault
+
+    def split(self, entry: Entry, mask: np.ndarray, pc: int) -> Entry:
+        """Moves the lanes of `mask` from an entry to a new one."""
+        rest = ~mask if entry.mask is None else entry.mask & ~mask
+        if entry.mask is None and self.alive is not None:
+            rest &= self.alive
+        entry.mask = rest
+        new = Entry(pc, mask)
+        self.entries.append(new)
+        return new
+
+    def join(self, entry: Entry) -> None:
+        """Merges an entry with others at the same place, now that it has moved."""
+        for other in self.entries:
+            if other is not entry and other.pc == entry.pc and other.wait is None and entry.wait is None:
+                self.entries.remove(other)
+                entry.mask = entry.mask | other.mask
+                entry.deferred = False
+                if entry.mask.all():
+                    entry.mask = None
+                break
+
+    def leave(self, entry: Entry, mask: np.ndarray | None) -> None:
+        """The lanes of `mask` (None: all of the entry) exit."""
+        gone = entry.mask if mask is None else mask if entry.mask is None else entry.mask & mask
+        for other in self.entries:
+            other.deferred = False
+        if gone is None:
+            self.entries.remove(entry)
+            self.cta.exited(self, np.ones(self.shape, bool))
+            return
+        alive = np.ones(self.shape, bool) if self.alive is None else self.alive
+        self.alive = alive & ~gone
+        kept = alive & ~gone if entry.mask is None else entry.mask & ~gone
+        if kept.any():
+            entry.mask = kept
+        else:
+            self.entries.remove(entry)
+        self.cta.exited(self, gone)
+
+    def converged_lanes(self, entry: Entry, block: Block) -> np.ndarray:
+        """bool [warps]: the warps of an entry whose lanes that the block's first instruction needs are all there."""
+        mask = entry.mask
+        alive = np.ones(self.shape, bool) if self.alive is None else self.alive
+        instruction = block.instructions[0]
+        needed = alive
+        if instruction.opcode in _MASKED_BY_OPERAND or instruction.modifiers[:1] == ("warp",):
+            members = instruction.operands[-1]
+            if isinstance(members, Reg):
+                value = self.registers[members.index].view(np.uint32)
+                first = value[np.arange(len(self.warps)), mask.argmax(1)]
+                needed = alive & ((first[:, None] >> LANES) & 1 != 0)
+            elif isinstance(members, Imm):
+                needed = alive & ((np.uint32(members.value & 0xFFFFFFFF) >> LANES) & 1 != 0)
+        elif (
+            instruction.opcode in ("bar", "barrier")
+            and instruction.opcode != "bar"
+            and "aligned" not in instruction.modifiers
+        ):
+            return mask.any(1)
+        return mask.any(1) & ~(needed & ~mask).any(1)
+
+    # Cohorts
+
+    def select(self, rows: np.ndarray) -> Cohort:
+        """A cohort of some of the warps, with the registers that are live in it; the caller gives it its entries."""
+        launch = self.launch
+        live = launch.live(self.entries)
+        count = len(rows)
+        registers = launch.poison(count)
+        for index in live:
+            registers[index] = self.registers[index][rows]
+        return type(self)(self.cta, self.warps[rows], registers, None if self.alive is None else self.alive[rows])
+
+    def separate(self) -> list[Cohort]:
+        """This cohort as cohorts that share no warp between entries; also drops warps that have exited."""
+        if self.dead:
+            return []
+        if not self.entries:
+            self.dead = True
+            return []
+        if len(self.entries) == 1 and self.entries[0].mask is None and self.alive is None:
+            return [self]
+        groups: list[tuple[np.ndarray, list[Entry]]] = []
+        for entry in self.entries:
+            warps = self._all(entry.mask).any(1)
+            members = [entry]
+            kept = []
+            for other, entries in groups:
+                if (other & warps).any():
+                    warps = warps | other
+                    members = entries + members
+                else:
+                    kept.append((other, entries))
+            groups = [*kept, (warps, members)]
+        if len(groups) == 1 and groups[0][0].all():
+            return [self]
+        found = []
+        self.dead = True
+        for warps, entries in groups:
+            rows = np.flatnonzero(warps)
+            part = self.select(rows)
+            for entry in entries:
+                mask = self._all(entry.mask)[rows]
+                new = Entry(entry.pc, None if mask.all() else mask, entry.wait)
+                new.deferred = entry.deferred
+                part.entries.append(new)
+                if entry.wait is not None:
+                    new.wait = entry.wait.select(rows)
+            found.append(part)
+        return found
+
+    def _all(self, mask: np.ndarray | None) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.shape, bool) if self.alive is None else self.alive
+        return mask
+
+    def is_whole(self) -> bool:
+        return not self.dead and self.alive is None and len(self.entries) == 1 and self.entries[0].mask is None
+
+    @staticmethod
+    def merge(cohorts: list[Cohort]) -> Cohort:
+        """One cohort of several whole ones at the same place; the first one's wait is kept."""
+        first = cohorts[0]
+        launch = first.launch
+        warps = np.concatenate([c.warps for c in cohorts])
+        order = np.argsort(warps, kind="stable")
+        sorted_already = bool((order[1:] > order[:-1]).all())
+        registers = launch.poison(len(warps))
+        for index in launch.live(first.entries):
+            value = np.concatenate([c.registers[index] for c in cohorts])
+            registers[index] = value if sorted_already else value[order]
+        merged = type(first)(first.cta, warps[order], registers, None)
+        entry = first.entries[0]
+        merged.entries.append(Entry(entry.pc, None, entry.wait))
+        for cohort in cohorts:
+            cohort.dead = True
+        return merged
+
+    # Races
+
+    def agents(self, mask: np.ndarray | None) -> np.ndarray:
+        """Numbers in the cluster of the warps that execute."""
+        warps = self.warps if mask is None and self.alive is None else self.warps[self.active(mask).any(1)]
+        return warps + self.cta.rank * self.launch.warps
+
+    def agent(self, row: int) -> int:
+        return int(self.warps[row]) + self.cta.rank * self.launch.warps
+
+    def accesses(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(agents, lanes, addresses), flat, of the lanes that execute."""
+        lanes = np.broadcast_to(_LANES, address.shape)
+        who = np.broadcast_to((self.warps + self.cta.rank * self.launch.warps)[:, None], address.shape)
+        if mask is None and self.alive is None:
+            return who.reshape(-1), lanes.reshape(-1), address.reshape(-1)
+        active = self.active(mask)
+        return who[active], lanes[active], address[active]
+
+    # Values that generated code asks for
+
+    def full(self, value: object) -> np.ndarray:
+        return np.full(self.shape, value)
+
+    def special(self, name: str) -> np.ndarray:
+        if name in ("clock", "clock_hi", "clock64", "globaltimer", "globaltimer_lo", "globaltimer_hi"):
+            ticks = self.launch.step * 32
+            if name in ("clock64", "globaltimer"):
+                return np.full(self.shape, ticks, np.uint64)
+            return np.full(self.shape, ticks >> 32 if name.endswith("hi") else ticks & 0xFFFFFFFF, np.uint32)
+        found = self._constants.get(name)
+        if found is None:
+            value = self._special(name)
+            kind = np.uint64 if name in ("gridid", "current_graph_exec") else np.uint32
+            found = self._constants[name] = np.ascontiguousarray(np.broadcast_to(np.asarray(value, kind), self.shape))
+        return found
+
+    def _special(self, name: str) -> object:
+        cta, launch = self.cta, self.launch
+        warps = self.warps[:, None].astype(np.uint32)
+        thread = warps * np.uint32(32) + LANES
+        base, _, axis = name.partition(".")
+        block, grid, shape = launch.block, launch.grid, launch.cluster
+        if axis in ("x", "y", "z"):
+            a = "xyz".index(axis)
+            match base:
+                case "tid":
+                    return (thread // (1, block[0], block[0] * block[1])[a]) % block[a]
+                case "ntid":
+                    return block[a]
+                case "ctaid":
+                    return cta.index[a]
+                case "nctaid":
+                    return grid[a]
+                case "clusterid":
+                    return cta.index[a] // shape[a]
+                case "nclusterid":
+                    return grid[a] // shape[a]
+                case "cluster_ctaid":
+                    return cta.index[a] % shape[a]
+                case "cluster_nctaid":
+                    return shape[a]
+        match name:
+            case "laneid":
+                return LANES[None]
+            case "warpid":
+                return warps
+            case "nwarpid":
+                return launch.warps
+            case "cluster_ctarank":
+                return cta.rank
+            case "cluster_nctarank":
+                return len(cta.cluster.ctas)
+            case "is_explicit_cluster":
+                return int(launch.explicit_cluster)
+            case "smid":
+                return cta.slot
+            case "nsmid":
+                return launch.device.sm_count
+            case "lanemask_eq":
+                return np.uint32(1) << LANES
+            case "lanemask_le":
+                return (np.uint64(2) << LANES.astype(np.uint64)) - np.uint64(1)
+            case "lanemask_lt":
+                return (np.uint32(1) << LANES) - np.uint32(1)
+            case "lanemask_ge":
+                return ~((np.uint32(1) << LANES) - np.uint32(1))
+            case "lanemask_gt":
+                return 0xFFFFFFFF ^ ((np.uint64(2) << LANES.astype(np.uint64)) - np.uint64(1))
+            case "dynamic_smem_size":
+                return launch.dynamic_shared
+            case "total_smem_size":
+                return launch.shared_size
+            case "gridid" | "current_graph_exec":
+                return 0
+        raise UnsupportedInstruction(f"special register %{name} is not implemented")
+
+    def symbol(self, name: str, offset: int, width: int) -> np.ndarray:
+        key = (name, offset, width)
+        found = self._constants.get(key)
+        if found is None:
+            address = self.cta.address_of(name) + offset
+            found = self._constants[key] = np.full(self.shape, address, unsigned(width))
+        return found
+
+    def parameter(self, name: str, offset: int, width: int) -> np.ndarray:
+        key = ("parameter", name, offset, width)
+        found = self._constants.get(key)
+        if found is None:
+            value = int.from_bytes(self.launch.parameter_bytes(name, offset, width), "little")
+            found = self._constants[key] = np.full(self.shape, value, unsigned(width))
+        return found
+
+    def wide(self, value: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(value, self.shape)
+
+    def active(self, mask: np.ndarray | None) -> np.ndarray:
+        """bool [warps, 32]: the lanes that execute."""
+        return self._all(mask)
+
+    def converged(self, mask: np.ndarray | None) -> None:
+        """Faults unless each warp takes part with all of its lanes or with none."""
+        active = self.active(mask)
+        alive = self._all(None)
+        partial = active.any(1) & (alive & ~active).any(1)
+        if partial.any():
+            raise DivergenceFault(
+                "a warp executes an aligned instruction with some of its threads", warp=int(np.argmax(partial))
+            )
+
+    def lanes(self, mask: np.ndarray | None) -> list[tuple[int, int]]:
+        """(row, lane) of the lanes that execute."""
+        return [(int(r), int(lane)) for r, lane in np.argwhere(self.active(mask))]

@@ -1,0 +1,530 @@
+"""Barriers as a cohort executes them: mbarrier, bar.sync and its kin, cluster barriers, and waits on groups of copies.
+
+An instruction that may block returns a wait. A wait is polled before its lanes go on: True, False, or the lanes that
+are ready.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emulator.checks.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
+from emulator.checks.races import NONE, joined
+from emulator.machine.barriers import MBarrier
+
+if TYPE_CHECKING:
+    from emulator.machine.cohort import Cohort
+    from emulator.machine.launch import Cta
+
+
+class Wait:
+    """What lanes wait for. `key` is equal for waits that end together, or None."""
+
+    key: object = None
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
+        raise NotImplementedError
+
+    def register(self, cohort: Cohort) -> bool:
+        """Sees to it that the cohort is woken; whether some lanes can go on already."""
+        raise NotImplementedError
+
+    def select(self, rows: np.ndarray) -> Wait:
+        return self
+
+
+class MbarrierWait(Wait):
+    """Phases of mbarriers: (barrier, phase or parity, which of both, lanes or None for all)."""
+
+    def __init__(self, groups: list[tuple[MBarrier, int, bool, np.ndarray | None]], result: int | None = None):
+        self.groups, self.result = groups, result  # the predicate that says whether the phase has completed
+        self.key = (id(groups[0][0]), groups[0][1]) if len(groups) == 1 and groups[0][3] is None else None
+
+    @staticmethod
+    def _done(barrier: MBarrier, wanted: int, parity: bool) -> bool:
+        return barrier.completed(wanted) if parity else barrier.phase != wanted >> 20
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
+        if len(self.groups) == 1:
+            if not self._done(*self.groups[0][:3]):
+                return False
+            cohort.acquire(mask, self.groups[0][0].clock)
+            return True
+        ready = np.zeros(cohort.shape, bool)
+        for barrier, wanted, parity, lanes in self.groups:
+            if self._done(barrier, wanted, parity):
+                ready |= lanes
+                cohort.acquire(lanes, barrier.clock)
+        needed = cohort.active(mask)
+        if not (ready & needed).any():
+            return False
+        return True if not (needed & ~ready).any() else ready & needed
+
+    def register(self, cohort: Cohort) -> bool:
+        ready = False
+        for barrier, wanted, parity, _ in self.groups:
+            if self._done(barrier, wanted, parity):
+                ready = True
+            else:
+                barrier.waiters.append(cohort)
+        return ready
+
+    def select(self, rows: np.ndarray) -> MbarrierWait:
+        if len(self.groups) == 1:
+            return self
+        kept = [(b, w, p, lanes[rows]) for b, w, p, lanes in self.groups if lanes[rows].any()]
+        return MbarrierWait(kept or self.groups[:1], self.result)
+
+    def give_up(self, cohort: Cohort, mask: np.ndarray | None) -> None:
+        """The result of lanes that do not wait any longer is false."""
+        if self.result is not None:
+            cohort.registers[self.result] = cohort.registers[self.result] & ~cohort.active(mask)
+
+    def __str__(self) -> str:
+        parts = []
+        for barrier, wanted, parity, _ in self.groups:
+            parts.append(f"{'parity' if parity else 'phase'} {wanted & 1 if parity else wanted >> 20} of {barrier}")
+        return "; ".join(parts)
+
+
+class Generation(Wait):
+    """One use of a CTA barrier; ends for everybody at once."""
+
+    def __init__(self, name: str):
+        self.name, self.done = name, False
+        self.waiters: list[Cohort] = []
+        self.key = None
+        self.clock = None
+        self.reductions: list[tuple[Cohort, np.ndarray | None, np.ndarray]] = []
+        self.result: int | None = None
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        if self.done:
+            cohort.acquire(mask, self.clock)
+        return self.done
+
+    def register(self, cohort: Cohort) -> bool:
+        self.waiters.append(cohort)
+        return self.done
+
+    def release(self) -> None:
+        self.done = True
+        merged: dict[int, list[Cohort]] = {}
+        for cohort in dict.fromkeys(self.waiters):
+            if cohort.dead:
+                continue
+            if cohort.is_whole() and cohort.parked and cohort.entries[0].wait is self:
+                merged.setdefault(cohort.entries[0].pc, []).append(cohort)
+            else:
+                cohort.wake()
+        for cohorts in merged.values():
+            if len(cohorts) == 1:
+                cohorts[0].wake()
+            else:
+                first = cohorts[0]
+                whole = first.merge(cohorts)
+                first.cta.replace(cohorts, [whole])
+                whole.parked = True
+                whole.wake()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ReductionResult(Wait):
+    """barrier.red: writes the result to a register when the barrier completes."""
+
+    def __init__(self, generation: Generation, register: int, kind: str, operation: str):
+        self.generation, self.target, self.kind, self.operation = generation, register, kind, operation
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        if not self.generation.poll(cohort, mask):
+            return False
+        values = np.concatenate(self.generation.reductions)
+        result = {"popc": values.sum(), "and": values.all(), "or": values.any()}[self.operation]
+        kind = np.bool_ if self.kind == "pred" else np.uint32
+        old = cohort.registers[self.target]
+        new = np.full(cohort.shape, result, kind).view(old.dtype)
+        cohort.registers[self.target] = new if mask is None else np.where(mask, new, old)
+        return True
+
+    def register(self, cohort: Cohort) -> bool:
+        return self.generation.register(cohort)
+
+    def __str__(self) -> str:
+        return str(self.generation)
+
+
+class ClusterWait(Wait):
+    def __init__(self, barrier: object, phase: int):
+        self.barrier, self.phase = barrier, phase
+        self.key = (id(barrier), phase)
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        if self.barrier.phase <= self.phase:
+            return False
+        cohort.acquire(mask, self.barrier.clock)
+        return True
+
+    def register(self, cohort: Cohort) -> bool:
+        self.barrier.waiters.append(cohort)
+        return self.barrier.phase > self.phase
+
+    def __str__(self) -> str:
+        return str(self.barrier)
+
+
+class GroupWait(Wait):
+    """Groups of asynchronous copies of the threads of a cohort: `pending` says whether some are not complete."""
+
+    def __init__(self, cta: Cta, name: str, pending: object):
+        self.cta, self.name, self.pending = cta, name, pending
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        return not self.pending()
+
+    def register(self, cohort: Cohort) -> bool:
+        self.cta.copy_waiters.append(cohort)
+        return not self.pending()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class WarpgroupWait(Wait):
+    """The other warps of the warpgroup, which a wgmma instruction needs."""
+
+    def __init__(self, pc: int):
+        self.pc = pc
+        self.key = ("warpgroup", pc)
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
+        return cohort.has_whole_warpgroups(mask)
+
+    def register(self, cohort: Cohort) -> bool:
+        return any(cohort.has_whole_warpgroups(entry.mask) for entry in cohort.entries if entry.wait is self)
+
+    def __str__(self) -> str:
+        return "the other warps of the warpgroup"
+
+
+class SynchronizationOperations:
+    """Mixin of Cohort. `on_` methods handle what ends a block: they return a wait, or None to go on."""
+
+    gives_up = False  # the last mbarrier.try_wait returned early
+
+    # Clocks
+
+    def acquire(self, mask: np.ndarray | None, clock: object) -> None:
+        if self.cta.races is not None:
+            self.cta.races.acquire(self.agents(mask), clock)
+
+    def _use(self, where: int, lanes: np.ndarray) -> None:
+        if self.cta.races is not None:
+            for row in np.flatnonzero(lanes.any(1)):
+                self.cta.races.use(self.agent(row), where)
+
+    def issued(self, row: int) -> object:
+        """The clock that an asynchronous operation of a warp carries to those who wait for it."""
+        return None if self.cta.races is None else self.cta.races.release(np.array([self.agent(row)]))
+
+    def asynchronous_read(self, row: int, address: np.ndarray, mark: bool = True) -> None:
+        """Checks a read of shared addresses by the asynchronous proxy."""
+        if self.cta.races is not None and len(address):
+            words = np.unique((address & 0xFFFFFF) >> 2)
+            self.cta.races.asynchronous_read(self.agent(row), self.cta.rank, words, mark)
+
+    def asynchronous_write(self, row: int, address: int, size: int, signal: int | None) -> None:
+        if self.cta.races is None:
+            return
+        races, agent = self.cta.races, self.agent(row)
+        races.write(np.full(size // 16, agent), NONE, address + 16 * np.arange(size // 16), 16, generic=False)
+        if signal is not None:
+            races.use(agent, signal)
+
+    def _arrival(self, row: int, lanes: np.ndarray) -> object:
+        """The clock of an arrival of lanes of a warp."""
+        races, agent = self.cta.races, self.agent(row)
+        return races.release_lane(agent, int(lanes[0])) if len(lanes) == 1 else races.release(np.array([agent]))
+
+    # mbarrier
+
+    def mbarrier(self, address: int) -> MBarrier:
+        cta = self.cta.peer(address >> 24)
+        barrier = cta.mbarriers.get(address & 0xFFFFFF)
+        if barrier is None:
+            raise BarrierFault("this mbarrier has not been initialised", address=address)
+        return barrier
+
+    def _by_address(self, address: np.ndarray, mask: np.ndarray | None) -> list[tuple[int, np.ndarray]]:
+        """(address, lanes) of every distinct address of the lanes that execute."""
+        active = self.active(mask)
+        values = address[active]
+        if not len(values):
+            return []
+        if not np.count_nonzero(values != values[0]):
+            return [(int(values[0]), active)]
+        return [(int(value), active & (address == value)) for value in np.unique(values)]
+
+    def mbarrier_init(self, address: np.ndarray, count: np.ndarray, mask: np.ndarray | None) -> None:
+        for where, lanes in self._by_address(address, mask):
+            region = self.cta.shared
+            if where % 8:
+                raise MemoryFault("mbarrier at an address that is not a multiple of 8", address=where)
+            old = self.cta.mbarriers.get(where & 0xFFFFFF)
+            if old is not None and old.waiters:
+                raise BarrierFault(f"mbarrier.init of a barrier that threads wait for: {old}", address=where)
+            region.bytes_at(where, 8)[:] = 0
+            region.mark(where, 8, 1)
+            if self.cta.races is not None:
+                self.cta.races.write(self.agents(lanes), NONE, np.full(int(lanes.any(1).sum()), where), 8)
+            name = f"mbarrier {where:#x} of CTA {self.cta.index}"
+            self.cta.mbarriers[where & 0xFFFFFF] = MBarrier(name, int(count[lanes][0]))
+
+    def mbarrier_inval(self, address: np.ndarray, mask: np.ndarray | None) -> None:
+        for where, _ in self._by_address(address, mask):
+            barrier = self.mbarrier(where)
+            if barrier.waiters:
+                raise BarrierFault(f"mbarrier.inval of a barrier that threads wait for: {barrier}", address=where)
+            del self.cta.mbarriers[where & 0xFFFFFF]
+            self.cta.shared.mark(where, 8, 0)
+
+    def mbarrier_bytes(self, action: str, address: np.ndarray, size: np.ndarray, mask: np.ndarray | None) -> None:
+        for where, lanes in self._by_address(address, mask):
+            total = int(size[lanes].sum(dtype=np.int64))
+            barrier = self.mbarrier(where)
+            self._use(where, lanes)
+            barrier.expect(total) if action == "expect_tx" else barrier.complete(total)
+
+    def mbarrier_arrive(
+        self, address: np.ndarray, count: np.ndarray | None, expect: bool, drop: bool, keep_phase: bool,
+        mask: np.ndarray | None,
+    ) -> np.ndarray:  # fmt: skip
+        tokens = np.zeros(self.shape, np.uint64)
+        for where, lanes in self._by_address(address, mask):
+            barrier = self.mbarrier(where)
+            tokens[lanes] = barrier.token()
+            self._use(where, lanes)
+            if self.cta.races is not None:
+                for row in np.flatnonzero(lanes.any(1)):
+                    barrier.arriving = joined(barrier.arriving, self._arrival(row, np.flatnonzero(lanes[row])))
+            total = int(np.count_nonzero(lanes))
+            if count is not None:
+                amount = int(count[lanes].sum(dtype=np.int64))
+                if expect:
+                    barrier.expect(amount)
+                else:
+                    total = amount
+            try:
+                barrier.arrive(total, drop, keep_phase)
+            except BarrierFault as fault:
+                fault.address = where
+                raise
+        return tokens
+
+    def mbarrier_test(
+        self, address: np.ndarray, wanted: np.ndarray, parity: bool, mask: np.ndarray | None
+    ) -> np.ndarray:
+        result = np.zeros(self.shape, bool)
+        for where, lanes in self._by_address(address, mask):
+            barrier = self.mbarrier(where)
+            for value in np.unique(wanted[lanes]):
+                done = barrier.completed(int(value)) if parity else barrier.phase != int(value) >> 20
+                result[lanes & (wanted == value)] = done
+                if done:
+                    self.acquire(lanes & (wanted == value), barrier.clock)
+        if not result[self.active(mask)].all():
+            self.launch.stalls += 1
+        return result
+
+    def mbarrier_try(
+        self, address: np.ndarray, wanted: np.ndarray, parity: bool, mask: np.ndarray | None
+    ) -> np.ndarray:
+        """What try_wait returns: true once it has waited; now and then it gives up before the phase is complete."""
+        self.gives_up = self.launch.gives_up()
+        return self.mbarrier_test(address, wanted, parity, mask) if self.gives_up else self.full(True)
+
+    def on_mbarrier_wait(
+        self, mask: np.ndarray | None, address: np.ndarray, wanted: np.ndarray, parity: bool, result: int | None
+    ) -> Wait | None:
+        if self.gives_up:
+            return None
+        groups = []
+        for where, lanes in self._by_address(address, mask):
+            barrier = self.mbarrier(where)
+            self._use(where, lanes)
+            values = wanted[lanes]
+            keys = (values & values.dtype.type(1)) if parity else values
+            if not np.count_nonzero(keys != keys[0]):
+                groups.append((barrier, int(keys[0]), parity, lanes))
+            else:
+                all_keys = wanted & wanted.dtype.type(1) if parity else wanted
+                groups += [(barrier, int(v), parity, lanes & (all_keys == v)) for v in np.unique(keys)]
+        if len(groups) == 1:
+            barrier, value, parity, _ = groups[0]
+            if MbarrierWait._done(barrier, value, parity):
+                self.acquire(mask, barrier.clock)
+                return None
+            return MbarrierWait([(barrier, value, parity, None)], result)
+        return MbarrierWait(groups, result) if groups else None
+
+    # Barriers of a warp
+
+    def warp_sync(self, mask: np.ndarray | None) -> None:
+        if self.cta.races is not None:
+            self.cta.races.converge(self.agents(mask))
+
+    def end_reads(self, mask: np.ndarray | None) -> None:
+        """mma.sync: no lane goes on before all have the operands that they read."""
+        if self.cta.races is not None:
+            self.cta.races.end_reads(self.agents(mask))
+
+    # CTA barriers
+
+    def _barrier_number(self, number: np.ndarray, mask: np.ndarray | None) -> int:
+        values = np.unique(number[self.active(mask)])
+        if len(values) != 1 or values[0] > 15:
+            raise BarrierFault(f"barrier numbers {values.tolist()}: expected one of 0 to 15 for the threads of a warp")
+        return int(values[0])
+
+    def _arrive(
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool, waits: bool
+    ) -> Generation:
+        active = self.active(mask)
+        if aligned and mask is not None:
+            self.converged(mask)
+        barrier = self.cta.barrier(self._barrier_number(number, mask))
+        expected = None
+        if threads is not None:
+            counts = np.unique(threads[active])
+            expected = int(counts[0])
+            if len(counts) != 1 or expected % 32 or not expected or expected > self.launch.warps * 32:
+                raise BarrierFault(
+                    f"barrier {barrier.number} with {counts.tolist()} threads of {self.launch.warps * 32}"
+                )
+        return self.cta.arrive(barrier, self, active, expected, waits)
+
+    def on_bar_sync(
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool
+    ) -> Wait | None:
+        groups = np.unique(number[self.active(mask)])
+        if len(groups) > 1:  # warps that use different barriers
+            return self._several_barriers(mask, number, threads, aligned, groups)
+        generation = self._arrive(mask, number, threads, aligned, True)
+        return None if generation.poll(self, mask) else generation
+
+    def _several_barriers(
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool, groups: np.ndarray
+    ) -> Wait:
+        active = self.active(mask)
+        parts = []
+        for value in groups:
+            lanes = active & (number == value)
+            if (lanes.any(1) & (active & ~lanes).any(1)).any():
+                raise DivergenceFault("threads of a warp use different barriers")
+            parts.append((self._arrive(lanes, number, threads, False, True), lanes))
+        return SeveralGenerations(parts)
+
+    def on_bar_arrive(
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool
+    ) -> None:
+        if threads is None:
+            raise BarrierFault("bar.arrive needs the number of threads")
+        for value in np.unique(number[self.active(mask)]):
+            lanes = self.active(mask) & (number == value)
+            self._arrive(None if lanes.all() else lanes, number, threads, aligned, False)
+
+    def on_bar_reduce(
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, operation: str,
+        value: np.ndarray, register: int, kind: str,
+    ) -> Wait:  # fmt: skip
+        barrier = self.cta.barrier(self._barrier_number(number, mask))
+        generation = barrier.generation or Generation(str(barrier))
+        barrier.generation = generation
+        generation.reductions.append(value[self.active(mask)])
+        reached = self._arrive(mask, number, threads, False, True)
+        return ReductionResult(reached, register, kind, operation)
+
+    # Cluster barriers
+
+    def on_cluster_arrive(self, mask: np.ndarray | None) -> None:
+        active = self.active(mask)
+        phase = self.cta.cluster.barrier.phase
+        tokens = self.cta.cluster_tokens
+        if (tokens[self.warps][active] == phase).any():
+            raise BarrierFault("barrier.cluster.arrive twice without a wait")
+        barrier = self.cta.cluster.barrier
+        if self.cta.races is not None:
+            barrier.arriving = joined(barrier.arriving, self.cta.races.release(self.agents(active)))
+        block = tokens[self.warps]
+        block[active] = phase
+        tokens[self.warps] = block
+        self.cta.cluster.check_barrier()
+
+    def on_cluster_wait(self, mask: np.ndarray | None) -> Wait | None:
+        tokens = self.cta.cluster_tokens[self.warps][self.active(mask)]
+        if (tokens < 0).any():
+            raise BarrierFault("barrier.cluster.wait without an arrive")
+        wait = ClusterWait(self.cta.cluster.barrier, int(tokens.max()))
+        return None if wait.poll(self, mask) else wait
+
+    # Others
+
+    def has_whole_warpgroups(self, mask: np.ndarray | None) -> bool:
+        warps = self.warps if mask is None else self.warps[self.active(mask).any(1)]
+        groups, counts = np.unique(warps // 4, return_counts=True)
+        return bool((counts == 4).all())
+
+    def on_pause(self, mask: np.ndarray | None) -> None:
+        self.launch.yielded = True
+
+    def grid_wait(self, mask: np.ndarray | None) -> None:
+        if self.active(mask).any():
+            self.cta.space = self.device.space
+
+    def grid_launch_dependents(self, mask: np.ndarray | None) -> None:
+        if self.active(mask).any():
+            self.launch.allows_dependents = True
+            self.launch.waits_before |= self.cta.space is self.device.space
+
+    def on_trap(self, mask: np.ndarray | None, text: str) -> None:
+        active = self.active(mask)
+        if active.any():
+            row, lane = np.argwhere(active)[0]
+            raise TrapFault(f"the kernel executed {text}", warp=int(row), lane=int(lane))
+
+    def on_call(self, mask: np.ndarray | None, text: str) -> None:
+        if not self.active(mask).any():
+            return
+        if "__assertfail" in text:
+            raise TrapFault("an assertion of the kernel failed")
+        raise UnsupportedInstruction("calls of functions are not implemented")
+
+
+class SeveralGenerations(Wait):
+    """Barriers of different warps of one cohort."""
+
+    def __init__(self, parts: list[tuple[Generation, np.ndarray]]):
+        self.parts = parts
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
+        ready = np.zeros(cohort.shape, bool)
+        for generation, lanes in self.parts:
+            if generation.poll(cohort, lanes):
+                ready |= lanes
+        needed = cohort.active(mask)
+        if not (ready & needed).any():
+            return False
+        return True if not (needed & ~ready).any() else ready & needed
+
+    def register(self, cohort: Cohort) -> bool:
+        return any([generation.register(cohort) for generation, _ in self.parts])
+
+    def select(self, rows: np.ndarray) -> Wait:
+        kept = [(generation, lanes[rows]) for generation, lanes in self.parts if lanes[rows].any()]
+        return kept[0][0] if len(kept) == 1 else SeveralGenerations(kept)
+
+    def __str__(self) -> str:
+        return "; ".join(str(generation) for generation, _ in self.parts)

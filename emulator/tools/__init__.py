@@ -1,0 +1,1 @@
+"""What is made of the emulated device: the command line, profiles, pictures."""
