@@ -14,7 +14,8 @@ from emulator.execution.program import Program
 from emulator.machine.dependence import EarlySpace
 from emulator.machine.launch import Launch, Statistics
 from emulator.machine.memory import Region, Space, host_bytes
-from emulator.text.parse import Source, parse
+from emulator.text.instructions import Source
+from emulator.text.parse import parse
 from emulator.units import tma
 
 _SHARED_LIMITS = {"90": 227 << 10, "100": 227 << 10, "103": 227 << 10, "120": 99 << 10, "121": 99 << 10}

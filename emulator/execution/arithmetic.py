@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emulator.execution.program import NUMPY, Emitter, Modifiers
-from emulator.text.parse import WIDTHS, Imm, Instruction, Pair, Symbol
+from emulator.text.instructions import WIDTHS, Imm, Instruction, Pair, Symbol
 
 INTEGERS = ("u16", "s16", "u32", "s32", "u64", "s64")
 HALVES = ("f16", "bf16", "f16x2", "bf16x2")

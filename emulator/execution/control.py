@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from emulator.execution.memory import list_of, require_whole_warps, shared_address
 from emulator.execution.program import Emitter, Modifiers
-from emulator.text.parse import Address, Imm, Instruction, Negated, Pair, Reg, Vector
+from emulator.text.instructions import Address, Imm, Instruction, Negated, Pair, Reg, Vector
 
 # Control flow
 

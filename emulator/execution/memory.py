@@ -8,7 +8,7 @@ import numpy as np
 
 from emulator.execution.program import Emitter, Modifiers
 from emulator.machine.memory import ATOMICS
-from emulator.text.parse import WIDTHS, Address, Imm, Instruction, Sink, Symbol, Vector
+from emulator.text.instructions import WIDTHS, Address, Imm, Instruction, Sink, Symbol, Vector
 
 _CACHE = ("ca", "cg", "cs", "lu", "cv", "nc", "wb", "wt", "nc")
 _ORDER = ("weak", "relaxed", "acquire", "release", "volatile", "mmio", "acq_rel")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emulator.checks.faults import IllegalInstruction, UnsupportedInstruction
-from emulator.numbers import alu
-from emulator.text.parse import (
+from emulator.numbers import floats, integers, types
+from emulator.text.instructions import (
     WIDTHS,
     Address,
     Function,
@@ -159,7 +159,9 @@ class Program:
         _liveness(function, self.blocks)
         self.storage = _storage(function)
         self.constants: dict[tuple, str] = {}
-        self.namespace: dict[str, object] = dict(vars(alu)) | {kind.__name__: kind for kind in NUMPY.values()}
+        self.namespace: dict[str, object] = vars(types) | vars(integers) | vars(floats) | {
+            kind.__name__: kind for kind in NUMPY.values()
+        }
         self.fences_tensor_memory = any(
             i.opcode == "tcgen05" and i.modifiers[0].startswith("fence") for i in function.instructions
         )

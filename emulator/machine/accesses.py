@@ -25,7 +25,7 @@ from emulator.machine.memory import (
     store_global,
     unsigned,
 )
-from emulator.numbers import alu
+from emulator.numbers import floats
 from emulator.units import ldmatrix
 
 _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAM_WINDOW >> 56: "param"}
@@ -379,9 +379,9 @@ def _atomic_operation(operation: str, kind: str) -> object:
         def apply(old: np.ndarray, b: np.ndarray, _: object) -> np.ndarray:
             x, y = old[:, None].view(np.uint16), b[:, None].view(np.uint16)
             if operation == "add":
-                value = alu.half_binary("add", half, x, y)
+                value = floats.half_binary("add", half, x, y)
             else:
-                value = alu.half_minmax(operation, half, x, y, False, False)
+                value = floats.half_minmax(operation, half, x, y, False, False)
             return np.ascontiguousarray(value).view(old.dtype)[:, 0]
 
         return apply

@@ -17,7 +17,7 @@ from emulator.machine.accesses import MemoryOperations
 from emulator.machine.memory import unsigned
 from emulator.machine.synchronization import SynchronizationOperations
 from emulator.machine.warp import WarpOperations
-from emulator.text.parse import Imm, Reg
+from emulator.text.instructions import Imm, Reg
 from emulator.units.copies import CopyOperations
 from emulator.units.tensor import TensorOperations
 

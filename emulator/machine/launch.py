@@ -32,7 +32,7 @@ from emulator.machine.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
 from emulator.machine.operation import Operation
 from emulator.machine.polling import LIMIT, TimeLimits
 from emulator.machine.synchronization import Generation, WarpgroupWait
-from emulator.text.parse import WIDTHS, Instruction
+from emulator.text.instructions import WIDTHS, Instruction
 from emulator.units.tcgen05 import COLUMNS
 from emulator.units.tensor import TensorMemory, WarpgroupQueue
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emulator.machine.launch import Cta
-    from emulator.text.parse import Instruction
+    from emulator.text.instructions import Instruction
 
 
 class Operation:

@@ -13,7 +13,7 @@ from emulator.checks.faults import BarrierFault, MemoryFault, UninitializedRead,
 from emulator.checks.races import NONE, RaceFault, TensorOrder, joined
 from emulator.machine.memory import WRITTEN
 from emulator.machine.synchronization import Wait
-from emulator.units import tcgen05, wgmma
+from emulator.units import tcgen05, tcgen05_mma, tcgen05_moves, wgmma
 
 if TYPE_CHECKING:
     from emulator.machine.cohort import Cohort
@@ -339,14 +339,14 @@ class TensorOperations:
         self, operation: str, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None, split: object
     ) -> Iterable[tuple[int, int, int | None, tuple]]:
         self.converged(mask)
-        form = tcgen05.transfer_form(operation, tuple(m for m in modifiers if m != operation))
+        form = tcgen05_moves.transfer_form(operation, tuple(m for m in modifiers if m != operation))
         own_lanes = "tcgen05-lanes" in self.device.checks
         for row in np.flatnonzero(self.active(mask).any(1)):
             where = int(address[row, 0])
             if not own_lanes:  # as if the bits of the lane that name a warp's quarter counted for nothing
                 where = where & ~(3 << 21) | int(self.warps[row]) % 4 << 21
             half = None if split is None else int(np.broadcast_to(split, self.shape)[row, 0])
-            cells = tcgen05.cells(form, where, int(self.warps[row]), half)
+            cells = tcgen05_moves.cells(form, where, int(self.warps[row]), half)
             self._check_allocated(self._tmem(), int(cells[1].min()), int(cells[1].max()))
             yield int(row), where, half, cells
 
@@ -358,7 +358,7 @@ class TensorOperations:
         Whatever takes them waits for the load, with a tcgen05.wait::ld or without: an intra-thread ordering through
         true register dependency is respected (9.7.16.6.4.5), and ptxas gives the load a scoreboard for it.
         """
-        form = tcgen05.transfer_form("ld", tuple(m for m in modifiers if m != "ld"))
+        form = tcgen05_moves.transfer_form("ld", tuple(m for m in modifiers if m != "ld"))
         if registers != form.registers:
             raise UnsupportedInstruction(f"tcgen05.ld with {registers} registers, expected {form.registers}")
         memory = self._tmem()
@@ -375,21 +375,21 @@ class TensorOperations:
                 memory.order.read(self.agent(row), np.unique(cells[1]))
             if "tcgen05-wait" in self.device.checks:
                 memory.loads.setdefault(warp, []).append(cells)
-            loaded[:, row] = tcgen05.load(form, memory.words, where, warp, half).T
+            loaded[:, row] = tcgen05_moves.load(form, memory.words, where, warp, half).T
         return list(loaded)
 
     def tmem_store(
         self, modifiers: tuple[str, ...], address: np.ndarray, values: list[np.ndarray], mask: np.ndarray | None,
         split: object,
     ) -> None:  # fmt: skip
-        form = tcgen05.transfer_form("st", tuple(m for m in modifiers if m != "st"))
+        form = tcgen05_moves.transfer_form("st", tuple(m for m in modifiers if m != "st"))
         memory = self._tmem()
         stacked = np.stack(values, -1)
         for row, where, half, cells in self._transfers("st", modifiers, address, mask, split):
             if memory.order is not None:
                 memory.order.write(self.agent(row), np.unique(cells[1]))
             memory.check_loads(cells)
-            tcgen05.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
+            tcgen05_moves.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
             memory.written[cells] = True
 
     def _post_tensor(self, name: str, ctas: list[Cta], run: object) -> None:
@@ -425,7 +425,7 @@ class TensorOperations:
         if len(ctas) == 2 and self.cta.rank & 1:
             raise UnsupportedInstruction("tcgen05.mma.cta_group::2 issued by the CTA of odd rank")
         memories = [cta.tensor_memory for cta in ctas]
-        footprint = tcgen05.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
+        footprint = tcgen05_mma.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
         if footprint is not None:
             self.asynchronous_read(row, footprint.shared[0][::4])
             for memory, reads, writes in zip(memories, footprint.reads, footprint.writes, strict=True):
@@ -446,7 +446,7 @@ class TensorOperations:
                         raise UninitializedRead(
                             f"tcgen05.mma reads tensor memory that nothing has written, lane {lane_} column {column}"
                         )
-            tcgen05.mma(modifiers, [m.words for m in memories], [cta.window for cta in ctas], *place, **options)
+            tcgen05_mma.mma(modifiers, [m.words for m in memories], [cta.window for cta in ctas], *place, **options)
             if footprint is not None:
                 for memory, writes in zip(memories, footprint.writes, strict=True):
                     memory.busy -= writes
@@ -458,12 +458,12 @@ class TensorOperations:
         self, modifiers: tuple[str, ...], address: np.ndarray, descriptor: np.ndarray, mask: np.ndarray | None
     ) -> None:
         modifiers = tuple(m for m in modifiers if m != "cp")
-        form = tcgen05.copy_form(modifiers)
+        form = tcgen05_moves.copy_form(modifiers)
         ctas = self._group(modifiers)
         for row, lane in self.lanes(mask):
             where, source = int(address[row, lane]), int(descriptor[row, lane])
-            cells = tcgen05.copy_cells(form, where)
-            self.asynchronous_read(row, tcgen05.copy_addresses(form, source).reshape(-1)[::4])
+            cells = tcgen05_moves.copy_cells(form, where)
+            self.asynchronous_read(row, tcgen05_moves.copy_addresses(form, source).reshape(-1)[::4])
             for cta in ctas:
                 self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
                 if cta.tensor_memory.order is not None:
@@ -473,9 +473,9 @@ class TensorOperations:
 
             def run(where=where, source=source, cells=cells) -> None:
                 for cta in ctas:
-                    self._check_shared(tcgen05.copy_addresses(form, source).reshape(-1), cta)
+                    self._check_shared(tcgen05_moves.copy_addresses(form, source).reshape(-1), cta)
                 memories = [cta.tensor_memory.words for cta in ctas]
-                tcgen05.copy(modifiers, memories, [cta.window for cta in ctas], where, source)
+                tcgen05_moves.copy(modifiers, memories, [cta.window for cta in ctas], where, source)
                 for cta in ctas:
                     cta.tensor_memory.busy[cells] -= 1
                     cta.tensor_memory.written[cells] = True
@@ -487,7 +487,7 @@ class TensorOperations:
         ctas = self._group(modifiers)
         for row, lane in self.lanes(mask):
             where = int(address[row, lane])
-            run = lambda w=where: tcgen05.shift([c.tensor_memory.words for c in ctas], modifiers, w)  # noqa: E731
+            run = lambda w=where: tcgen05_moves.shift([c.tensor_memory.words for c in ctas], modifiers, w)  # noqa: E731
             self._post_tensor("tcgen05.shift", ctas, run)
 
     def tmem_commit(

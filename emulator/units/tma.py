@@ -31,7 +31,7 @@ import numpy as np
 
 from emulator.checks.faults import LaunchError, MemoryFault, UnsupportedInstruction
 from emulator.machine.memory import Region, Space
-from emulator.numbers import swizzle
+from emulator.numbers import floats, swizzle
 
 _LAYOUT = struct.Struct("<Q4s5B3x5I4Q5I5I16x")
 MAGIC = b"PTXM"
@@ -293,15 +293,13 @@ _REDUCTIONS = {
 
 def combine(element: str, operation: str, target: np.ndarray, data: np.ndarray) -> None:
     """Reduction of an asynchronous copy: `target` bytes become operation(target, data)."""
-    from emulator.numbers import alu
-
     old, new = np.ascontiguousarray(target), np.ascontiguousarray(data)
     if element == "bf16":
         x, y = old.view(np.uint16), new.view(np.uint16)
         if operation == "add":
-            result = alu.half_binary("add", "bf16", x, y)
+            result = floats.half_binary("add", "bf16", x, y)
         else:
-            result = alu.half_minmax(operation, "bf16", x, y, False, False)
+            result = floats.half_minmax(operation, "bf16", x, y, False, False)
     else:
         kind = _TYPED.get(element)
         if kind is None or operation not in _REDUCTIONS or (element in ("f32", "f64") and operation != "add"):

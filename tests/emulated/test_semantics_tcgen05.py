@@ -8,7 +8,7 @@ from matrix_layouts import build, strides
 
 from emulator.checks.faults import IllegalInstruction
 from emulator.numbers import formats
-from emulator.units import tcgen05
+from emulator.units import tcgen05, tcgen05_mma, tcgen05_moves
 
 SHARED = 160 * 1024
 TYPE_CODE = {"e4m3": 0, "e5m2": 1, "e2m3": 3, "e3m2": 4, "e2m1": 5}
@@ -169,7 +169,7 @@ def test_unscaled_k_major(kind, name, mode, m, n, group):
     base = 16 if m == 64 else 0
     modifiers = (f"cta_group::{group}", f"kind::{kind}")
     idesc = plain_idesc(m, n, code, code)
-    tcgen05.mma(modifiers, p.tmem, p.shared, base << 16 | 8, p.a_desc, p.b_desc, idesc, False)
+    tcgen05_mma.mma(modifiers, p.tmem, p.shared, base << 16 | 8, p.a_desc, p.b_desc, idesc, False)
     p.check_d(p.expected(), before, base, 8)
 
 
@@ -185,7 +185,7 @@ def test_unscaled_mn_major(kind, name, mode, group, m, n):
     before = [t.copy() for t in p.tmem]
     code = {"bf16": 1, "tf32": 2, "e5m2": 1}[name]
     idesc = plain_idesc(m, n, code, code, transpose=(1, 1))
-    tcgen05.mma((f"cta_group::{group}", f"kind::{kind}"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False)
+    tcgen05_mma.mma((f"cta_group::{group}", f"kind::{kind}"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False)
     p.check_d(p.expected(), before)
 
 
@@ -196,7 +196,7 @@ def test_f8f6f4_types(a, b):
     p = Problem("f8f6f4", a, b, 64, 8, 1)
     before = [t.copy() for t in p.tmem]
     idesc = plain_idesc(64, 8, TYPE_CODE[a], TYPE_CODE[b], negate=(1, 0))
-    tcgen05.mma(("cta_group::1", "kind::f8f6f4"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False)
+    tcgen05_mma.mma(("cta_group::1", "kind::f8f6f4"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False)
     p.check_d(0.0 - p.expected(), before)
 
 
@@ -207,7 +207,7 @@ def test_accumulate_scale_and_disabled_lanes():
     p.set_d(old, column=4)
     before = [t.copy() for t in p.tmem]
     mask = [1 << 3, 0, 1 << 6, 0]
-    tcgen05.mma(("cta_group::1", "kind::f16", "collector::a::discard"), p.tmem, p.shared, 4, p.a_desc, p.b_desc,
+    tcgen05_mma.mma(("cta_group::1", "kind::f16", "collector::a::discard"), p.tmem, p.shared, 4, p.a_desc, p.b_desc,
                 plain_idesc(128, 16, 1, 1), True, disable_output_lane=mask, scale_input_d=2)  # fmt: skip
     want = p.expected() + old / 4
     want[[3, 70]] = old[[3, 70]]
@@ -221,7 +221,7 @@ def test_half_precision_d():
     p.tmem[0][:, :8] = old.view(np.uint16).astype(np.uint32) | 0xABCD0000
     before = [t.copy() for t in p.tmem]
     idesc = plain_idesc(128, 8, 0, 0, d=0)
-    tcgen05.mma(("cta_group::1", "kind::f16"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, True)
+    tcgen05_mma.mma(("cta_group::1", "kind::f16"), p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, True)
     p.check_d(p.expected() + old.astype(np.float64), before, half=True)
 
 
@@ -243,7 +243,7 @@ def test_a_from_tensor_memory(kind, name, m, n, group):
     before = [t.copy() for t in p.tmem]
     code = {"bf16": 1, "tf32": 2}.get(name, TYPE_CODE.get(name))
     idesc = plain_idesc(m, n, code, 0 if kind == "f8f6f4" else code)
-    tcgen05.mma((f"cta_group::{group}", f"kind::{kind}"), p.tmem, p.shared, 0, 100, p.b_desc, idesc, False,
+    tcgen05_mma.mma((f"cta_group::{group}", f"kind::{kind}"), p.tmem, p.shared, 0, 100, p.b_desc, idesc, False,
                 a_in_tmem=True)  # fmt: skip
     p.check_d(p.expected(), before)
 
@@ -274,7 +274,7 @@ def test_block_scaled(kind, vector, a, b, scale, vectors, ids, m, n, group):
         codes = (1, 1) if kind.startswith("mxf4") else (TYPE_CODE[a], TYPE_CODE[b])
         idesc = scaled_idesc(m, n, *codes, scale == "ue8m0", sfa, sfb, negate=(0, 1))
         modifiers = (f"cta_group::{group}", f"kind::{kind}", "block_scale", *([vector] if vector else []))
-        tcgen05.mma(
+        tcgen05_mma.mma(
             modifiers, p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False, scale_a=300, scale_b=320 | sfb << 30
         )
         p.check_d(0.0 - p.expected(a_scales, b_scales), before)
@@ -287,10 +287,10 @@ def test_a_missing_copy_of_scale_factors_is_noticed():
     p.put_scales("B", "ue4m3", 4, 0, 320)
     modifiers = ("cta_group::1", "kind::mxf4nvf4", "block_scale", "block16")
     arguments = (p.a_desc, p.b_desc, scaled_idesc(128, 32, 1, 1, 0), False)
-    tcgen05.mma(modifiers, p.tmem, p.shared, 0, *arguments, scale_a=300, scale_b=320)
+    tcgen05_mma.mma(modifiers, p.tmem, p.shared, 0, *arguments, scale_a=300, scale_b=320)
     good = p.tmem[0][:, :32].copy()
     p.tmem[0][32:64, 320] = 0x7F7F7F7F
-    tcgen05.mma(modifiers, p.tmem, p.shared, 0, *arguments, scale_a=300, scale_b=320)
+    tcgen05_mma.mma(modifiers, p.tmem, p.shared, 0, *arguments, scale_a=300, scale_b=320)
     changed = (p.tmem[0][:, :32] != good).any(axis=1)
     assert np.array_equal(np.flatnonzero(changed), np.arange(32, 64))
 
@@ -302,14 +302,14 @@ def test_footprint_is_what_the_result_depends_on():
     p.put_scales("B", "ue4m3", 4, 0, 320)
     modifiers = ("cta_group::1", "kind::mxf4nvf4", "block_scale", "block16")
     operands = (8, p.a_desc, p.b_desc, scaled_idesc(128, 48, 1, 1, 0), True)
-    foot = tcgen05.mma_footprint(modifiers, *operands, scale_a=300, scale_b=320)
+    foot = tcgen05_mma.mma_footprint(modifiers, *operands, scale_a=300, scale_b=320)
     assert np.array_equal(foot.writes[0], np.pad(np.ones((128, 48), bool), ((0, 0), (8, 512 - 56))))
     assert foot.reads[0][:, 300:304].all() and foot.reads[0][:, 320].all() and not foot.reads[0][16:32, 321].any()
     noisy_shared, noisy_tmem = ~p.shared[0], p.tmem[0] ^ 0x01010101
     noisy_shared[foot.shared[0]] = p.shared[0][foot.shared[0]]
     noisy_tmem[foot.reads[0]] = p.tmem[0][foot.reads[0]]
     for tmem, shared in ((p.tmem[0], p.shared[0]), (noisy_tmem, noisy_shared)):
-        tcgen05.mma(modifiers, [tmem], [shared], *operands, scale_a=300, scale_b=320)
+        tcgen05_mma.mma(modifiers, [tmem], [shared], *operands, scale_a=300, scale_b=320)
     assert np.array_equal(p.tmem[0][:, 8:56], noisy_tmem[:, 8:56])
     assert len(np.unique(foot.shared[0])) == (128 + 48) * 32
 
@@ -385,9 +385,9 @@ def test_illegal_operands(change, what):
     operands |= {"scale_a": 300, "scale_b": 320}
     tmem, shared = [np.zeros((128, 512), np.uint32)], [np.zeros(SHARED, np.uint8)]
     modifiers = ("cta_group::1", "kind::mxf4nvf4", "block_scale", "block16")
-    tcgen05.mma(modifiers, tmem, shared, **operands)
+    tcgen05_mma.mma(modifiers, tmem, shared, **operands)
     with pytest.raises(IllegalInstruction, match=what):
-        tcgen05.mma(modifiers, tmem, shared, **(operands | change))
+        tcgen05_mma.mma(modifiers, tmem, shared, **(operands | change))
 
 
 COPIES = {
@@ -425,7 +425,7 @@ def test_copy(shape, group, source, bits):
                     expect[cta][lane, column + i] = int.from_bytes(bytes(data[4 * i : 4 * i + 4]), "little")
     address = column | (31 << 16 if shape == "4x256b" else 0)
     modifiers = (f"cta_group::{group}", *f"{shape}{source}".split("."))
-    tcgen05.copy(modifiers, tmem, shared, address, shared_descriptor(base, leading, stride, "none"))
+    tcgen05_moves.copy(modifiers, tmem, shared, address, shared_descriptor(base, leading, stride, "none"))
     for cta in range(group):
         assert np.array_equal(tmem[cta], expect[cta])
 
@@ -439,10 +439,12 @@ def test_copied_scale_factors_scale_their_rows():
             for s in range(4):
                 p.shared[0][start + m % 32 * 16 + m // 32 * 4 + s] = scales[side, m, s]
         modifiers = ("cta_group::1", "32x128b", "warpx4")
-        tcgen05.copy(modifiers, p.tmem, p.shared, 256 + 4 * side, shared_descriptor(start, 0, 128, "none"))
+        tcgen05_moves.copy(modifiers, p.tmem, p.shared, 256 + 4 * side, shared_descriptor(start, 0, 128, "none"))
     before = [t.copy() for t in p.tmem]
-    tcgen05.mma(("cta_group::1", "kind::mxf4nvf4", "block_scale", "block16"), p.tmem, p.shared, 0, p.a_desc, p.b_desc,
-                scaled_idesc(128, 128, 1, 1, 0), False, scale_a=256, scale_b=260)  # fmt: skip
+    tcgen05_mma.mma(
+        ("cta_group::1", "kind::mxf4nvf4", "block_scale", "block16"), p.tmem, p.shared, 0, p.a_desc, p.b_desc,
+        scaled_idesc(128, 128, 1, 1, 0), False, scale_a=256, scale_b=260,
+    )  # fmt: skip
     values = formats.scale_table("ue4m3")[scales]
     p.check_d(p.expected(values[0], values[1]), before)
 
@@ -460,7 +462,7 @@ def test_copied_scale_factors_scale_their_rows():
 def test_illegal_copies(text):
     """Shapes without their multicast, and unknown shapes."""
     with pytest.raises(IllegalInstruction, match="tcgen05.cp"):
-        tcgen05.copy_form(tuple(text.split(".")))
+        tcgen05_moves.copy_form(tuple(text.split(".")))
 
 
 def location(shape, thread, register):
@@ -490,14 +492,14 @@ def test_load_and_store(shape, most, each, packed, warp):
     for count in (1, 2, most // 4 if packed else most // 2):
         registers = count * each
         pack, unpack = (".pack::16b", ".unpack::16b") if packed else ("", "")
-        load = tcgen05.transfer_form("ld", tuple(f"sync.aligned.{shape}.x{count}{pack}.b32".split(".")))
-        store = tcgen05.transfer_form("st", tuple(f"sync.aligned.{shape}.x{count}{unpack}.b32".split(".")))
+        load = tcgen05_moves.transfer_form("ld", tuple(f"sync.aligned.{shape}.x{count}{pack}.b32".split(".")))
+        store = tcgen05_moves.transfer_form("st", tuple(f"sync.aligned.{shape}.x{count}{unpack}.b32".split(".")))
         rng = np.random.default_rng(count)
         tmem = rng.integers(0, 1 << 32, (128, 512), dtype=np.uint32)
         split = 200 if shape == "16x32bx2" else None
         base = 32 * (warp % 4) + (16 if shape != "32x32b" else 0)
         address = base << 16 | 5
-        got = tcgen05.load(load, tmem, address, warp, split)
+        got = tcgen05_moves.load(load, tmem, address, warp, split)
         assert got.shape == (32, registers)
         target = rng.integers(0, 1 << 32, (128, 512), dtype=np.uint32)
         expect = target.copy()
@@ -512,7 +514,7 @@ def test_load_and_store(shape, most, each, packed, warp):
                 else:
                     assert got[thread, register] == tmem[base + lane, column]
                     expect[base + lane, column] = tmem[base + lane, column]
-        tcgen05.store(store, target, address, warp, got, split)
+        tcgen05_moves.store(store, target, address, warp, got, split)
         assert np.array_equal(target, expect)
 
 
@@ -530,15 +532,15 @@ def test_load_and_store(shape, most, each, packed, warp):
 def test_illegal_transfers(operation, text):
     """Counts outside tables 47 and 48, and forms that are not implemented."""
     with pytest.raises(IllegalInstruction, match=f"tcgen05.{operation}"):
-        tcgen05.transfer_form(operation, tuple(text.split(".")))
+        tcgen05_moves.transfer_form(operation, tuple(text.split(".")))
 
 
 @pytest.mark.parametrize("address, warp, split", [(0, 1, None), (16 << 16, 0, None), (511, 0, None), (0, 0, 8)])
 def test_illegal_transfer_addresses(address, warp, split):
     """A warp reaches its own quarter of the lanes (9.7.16.8.1) and existing columns."""
-    f = tcgen05.transfer_form("ld", ("sync", "aligned", "32x32b", "x2", "b32"))
+    f = tcgen05_moves.transfer_form("ld", ("sync", "aligned", "32x32b", "x2", "b32"))
     with pytest.raises(IllegalInstruction, match="tcgen05.ld/st"):
-        tcgen05.cells(f, address, warp, split)
+        tcgen05_moves.cells(f, address, warp, split)
 
 
 def test_shift():
@@ -547,7 +549,7 @@ def test_shift():
     want = tmem.copy()
     for lane in range(32, 63):
         want[lane, 16:24] = tmem[lane + 1, 16:24]
-    tcgen05.shift([tmem], ("cta_group::1", "down"), 32 << 16 | 16)
+    tcgen05_moves.shift([tmem], ("cta_group::1", "down"), 32 << 16 | 16)
     assert np.array_equal(tmem, want)
     with pytest.raises(IllegalInstruction, match="lane 5"):
-        tcgen05.shift([tmem], ("cta_group::1", "down"), 5 << 16)
+        tcgen05_moves.shift([tmem], ("cta_group::1", "down"), 5 << 16)
