@@ -22,4 +22,4 @@ from emulator.checks.names import CHECKS as CHECKS
 from emulator.device import Device as Device
 from emulator.device import Module as Module
 from emulator.device import load as load
-from emulator.machine.launch import Statistics as Statistics
+from emulator.machine.state import Statistics as Statistics

@@ -36,11 +36,11 @@ def _exit(e: Emitter, i: Instruction) -> None:
 
 
 def _trap(e: Emitter, i: Instruction) -> None:
-    e.leave(f"('trap', {e.mask(i)}, {i.text!r})")
+    e.leave(f"(C.on_trap, {e.mask(i)}, {i.text!r})")
 
 
 def _nanosleep(e: Emitter, i: Instruction) -> None:
-    e.leave(f"('pause', {e.mask(i)})")
+    e.leave(f"(C.on_pause, {e.mask(i)})")
 
 
 def _grid_dependence(e: Emitter, i: Instruction) -> None:
@@ -140,7 +140,7 @@ def _bar(e: Emitter, i: Instruction) -> None:
         m.take("release", "relaxed", "acquire")
         m.flag("aligned")
         m.done()
-        return e.leave(f"('cluster_{action}', {mask})")
+        return e.leave(f"(C.on_cluster_{action}, {mask})")
     m.flag("cta")
     action = m.take("sync", "arrive", "red")
     aligned = m.flag("aligned") or i.opcode == "bar"
@@ -156,15 +156,16 @@ def _bar(e: Emitter, i: Instruction) -> None:
         value = e.array(source, "pred")
         if isinstance(source, Negated):
             value = e.read(source, "pred")
+        number = e.array(number, "u32")
         return e.leave(
-            f"('bar_reduce', {mask}, {e.array(number, 'u32')}, {threads}, {operation!r}, {value}, {d.index}, {kind!r})"
+            f"(C.on_bar_reduce, {mask}, {number}, {threads}, {operation!r}, {value}, {d.index}, {kind!r})"
         )
     m.done()
     if action is None or not operands:
         raise e.fail("unknown barrier")
     number, *count = operands
     threads = e.array(count[0], "u32") if count else "None"
-    e.leave(f"('bar_{action}', {mask}, {e.array(number, 'u32')}, {threads}, {aligned})")
+    e.leave(f"(C.on_bar_{action}, {mask}, {e.array(number, 'u32')}, {threads}, {aligned})")
     return None
 
 
@@ -208,10 +209,10 @@ def _mbarrier(e: Emitter, i: Instruction) -> None:
             wanted = e.array(operands[0], "u32" if parity else "b64")
             if action == "test_wait":
                 e.write(state, "pred", f"C.mbarrier_test({address}, {wanted}, {parity}, {mask})", i)
-                return e.leave(f"('pause', {mask})")
+                return e.leave(f"(C.on_pause, {mask})")
             e.write(state, "pred", f"C.mbarrier_try({address}, {wanted}, {parity}, {mask})", i)
             result = state.index if isinstance(state, Reg) else None
-            return e.leave(f"('mbarrier_wait', {mask}, {address}, {wanted}, {parity}, {result})")
+            return e.leave(f"(C.on_mbarrier_wait, {mask}, {address}, {wanted}, {parity}, {result})")
         case _:
             raise e.fail("unknown mbarrier instruction")
     return None
@@ -259,7 +260,7 @@ def _wgmma(e: Emitter, i: Instruction) -> None:
         case "commit_group":
             e.line(f"C.wgmma_commit({mask})")
         case "wait_group":
-            e.leave(f"('wgmma_wait', {mask}, {i.operands[0].value})")
+            e.leave(f"(C.on_wgmma_wait, {mask}, {i.operands[0].value})")
         case "mma_async":
             d, a, b, scale_d, *immediates = i.operands
             if not isinstance(d, Vector) or not all(isinstance(r, Reg) for r in d.items):
@@ -287,7 +288,7 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
             a, count = i.operands
             shared = any(n.startswith("shared") for n in m)
             address = shared_address(e, a, "shared" if shared else "generic")
-            e.leave(f"('tmem_alloc', {mask}, {m!r}, {address}, {e.array(count, 'u32')})")
+            e.leave(f"(C.on_tmem_alloc, {mask}, {m!r}, {address}, {e.array(count, 'u32')})")
         case "dealloc":
             a, count = i.operands
             e.line(f"C.tmem_dealloc({m!r}, {e.array(a, 'b32')}, {e.array(count, 'u32')}, {mask})")
@@ -343,7 +344,7 @@ def _tcgen05(e: Emitter, i: Instruction) -> None:
 
 
 def _unsupported_call(e: Emitter, i: Instruction) -> None:
-    e.leave(f"('call', {e.mask(i)}, {i.text!r})")
+    e.leave(f"(C.on_call, {e.mask(i)}, {i.text!r})")
 
 
 EMITTERS: dict[str, Callable[[Emitter, Instruction], None]] = {

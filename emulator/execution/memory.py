@@ -239,9 +239,9 @@ def _cp(e: Emitter, i: Instruction) -> None:
         case "commit_group":
             e.line(f"C.copy_commit({mask})")
         case "wait_group":
-            e.leave(f"('copy_wait', {mask}, {i.operands[0].value})")
+            e.leave(f"(C.on_copy_wait, {mask}, {i.operands[0].value})")
         case "wait_all":
-            e.leave(f"('copy_wait', {mask}, 0, True)")
+            e.leave(f"(C.on_copy_wait, {mask}, 0, True)")
         case "mbarrier":
             if i.modifiers[2] != "arrive":
                 raise e.fail("unknown copy")
@@ -295,7 +295,7 @@ def _bulk(e: Emitter, i: Instruction) -> None:
     if m.flag("wait_group"):
         read = m.flag("read")
         m.done()
-        return e.leave(f"('bulk_wait', {mask}, {i.operands[0].value}, {read})")
+        return e.leave(f"(C.on_bulk_wait, {mask}, {i.operands[0].value}, {read})")
     prefetch = m.flag("prefetch")
     tensor = m.flag("tensor")
     spaces = [n for n in m.rest if n in ("shared::cluster", "shared::cta", "global", "L2")]

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from emulator.checks.faults import IllegalInstruction, UnsupportedInstruction
+from emulator.machine.code import Block
 from emulator.numbers import floats, integers, types
 from emulator.text.instructions import (
     WIDTHS,
@@ -130,31 +130,13 @@ def _symbols(operands: tuple) -> list[Symbol]:
     return found
 
 
-@dataclass(eq=False)
-class Block:
-    """Instructions that run together. `taken` and `following` are block numbers; `live_in` register numbers."""
-
-    index: int
-    instructions: list[Instruction]
-    following: int | None = None
-    taken: int | None = None
-    targets: tuple[int, ...] = ()
-    live_in: frozenset[int] = frozenset()
-    live_out: frozenset[int] = frozenset()
-    full: Callable | None = None
-    masked: Callable | None = None
-    convergent: bool = False
-    warpgroup: bool = False
-    lines: dict[bool, list[Instruction | None]] = field(default_factory=dict)
-
-
 class Program:
     """The blocks of one entry point, and the functions generated of them on first use."""
 
     _sites = itertools.count()
 
-    def __init__(self, function: Function, files: dict[int, str], target: str):
-        self.function, self.files, self.target = function, files, target
+    def __init__(self, function: Function, files: dict[int, str]):
+        self.function, self.files = function, files
         self.blocks = _blocks(function)
         _liveness(function, self.blocks)
         self.storage = _storage(function)
@@ -173,13 +155,17 @@ class Program:
         name = f"<ptx {self.function.name} block {block.index}{' masked' if masked else ''}>"
         scope: dict[str, object] = {}
         exec(compile(source, name, "exec"), self.namespace, scope)  # noqa: S102
-        generated = scope["block"]
+        code = self.made(block, scope["block"])
         block.lines[masked] = emitter.origins
         if masked:
-            block.masked = generated
+            block.masked = code
         else:
-            block.full = generated
-        return generated
+            block.full = code
+        return code
+
+    def made(self, block: Block, code: Callable) -> Callable:
+        """What runs for the block, of the code that was generated."""
+        return code
 
     def instruction_at(self, name: str, line: int) -> Instruction | None:
         """The instruction that line `line` of a generated function was made of."""

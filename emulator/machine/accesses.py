@@ -1,13 +1,12 @@
-"""Loads, stores and atomics of a cohort, in every state space, and the shared-memory side of ldmatrix and stmatrix."""
+"""Loads, stores and atomics of a cohort, in every state space."""
 
 from __future__ import annotations
-
-from functools import cache
 
 import numpy as np
 
 from emulator.checks.faults import EmulatorFault, MemoryFault
-from emulator.checks.races import SEVERAL, RaceFault
+from emulator.checks.races import RaceFault
+from emulator.machine.cohort import Cohort
 from emulator.machine.memory import (
     ATOMICS,
     LOCAL_WINDOW,
@@ -26,13 +25,12 @@ from emulator.machine.memory import (
     unsigned,
 )
 from emulator.numbers import floats
-from emulator.units import ldmatrix
 
 _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAM_WINDOW >> 56: "param"}
 
 
-class MemoryOperations:
-    """Mixin of Cohort. Loads return unsigned integers [warps, 32] or [warps, 32, count]; masked-off lanes hold
+class MemoryOperations(Cohort):
+    """Loads return unsigned integers [warps, 32] or [warps, 32, count]; masked-off lanes hold
     anything.
     """
 
@@ -108,8 +106,11 @@ class MemoryOperations:
         if not np.count_nonzero(windows):
             return load_global(self.cta.space, address, size, count, site)
         result = self._zeros(size, count)
+        loads = {
+            "global": self.load_global, "shared": self.load_shared, "local": self.load_local, "param": self.load_param,
+        }  # fmt: skip
         for name, lanes, inner in self._by_window(address, windows):
-            value = getattr(self, f"load_{name}")(inner, lanes & self.active(mask), size, count, site)
+            value = loads[name](inner, lanes & self.active(mask), size, count, site)
             result[lanes] = value[lanes]
         return result
 
@@ -215,10 +216,11 @@ class MemoryOperations:
         if not np.count_nonzero(windows):
             return self.store_global(address, mask, size, values, site)
         active = self.active(mask)
+        stores = {"global": self.store_global, "shared": self.store_shared, "local": self.store_local}
         for name, lanes, inner in self._by_window(address, windows):
             if name == "param":
                 raise MemoryFault("write to a parameter", address=int(address[lanes][0]))
-            getattr(self, f"store_{name}")(inner, lanes & active, size, values, site)
+            stores[name](inner, lanes & active, size, values, site)
 
     # Atomics
 
@@ -295,79 +297,6 @@ class MemoryOperations:
         """mapa: the same byte of another CTA; a rank that the cluster lacks faults when the address is used."""
         kind = address.dtype.type
         return (address & kind((1 << RANK_SHIFT) - 1)) | (rank.astype(kind) << kind(RANK_SHIFT))
-
-    # ldmatrix and stmatrix
-
-    def load_matrix(self, rows: np.ndarray, mask: np.ndarray | None, modifiers: tuple[str, ...]) -> list[np.ndarray]:
-        form = ldmatrix.load_form(modifiers)
-        warps = None if mask is None and self.alive is None else self.active(mask).any(1)
-        who = self.agents(mask)
-        rows = rows if warps is None else rows[warps]
-        self._check_rows(rows, form)
-        if self.cta.races is not None:
-            used = rows[:, : form.rows]
-            self.cta.races.read(np.repeat(who, used.shape[1]), SEVERAL, used.reshape(-1), 16)
-            self.cta.races.end_reads(who)
-        if form.bits < 8:
-            data = ldmatrix.unpack(form, self._gather_shared(ldmatrix.packed_addresses(form, rows.astype(np.int64)), 1))
-            registers = ldmatrix.to_registers(data)
-        else:
-            step, lane, offset = _steps(modifiers)
-            words = self._gather_shared(rows.astype(np.int64)[:, lane] + offset, step)
-            registers = np.ascontiguousarray(words).view(np.uint32)[..., 0]
-        if warps is not None:
-            whole = np.zeros((*self.shape, registers.shape[-1]), np.uint32)
-            whole[warps] = registers
-            registers = whole
-        return [registers[..., r] for r in range(registers.shape[-1])]
-
-    def store_matrix(
-        self, rows: np.ndarray, mask: np.ndarray | None, modifiers: tuple[str, ...], values: list[np.ndarray]
-    ) -> None:
-        form = ldmatrix.store_form(modifiers)
-        warps = self.active(mask).any(1)
-        rows = rows[warps]
-        self._check_rows(rows, form)
-        if self.cta.races is not None:
-            used = rows[:, : form.rows]
-            self.cta.races.write(np.repeat(self.agents(mask), used.shape[1]), SEVERAL, used.reshape(-1), 16)
-        address = ldmatrix.addresses(form, rows.astype(np.int64))
-        octets = ldmatrix.to_bytes(np.stack([v[warps] for v in values], -1))
-        region = self.cta.shared
-        index = address - region.base
-        if (index < 0).any() or (index >= region.size).any():
-            raise MemoryFault(f"stmatrix outside {region.name}", address=int(address.flat[0]))
-        region.data[index] = octets
-        if region.valid is not None:
-            region.valid[index] = 1
-
-    def _gather_shared(self, address: np.ndarray, size: int) -> np.ndarray:
-        region = self.cta.shared
-        try:
-            return gather(region, address.astype(np.uint32), size, 1)
-        except OutOfRegion:
-            raise single_region_fault(region, address.astype(np.uint32), size, False) from None
-
-    def _check_rows(self, rows: np.ndarray, form: ldmatrix.Form) -> None:
-        used = rows[:, : form.rows]
-        if np.count_nonzero(used & np.uint32(ldmatrix.ROW_BYTES - 1)):
-            where = np.argwhere(used & np.uint32(ldmatrix.ROW_BYTES - 1))[0]
-            raise MemoryFault(
-                "row address is not a multiple of 16", address=int(used[tuple(where)]), lane=int(where[1])
-            )
-
-
-@cache
-def _steps(modifiers: tuple[str, ...]) -> tuple[int, np.ndarray, np.ndarray]:
-    """(bytes an access, lane, offset) of an ldmatrix as the widest accesses that its bytes allow."""
-    form = ldmatrix.load_form(modifiers)
-    for step in (4, 2):
-        lane = form.lane.reshape(*form.lane.shape[:2], 4 // step, step)
-        offset = form.offset.reshape(lane.shape)
-        if (lane == lane[..., :1]).all() and (offset == offset[..., :1] + np.arange(step)).all():
-            return step, lane[..., 0], offset[..., 0]
-    return 1, form.lane, form.offset
-
 
 def _atomic_operation(operation: str, kind: str) -> object:
     base = ATOMICS[operation]

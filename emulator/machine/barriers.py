@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from emulator.checks.faults import BarrierFault
 from emulator.checks.races import joined
 
 MAX_COUNT = (1 << 20) - 1
+
+
+class Waiter(Protocol):
+    def wake(self) -> None:
+        """What was waited for may have come."""
+
+
+class Use(Protocol):
+    """One use of a CTA barrier."""
+
+    def release(self) -> None:
+        """All threads have arrived."""
 
 
 class MBarrier:
@@ -22,7 +36,7 @@ class MBarrier:
         self.expected = self.pending = count
         self.bytes = 0
         self.phase = 0
-        self.waiters: list = []
+        self.waiters: list[Waiter] = []
         self.arrivals = 0
         self.closed = False  # its CTA has exited
         self.arriving = self.clock = None  # clocks of those who arrive in this phase, and who did before
@@ -94,12 +108,33 @@ class CtaBarrier:
         self.number = number
         self.expected: int | None = None  # threads; None: all of the CTA
         self.arrived = np.zeros((warps, 32), bool)
-        self.generation = None
+        self.generation: Use | None = None
 
     def __str__(self) -> str:
         expected = "all threads" if self.expected is None else f"{self.expected} threads"
         warps = np.flatnonzero(self.arrived.any(1)).tolist()
         return f"barrier {self.number}: expects {expected}, warps {warps} have arrived"
+
+    def settle(self, alive: np.ndarray) -> None:
+        """Releases the current use if those of the live threads that it needs have arrived."""
+        if not self.arrived.any():
+            return
+        if self.expected is None:
+            if (alive & ~self.arrived).any():
+                return
+        else:
+            # A warp whose live threads are all there counts with all 32, also those that have exited.
+            rows = self.arrived.any(1)
+            whole = rows & ~(alive & ~self.arrived).any(1)
+            count = int(32 * whole.sum() + self.arrived[rows & ~whole].sum())
+            if count < self.expected:
+                return
+            if count > self.expected:
+                raise BarrierFault(f"{count} threads arrived at {self}")
+        generation = self.generation
+        self.arrived[:] = False
+        self.generation = None
+        generation.release()
 
 
 class ClusterBarrier:
@@ -108,7 +143,7 @@ class ClusterBarrier:
     def __init__(self) -> None:
         self.phase = 0
         self.arriving = self.clock = None
-        self.waiters: list = []
+        self.waiters: list[Waiter] = []
 
     def __str__(self) -> str:
         return f"cluster barrier in phase {self.phase}"

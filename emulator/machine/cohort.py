@@ -8,25 +8,34 @@ and never written in place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from emulator.checks.faults import DivergenceFault, UnsupportedInstruction
-from emulator.machine.accesses import MemoryOperations
+from emulator.checks.faults import DivergenceFault
+from emulator.checks.races import Clock
+from emulator.machine.code import Block
+from emulator.machine.cta import Cta
 from emulator.machine.memory import unsigned
-from emulator.machine.synchronization import SynchronizationOperations
-from emulator.machine.warp import WarpOperations
+from emulator.machine.special import special
 from emulator.text.instructions import Imm, Reg
-from emulator.units.copies import CopyOperations
-from emulator.units.tensor import TensorOperations
-
-if TYPE_CHECKING:
-    from emulator.execution.program import Block
-    from emulator.machine.launch import Cta
 
 LANES = np.arange(32, dtype=np.uint32)
 _MASKED_BY_OPERAND = {"shfl", "vote", "match", "redux", "elect"}
+
+
+class Wait:
+    """What lanes wait for. `key` is equal for waits that end together, or None."""
+
+    key: object = None
+
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
+        raise NotImplementedError
+
+    def register(self, cohort: Cohort) -> bool:
+        """Sees to it that the cohort is woken; whether some lanes can go on already."""
+        raise NotImplementedError
+
+    def select(self, rows: np.ndarray) -> Wait:
+        return self
 
 
 class Entry:
@@ -36,7 +45,7 @@ class Entry:
 
     __slots__ = ("pc", "mask", "wait", "blocked", "deferred")
 
-    def __init__(self, pc: int, mask: np.ndarray | None = None, wait: object = None):
+    def __init__(self, pc: int, mask: np.ndarray | None = None, wait: Wait | None = None):
         self.pc, self.mask, self.wait = pc, mask, wait
         self.blocked = self.deferred = False
 
@@ -49,7 +58,9 @@ class Entry:
 _LANES = np.arange(32, dtype=np.int8)
 
 
-class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOperations, TensorOperations):
+class Cohort:
+    """Warps, their registers and where their lanes are. What instructions do is in the classes that derive from it."""
+
     def __init__(self, cta: Cta, warps: np.ndarray, registers: list[np.ndarray], alive: np.ndarray | None):
         self.cta, self.warps, self.registers = cta, warps, registers
         self.launch = cta.launch
@@ -127,7 +138,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
             other.deferred = False
         if gone is None:
             self.entries.remove(entry)
-            self.cta.exited(self, np.ones(self.shape, bool))
+            self.cta.exited(self.warps, np.ones(self.shape, bool))
             return
         alive = np.ones(self.shape, bool) if self.alive is None else self.alive
         self.alive = alive & ~gone
@@ -136,7 +147,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
             entry.mask = kept
         else:
             self.entries.remove(entry)
-        self.cta.exited(self, gone)
+        self.cta.exited(self.warps, gone)
 
     def converged_lanes(self, entry: Entry, block: Block) -> np.ndarray:
         """bool [warps]: the warps of an entry whose lanes that the block's first instruction needs are all there."""
@@ -152,11 +163,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
                 needed = alive & ((first[:, None] >> LANES) & 1 != 0)
             elif isinstance(members, Imm):
                 needed = alive & ((np.uint32(members.value & 0xFFFFFFFF) >> LANES) & 1 != 0)
-        elif (
-            instruction.opcode in ("bar", "barrier")
-            and instruction.opcode != "bar"
-            and "aligned" not in instruction.modifiers
-        ):
+        elif instruction.opcode == "barrier" and "aligned" not in instruction.modifiers:
             return mask.any(1)
         return mask.any(1) & ~(needed & ~mask).any(1)
 
@@ -165,12 +172,16 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
     def select(self, rows: np.ndarray) -> Cohort:
         """A cohort of some of the warps, with the registers that are live in it; the caller gives it its entries."""
         launch = self.launch
-        live = launch.live(self.entries)
+        live = self._live()
         count = len(rows)
         registers = launch.poison(count)
         for index in live:
             registers[index] = self.registers[index][rows]
         return type(self)(self.cta, self.warps[rows], registers, None if self.alive is None else self.alive[rows])
+
+    def _live(self) -> frozenset[int]:
+        blocks = self.launch.program.blocks
+        return frozenset().union(*(blocks[entry.pc].live_in for entry in self.entries if entry.pc < len(blocks)))
 
     def separate(self) -> list[Cohort]:
         """This cohort as cohorts that share no warp between entries; also drops warps that have exited."""
@@ -227,7 +238,7 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
         order = np.argsort(warps, kind="stable")
         sorted_already = bool((order[1:] > order[:-1]).all())
         registers = launch.poison(len(warps))
-        for index in launch.live(first.entries):
+        for index in first._live():
             value = np.concatenate([c.registers[index] for c in cohorts])
             registers[index] = value if sorted_already else value[order]
         merged = type(first)(first.cta, warps[order], registers, None)
@@ -256,6 +267,10 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
         active = self.active(mask)
         return who[active], lanes[active], address[active]
 
+    def acquire(self, mask: np.ndarray | None, clock: Clock | None) -> None:
+        if self.cta.races is not None:
+            self.cta.races.acquire(self.agents(mask), clock)
+
     # Values that generated code asks for
 
     def full(self, value: object) -> np.ndarray:
@@ -269,70 +284,10 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
             return np.full(self.shape, ticks >> 32 if name.endswith("hi") else ticks & 0xFFFFFFFF, np.uint32)
         found = self._constants.get(name)
         if found is None:
-            value = self._special(name)
+            value = special(name, self.cta, self.warps[:, None].astype(np.uint32))
             kind = np.uint64 if name in ("gridid", "current_graph_exec") else np.uint32
             found = self._constants[name] = np.ascontiguousarray(np.broadcast_to(np.asarray(value, kind), self.shape))
         return found
-
-    def _special(self, name: str) -> object:
-        cta, launch = self.cta, self.launch
-        warps = self.warps[:, None].astype(np.uint32)
-        thread = warps * np.uint32(32) + LANES
-        base, _, axis = name.partition(".")
-        block, grid, shape = launch.block, launch.grid, launch.cluster
-        if axis in ("x", "y", "z"):
-            a = "xyz".index(axis)
-            match base:
-                case "tid":
-                    return (thread // (1, block[0], block[0] * block[1])[a]) % block[a]
-                case "ntid":
-                    return block[a]
-                case "ctaid":
-                    return cta.index[a]
-                case "nctaid":
-                    return grid[a]
-                case "clusterid":
-                    return cta.index[a] // shape[a]
-                case "nclusterid":
-                    return grid[a] // shape[a]
-                case "cluster_ctaid":
-                    return cta.index[a] % shape[a]
-                case "cluster_nctaid":
-                    return shape[a]
-        match name:
-            case "laneid":
-                return LANES[None]
-            case "warpid":
-                return warps
-            case "nwarpid":
-                return launch.warps
-            case "cluster_ctarank":
-                return cta.rank
-            case "cluster_nctarank":
-                return len(cta.cluster.ctas)
-            case "is_explicit_cluster":
-                return int(launch.explicit_cluster)
-            case "smid":
-                return cta.slot
-            case "nsmid":
-                return launch.device.sm_count
-            case "lanemask_eq":
-                return np.uint32(1) << LANES
-            case "lanemask_le":
-                return (np.uint64(2) << LANES.astype(np.uint64)) - np.uint64(1)
-            case "lanemask_lt":
-                return (np.uint32(1) << LANES) - np.uint32(1)
-            case "lanemask_ge":
-                return ~((np.uint32(1) << LANES) - np.uint32(1))
-            case "lanemask_gt":
-                return 0xFFFFFFFF ^ ((np.uint64(2) << LANES.astype(np.uint64)) - np.uint64(1))
-            case "dynamic_smem_size":
-                return launch.dynamic_shared
-            case "total_smem_size":
-                return launch.shared_size
-            case "gridid" | "current_graph_exec":
-                return 0
-        raise UnsupportedInstruction(f"special register %{name} is not implemented")
 
     def symbol(self, name: str, offset: int, width: int) -> np.ndarray:
         key = (name, offset, width)
@@ -356,6 +311,11 @@ class Cohort(WarpOperations, MemoryOperations, SynchronizationOperations, CopyOp
     def active(self, mask: np.ndarray | None) -> np.ndarray:
         """bool [warps, 32]: the lanes that execute."""
         return self._all(mask)
+
+    def has_whole_warpgroups(self, mask: np.ndarray | None) -> bool:
+        warps = self.warps if mask is None else self.warps[self.active(mask).any(1)]
+        groups, counts = np.unique(warps // 4, return_counts=True)
+        return bool((counts == 4).all())
 
     def converged(self, mask: np.ndarray | None) -> None:
         """Faults unless each warp takes part with all of its lanes or with none."""

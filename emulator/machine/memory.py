@@ -203,8 +203,8 @@ class Space:
 
 
 def _at(fault: EmulatorFault, where: tuple) -> EmulatorFault:
-    for key, value in _lane(where).items():
-        setattr(fault, key, value)
+    if len(where) == 2:
+        fault.warp, fault.lane = int(where[0]), int(where[1])
     return fault
 
 

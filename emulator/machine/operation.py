@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from emulator.machine.launch import Cta
-    from emulator.text.instructions import Instruction
+from emulator.text.instructions import Instruction
+
+
+class Owner(Protocol):
+    """The CTA of an operation."""
+
+    index: tuple[int, int, int]
+
+    def wake_copies(self) -> None:
+        """Wakes those who wait for operations."""
 
 
 class Operation:
@@ -19,7 +26,7 @@ class Operation:
     __slots__ = ("name", "cta", "steps", "after", "due", "read_done", "done", "origin")
 
     def __init__(
-        self, name: str, cta: Cta, steps: list[Callable[[], None]], after: list[Operation], origin: Instruction | None
+        self, name: str, cta: Owner, steps: list[Callable[[], None]], after: list[Operation], origin: Instruction | None
     ):
         self.name, self.cta, self.steps, self.origin = name, cta, steps, origin
         self.after = [op for op in after if not op.done]

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from emulator.machine.synchronization import MbarrierWait
-
-if TYPE_CHECKING:
-    from emulator.machine.launch import Launch
+from emulator.machine.cta import Cluster
+from emulator.machine.state import LaunchState
+from emulator.machine.waits import MbarrierWait
 
 LIMIT = 1000  # slices after which whoever is suspended resumes
 PATIENCE = 100  # times that all threads may resume in vain before the kernel counts as deadlocked
 
 
 class TimeLimits:
-    def __init__(self, launch: Launch):
-        self.launch = launch
+    def __init__(self, launch: LaunchState, resident: list[Cluster]):
+        self.launch, self.resident = launch, resident
         self.before: tuple | None = None
         self.vain = 0
 
     def expire(self) -> bool:
         """Lets every blocked try_wait return false; whether there was one."""
         found = False
-        for cohort in [c for cluster in self.launch.resident for cta in cluster.ctas for c in cta.cohorts if c.parked]:
+        for cohort in [c for cluster in self.resident for cta in cluster.ctas for c in cta.cohorts if c.parked]:
             waiting = [entry for entry in cohort.entries if isinstance(entry.wait, MbarrierWait)]
             for entry in waiting:
                 entry.wait.give_up(cohort, entry.mask)
@@ -41,7 +38,7 @@ class TimeLimits:
 
     def _progress(self) -> tuple:
         """Changes whenever a thread does more than to poll; stores to memory are not seen."""
-        ctas = [cta for cluster in self.launch.resident for cta in cluster.ctas]
+        ctas = [cta for cluster in self.resident for cta in cluster.ctas]
         barriers = [barrier for cta in ctas for barrier in cta.mbarriers.values()]
         return (
             self.launch.statistics.operations,
@@ -50,5 +47,5 @@ class TimeLimits:
             sum(barrier.arrivals for barrier in barriers),
             sum(barrier.phase for barrier in barriers),
             sum(int(barrier.arrived.sum()) for cta in ctas for barrier in cta.barriers.values()),
-            sum(cluster.barrier.phase for cluster in self.launch.resident),
+            sum(cluster.barrier.phase for cluster in self.resident),
         )

@@ -1,225 +1,22 @@
-"""Barriers as a cohort executes them: mbarrier, bar.sync and its kin, cluster barriers, and waits on groups of copies.
-
-An instruction that may block returns a wait. A wait is polled before its lanes go on: True, False, or the lanes that
-are ready.
-"""
+"""Barriers as a cohort executes them: mbarrier, bar.sync and its kin, cluster barriers, and the order of grids."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emulator.checks.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
 from emulator.checks.races import NONE, joined
 from emulator.machine.barriers import MBarrier
-
-if TYPE_CHECKING:
-    from emulator.machine.cohort import Cohort
-    from emulator.machine.launch import Cta
+from emulator.machine.cohort import Cohort, Wait
+from emulator.machine.waits import ClusterWait, Generation, MbarrierWait, ReductionResult, SeveralGenerations
 
 
-class Wait:
-    """What lanes wait for. `key` is equal for waits that end together, or None."""
-
-    key: object = None
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
-        raise NotImplementedError
-
-    def register(self, cohort: Cohort) -> bool:
-        """Sees to it that the cohort is woken; whether some lanes can go on already."""
-        raise NotImplementedError
-
-    def select(self, rows: np.ndarray) -> Wait:
-        return self
-
-
-class MbarrierWait(Wait):
-    """Phases of mbarriers: (barrier, phase or parity, which of both, lanes or None for all)."""
-
-    def __init__(self, groups: list[tuple[MBarrier, int, bool, np.ndarray | None]], result: int | None = None):
-        self.groups, self.result = groups, result  # the predicate that says whether the phase has completed
-        self.key = (id(groups[0][0]), groups[0][1]) if len(groups) == 1 and groups[0][3] is None else None
-
-    @staticmethod
-    def _done(barrier: MBarrier, wanted: int, parity: bool) -> bool:
-        return barrier.completed(wanted) if parity else barrier.phase != wanted >> 20
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
-        if len(self.groups) == 1:
-            if not self._done(*self.groups[0][:3]):
-                return False
-            cohort.acquire(mask, self.groups[0][0].clock)
-            return True
-        ready = np.zeros(cohort.shape, bool)
-        for barrier, wanted, parity, lanes in self.groups:
-            if self._done(barrier, wanted, parity):
-                ready |= lanes
-                cohort.acquire(lanes, barrier.clock)
-        needed = cohort.active(mask)
-        if not (ready & needed).any():
-            return False
-        return True if not (needed & ~ready).any() else ready & needed
-
-    def register(self, cohort: Cohort) -> bool:
-        ready = False
-        for barrier, wanted, parity, _ in self.groups:
-            if self._done(barrier, wanted, parity):
-                ready = True
-            else:
-                barrier.waiters.append(cohort)
-        return ready
-
-    def select(self, rows: np.ndarray) -> MbarrierWait:
-        if len(self.groups) == 1:
-            return self
-        kept = [(b, w, p, lanes[rows]) for b, w, p, lanes in self.groups if lanes[rows].any()]
-        return MbarrierWait(kept or self.groups[:1], self.result)
-
-    def give_up(self, cohort: Cohort, mask: np.ndarray | None) -> None:
-        """The result of lanes that do not wait any longer is false."""
-        if self.result is not None:
-            cohort.registers[self.result] = cohort.registers[self.result] & ~cohort.active(mask)
-
-    def __str__(self) -> str:
-        parts = []
-        for barrier, wanted, parity, _ in self.groups:
-            parts.append(f"{'parity' if parity else 'phase'} {wanted & 1 if parity else wanted >> 20} of {barrier}")
-        return "; ".join(parts)
-
-
-class Generation(Wait):
-    """One use of a CTA barrier; ends for everybody at once."""
-
-    def __init__(self, name: str):
-        self.name, self.done = name, False
-        self.waiters: list[Cohort] = []
-        self.key = None
-        self.clock = None
-        self.reductions: list[tuple[Cohort, np.ndarray | None, np.ndarray]] = []
-        self.result: int | None = None
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        if self.done:
-            cohort.acquire(mask, self.clock)
-        return self.done
-
-    def register(self, cohort: Cohort) -> bool:
-        self.waiters.append(cohort)
-        return self.done
-
-    def release(self) -> None:
-        self.done = True
-        merged: dict[int, list[Cohort]] = {}
-        for cohort in dict.fromkeys(self.waiters):
-            if cohort.dead:
-                continue
-            if cohort.is_whole() and cohort.parked and cohort.entries[0].wait is self:
-                merged.setdefault(cohort.entries[0].pc, []).append(cohort)
-            else:
-                cohort.wake()
-        for cohorts in merged.values():
-            if len(cohorts) == 1:
-                cohorts[0].wake()
-            else:
-                first = cohorts[0]
-                whole = first.merge(cohorts)
-                first.cta.replace(cohorts, [whole])
-                whole.parked = True
-                whole.wake()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class ReductionResult(Wait):
-    """barrier.red: writes the result to a register when the barrier completes."""
-
-    def __init__(self, generation: Generation, register: int, kind: str, operation: str):
-        self.generation, self.target, self.kind, self.operation = generation, register, kind, operation
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        if not self.generation.poll(cohort, mask):
-            return False
-        values = np.concatenate(self.generation.reductions)
-        result = {"popc": values.sum(), "and": values.all(), "or": values.any()}[self.operation]
-        kind = np.bool_ if self.kind == "pred" else np.uint32
-        old = cohort.registers[self.target]
-        new = np.full(cohort.shape, result, kind).view(old.dtype)
-        cohort.registers[self.target] = new if mask is None else np.where(mask, new, old)
-        return True
-
-    def register(self, cohort: Cohort) -> bool:
-        return self.generation.register(cohort)
-
-    def __str__(self) -> str:
-        return str(self.generation)
-
-
-class ClusterWait(Wait):
-    def __init__(self, barrier: object, phase: int):
-        self.barrier, self.phase = barrier, phase
-        self.key = (id(barrier), phase)
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        if self.barrier.phase <= self.phase:
-            return False
-        cohort.acquire(mask, self.barrier.clock)
-        return True
-
-    def register(self, cohort: Cohort) -> bool:
-        self.barrier.waiters.append(cohort)
-        return self.barrier.phase > self.phase
-
-    def __str__(self) -> str:
-        return str(self.barrier)
-
-
-class GroupWait(Wait):
-    """Groups of asynchronous copies of the threads of a cohort: `pending` says whether some are not complete."""
-
-    def __init__(self, cta: Cta, name: str, pending: object):
-        self.cta, self.name, self.pending = cta, name, pending
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        return not self.pending()
-
-    def register(self, cohort: Cohort) -> bool:
-        self.cta.copy_waiters.append(cohort)
-        return not self.pending()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class WarpgroupWait(Wait):
-    """The other warps of the warpgroup, which a wgmma instruction needs."""
-
-    def __init__(self, pc: int):
-        self.pc = pc
-        self.key = ("warpgroup", pc)
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        return cohort.has_whole_warpgroups(mask)
-
-    def register(self, cohort: Cohort) -> bool:
-        return any(cohort.has_whole_warpgroups(entry.mask) for entry in cohort.entries if entry.wait is self)
-
-    def __str__(self) -> str:
-        return "the other warps of the warpgroup"
-
-
-class SynchronizationOperations:
-    """Mixin of Cohort. `on_` methods handle what ends a block: they return a wait, or None to go on."""
+class SynchronizationOperations(Cohort):
+    """`on_` methods carry out what ends a block: they return a wait, or None to go on."""
 
     gives_up = False  # the last mbarrier.try_wait returned early
 
     # Clocks
-
-    def acquire(self, mask: np.ndarray | None, clock: object) -> None:
-        if self.cta.races is not None:
-            self.cta.races.acquire(self.agents(mask), clock)
 
     def _use(self, where: int, lanes: np.ndarray) -> None:
         if self.cta.races is not None:
@@ -364,7 +161,7 @@ class SynchronizationOperations:
                 groups += [(barrier, int(v), parity, lanes & (all_keys == v)) for v in np.unique(keys)]
         if len(groups) == 1:
             barrier, value, parity, _ = groups[0]
-            if MbarrierWait._done(barrier, value, parity):
+            if MbarrierWait.done(barrier, value, parity):
                 self.acquire(mask, barrier.clock)
                 return None
             return MbarrierWait([(barrier, value, parity, None)], result)
@@ -390,7 +187,7 @@ class SynchronizationOperations:
         return int(values[0])
 
     def _arrive(
-        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool, waits: bool
+        self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool
     ) -> Generation:
         active = self.active(mask)
         if aligned and mask is not None:
@@ -404,7 +201,21 @@ class SynchronizationOperations:
                 raise BarrierFault(
                     f"barrier {barrier.number} with {counts.tolist()} threads of {self.launch.warps * 32}"
                 )
-        return self.cta.arrive(barrier, self, active, expected, waits)
+        if barrier.generation is None:
+            barrier.generation = Generation("")
+        generation = barrier.generation
+        if not barrier.arrived.any():
+            barrier.expected = expected
+        elif barrier.expected != expected:
+            raise BarrierFault(f"barrier {barrier.number} with {expected} threads, others gave {barrier.expected}")
+        if (barrier.arrived[self.warps] & active).any():
+            raise BarrierFault(f"a warp arrives twice in one use of {barrier}")
+        barrier.arrived[self.warps] |= active
+        if self.cta.races is not None:
+            generation.clock = joined(generation.clock, self.cta.races.release(self.agents(active)))
+        generation.name = str(barrier)
+        barrier.settle(self.cta.alive)
+        return generation
 
     def on_bar_sync(
         self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, aligned: bool
@@ -412,7 +223,7 @@ class SynchronizationOperations:
         groups = np.unique(number[self.active(mask)])
         if len(groups) > 1:  # warps that use different barriers
             return self._several_barriers(mask, number, threads, aligned, groups)
-        generation = self._arrive(mask, number, threads, aligned, True)
+        generation = self._arrive(mask, number, threads, aligned)
         return None if generation.poll(self, mask) else generation
 
     def _several_barriers(
@@ -424,7 +235,7 @@ class SynchronizationOperations:
             lanes = active & (number == value)
             if (lanes.any(1) & (active & ~lanes).any(1)).any():
                 raise DivergenceFault("threads of a warp use different barriers")
-            parts.append((self._arrive(lanes, number, threads, False, True), lanes))
+            parts.append((self._arrive(lanes, number, threads, False), lanes))
         return SeveralGenerations(parts)
 
     def on_bar_arrive(
@@ -434,7 +245,7 @@ class SynchronizationOperations:
             raise BarrierFault("bar.arrive needs the number of threads")
         for value in np.unique(number[self.active(mask)]):
             lanes = self.active(mask) & (number == value)
-            self._arrive(None if lanes.all() else lanes, number, threads, aligned, False)
+            self._arrive(None if lanes.all() else lanes, number, threads, aligned)
 
     def on_bar_reduce(
         self, mask: np.ndarray | None, number: np.ndarray, threads: np.ndarray | None, operation: str,
@@ -444,7 +255,7 @@ class SynchronizationOperations:
         generation = barrier.generation or Generation(str(barrier))
         barrier.generation = generation
         generation.reductions.append(value[self.active(mask)])
-        reached = self._arrive(mask, number, threads, False, True)
+        reached = self._arrive(mask, number, threads, False)
         return ReductionResult(reached, register, kind, operation)
 
     # Cluster barriers
@@ -472,11 +283,6 @@ class SynchronizationOperations:
 
     # Others
 
-    def has_whole_warpgroups(self, mask: np.ndarray | None) -> bool:
-        warps = self.warps if mask is None else self.warps[self.active(mask).any(1)]
-        groups, counts = np.unique(warps // 4, return_counts=True)
-        return bool((counts == 4).all())
-
     def on_pause(self, mask: np.ndarray | None) -> None:
         self.launch.yielded = True
 
@@ -501,30 +307,3 @@ class SynchronizationOperations:
         if "__assertfail" in text:
             raise TrapFault("an assertion of the kernel failed")
         raise UnsupportedInstruction("calls of functions are not implemented")
-
-
-class SeveralGenerations(Wait):
-    """Barriers of different warps of one cohort."""
-
-    def __init__(self, parts: list[tuple[Generation, np.ndarray]]):
-        self.parts = parts
-
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
-        ready = np.zeros(cohort.shape, bool)
-        for generation, lanes in self.parts:
-            if generation.poll(cohort, lanes):
-                ready |= lanes
-        needed = cohort.active(mask)
-        if not (ready & needed).any():
-            return False
-        return True if not (needed & ~ready).any() else ready & needed
-
-    def register(self, cohort: Cohort) -> bool:
-        return any([generation.register(cohort) for generation, _ in self.parts])
-
-    def select(self, rows: np.ndarray) -> Wait:
-        kept = [(generation, lanes[rows]) for generation, lanes in self.parts if lanes[rows].any()]
-        return kept[0][0] if len(kept) == 1 else SeveralGenerations(kept)
-
-    def __str__(self) -> str:
-        return "; ".join(str(generation) for generation, _ in self.parts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulator.machine.cohort import Cohort
+
 LANES = np.arange(32, dtype=np.int64)
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
@@ -13,8 +15,8 @@ def ballot(lanes: np.ndarray) -> np.ndarray:
     return (lanes * _BITS).sum(1, dtype=np.uint32)[:, None]
 
 
-class WarpOperations:
-    """Mixin of Cohort. Only lanes that execute and are named in the member mask take part."""
+class WarpOperations(Cohort):
+    """Only lanes that execute and are named in the member mask take part."""
 
     def _members(self, members: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         return self.active(mask) & ((members & _BITS) != 0)

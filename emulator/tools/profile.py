@@ -24,14 +24,19 @@ from typing import TypeAlias
 import numpy as np
 
 from emulator.device import launcher
-from emulator.execution.program import Block, Program
-from emulator.machine.cohort import Cohort
-from emulator.machine.launch import Launch, Statistics
+from emulator.execution.program import Program
+from emulator.machine.code import Block
+from emulator.machine.cohort import Cohort, Wait
+from emulator.machine.device import Machine
+from emulator.machine.launch import Launch
 from emulator.machine.memory import WINDOW_SHIFT
 from emulator.machine.operation import Operation
-from emulator.machine.synchronization import MbarrierWait, Wait, WarpgroupWait
+from emulator.machine.state import Statistics
+from emulator.machine.waits import MbarrierWait, WarpgroupWait
+from emulator.text.instructions import Source
 from emulator.units import ldmatrix
-from emulator.units.tensor import AllocationWait
+from emulator.units.tensor_memory import AllocationWait
+from emulator.units.warps import Warps
 
 BANKS, WORD, SECTOR, ROW = 32, 4, 32, 16
 READY, RUNS, EXITED = "ready", "runs", "exited"
@@ -221,22 +226,18 @@ def _warps(numbers: Sequence[int]) -> str:
 class CountedProgram(Program):
     """A program whose blocks tell the launch that they run."""
 
-    def compile(self, block: Block, masked: bool) -> Callable:
-        function = super().compile(block, masked)
-
+    def made(self, block: Block, code: Callable) -> Callable:
         def counted(cohort: CountedCohort, registers: list[np.ndarray], mask: np.ndarray | None) -> object:
             cohort.launch.ran(cohort, block, mask)
-            return function(cohort, registers, mask)
+            return code(cohort, registers, mask)
 
-        setattr(block, "masked" if masked else "full", counted)
         return counted
 
 
 class CountedLaunch(Launch):
-    def __init__(self, launches: list[Profile], *arguments: object):
-        super().__init__(*arguments)
-        self.cohort_type = CountedCohort
-        self.program = CountedProgram(self.function, self.program.files, self.program.target)
+    def __init__(self, launches: list[Profile], device: Machine, source: Source, program: Program, *rest: object):
+        counted = CountedProgram(program.function, program.files)
+        super().__init__(CountedCohort, device, source, counted, *rest)
         self.profile = Profile(self.function.name)
         launches.append(self.profile)
 
@@ -303,11 +304,11 @@ class CountedLaunch(Launch):
         return last.line, frozenset(names)
 
 
-class CountedCohort(Cohort):
+class CountedCohort(Warps):
     """Counts accesses before they are carried out. Bulk copies and tensor memory are counted elsewhere."""
 
     def _add(self, space: str, active: np.ndarray, moved: int, least: int) -> None:
-        origin = self.launch._origin()
+        origin = self.launch.origin()
         found = self.launch.profile.accesses.setdefault((space, origin.line), Access(space, origin.line, origin.text))
         found.requests += int(active.any(-1).sum())
         found.moved += moved

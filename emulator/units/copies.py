@@ -11,6 +11,8 @@ import numpy as np
 
 from emulator.checks.faults import MemoryFault, UninitializedRead, UnsupportedInstruction
 from emulator.checks.races import NONE, joined
+from emulator.machine.barriers import MBarrier
+from emulator.machine.cta import Cta, Unit
 from emulator.machine.memory import (
     IN_FLIGHT,
     LOCAL_WINDOW,
@@ -21,14 +23,30 @@ from emulator.machine.memory import (
     Region,
 )
 from emulator.machine.operation import Operation
-from emulator.machine.synchronization import GroupWait
+from emulator.machine.synchronization import SynchronizationOperations
+from emulator.machine.waits import GroupWait
 from emulator.units import tma
 
 POISON = 0xFF
 
 
-class CopyOperations:
-    """Mixin of Cohort."""
+class CopyGroups(Unit):
+    """Groups of asynchronous copies, of each thread.
+
+    `copies` are those of cp.async that are not known to be done: the operation, its threads and the group of each.
+    """
+
+    def __init__(self, cta: Cta):
+        super().__init__(cta)
+        self.copies: list[tuple[Operation, np.ndarray, np.ndarray]] = []
+        self.open = np.zeros(cta.launch.warps * 32, np.int64)  # number of the group that a thread has not committed
+        self.bulk: dict[int, list[list[Operation]]] = {}  # thread -> its groups, the last one open
+
+
+class CopyOperations(SynchronizationOperations):
+    @property
+    def _copy_groups(self) -> CopyGroups:
+        return self.cta.unit(CopyGroups)
 
     # Shared memory as asynchronous operations see it
 
@@ -124,33 +142,35 @@ class CopyOperations:
                 region.valid[index] = WRITTEN
 
         operation = self.launch.operation("cp.async", self.cta, [run])
-        self.cta.copies.append((operation, threads, self.cta.copy_groups[threads]))
+        groups = self._copy_groups
+        groups.copies.append((operation, threads, groups.open[threads]))
         self.launch.post(operation)
 
     def _threads(self) -> np.ndarray:
         return self.warps[:, None] * 32 + np.arange(32)
 
     def copy_commit(self, mask: np.ndarray | None) -> None:
-        self.cta.copy_groups[self._threads()[self.active(mask)]] += 1
+        self._copy_groups.open[self._threads()[self.active(mask)]] += 1
 
     def on_copy_wait(self, mask: np.ndarray | None, count: int, everything: bool = False) -> GroupWait | None:
         threads = self._threads()[self.active(mask)]
-        cta = self.cta
-        limit = np.full(len(cta.copy_groups), -1, np.int64)
-        limit[threads] = cta.copy_groups[threads] - (0 if everything else 1 + count)
+        groups = self._copy_groups
+        limit = np.full(len(groups.open), -1, np.int64)
+        limit[threads] = groups.open[threads] - (0 if everything else 1 + count)
 
         def pending() -> bool:
-            cta.copies = [entry for entry in cta.copies if not entry[0].done]
-            return any((groups <= limit[members]).any() for _, members, groups in cta.copies)
+            groups.copies = [entry for entry in groups.copies if not entry[0].done]
+            return any((numbers <= limit[members]).any() for _, members, numbers in groups.copies)
 
-        return GroupWait(cta, "cp.async groups", pending) if pending() else None
+        return GroupWait(self.cta, "cp.async groups", pending) if pending() else None
 
     def copy_arrive(self, address: np.ndarray, mask: np.ndarray | None, noinc: bool) -> None:
         """cp.async.mbarrier.arrive: an arrival when the copies that each thread issued before are complete."""
         for where, lanes in self._by_address(address, mask):
             barrier = self.mbarrier(where)
             threads = self._threads()[lanes]
-            before = [op for op, members, _ in self.cta.copies if not op.done and np.isin(members, threads).any()]
+            copies = self._copy_groups.copies
+            before = [op for op, members, _ in copies if not op.done and np.isin(members, threads).any()]
             count = len(threads)
             if not noinc:
                 barrier.pending += count
@@ -164,7 +184,7 @@ class CopyOperations:
     # Bulk groups
 
     def _bulk_thread(self, row: int, lane: int) -> list:
-        return self.cta.bulk_groups.setdefault(int(self.warps[row]) * 32 + lane, [[]])
+        return self._copy_groups.bulk.setdefault(int(self.warps[row]) * 32 + lane, [[]])
 
     def bulk_commit(self, mask: np.ndarray | None) -> None:
         for row, lane in self.lanes(mask):
@@ -173,7 +193,7 @@ class CopyOperations:
     def on_bulk_wait(self, mask: np.ndarray | None, count: int, read: bool) -> GroupWait | None:
         groups: list[list[Operation]] = []
         for row, lane in self.lanes(mask):
-            thread = self.cta.bulk_groups.get(int(self.warps[row]) * 32 + lane)
+            thread = self._copy_groups.bulk.get(int(self.warps[row]) * 32 + lane)
             if thread is None:
                 continue
             committed = thread[:-1]
@@ -210,7 +230,7 @@ class CopyOperations:
             else:
                 self._bulk_shared(destination, source, octets, int(barrier[row, lane]), operation, kind)
 
-    def _ranks(self, row: int, lane: int, address: int, targets: np.ndarray | None) -> list[int]:
+    def ranks(self, row: int, lane: int, address: int, targets: np.ndarray | None) -> list[int]:
         if targets is None:
             return [address >> 24]
         bits = int(targets[row, lane])
@@ -223,7 +243,7 @@ class CopyOperations:
         self, row: int, lane: int, into: int, out: int, size: int, barrier: int, targets: np.ndarray | None
     ) -> None:
         space = self.cta.space
-        for rank in self._ranks(row, lane, into, targets):
+        for rank in self.ranks(row, lane, into, targets):
             own = into if targets is None else into & 0xFFFFFF | rank << 24
             signal = self.mbarrier(barrier if targets is None else barrier & 0xFFFFFF | rank << 24)
             self.asynchronous_write(row, own, size, barrier if targets is None else None)
@@ -341,7 +361,7 @@ class CopyOperations:
             into, mbar = int(shared[row, lane]), int(barrier[row, lane])
             tiles = self._tiles(tensor, mode, place, into)
             size = tensor.tile_bytes * len(tiles)
-            for rank in self._ranks(row, lane, into, targets):
+            for rank in self.ranks(row, lane, into, targets):
                 own = into if targets is None else into & 0xFFFFFF | rank << 24
                 signal = mbar
                 if targets is not None:
@@ -354,7 +374,7 @@ class CopyOperations:
             self.launch.statistics.bytes_loaded += size
 
     def _load_tiles(
-        self, own: int, tensor: tma.TensorMap, tiles: list, size: int, signal: object, clock: object
+        self, own: int, tensor: tma.TensorMap, tiles: list, size: int, signal: MBarrier, clock: object
     ) -> None:
         self._poison(own, size, 128)
         region = self._shared(own)

@@ -24,7 +24,7 @@ SCOPE = ".reg .b32 %f<64>; .reg .b8 %b<4>; .reg .pred %unused; L0: TB: .branchta
 def test_opcode(instruction: str, masked: bool) -> None:
     """The instruction is in the generated block, which is valid Python."""
     source = parse(module(f"{SCOPE}\n{instruction};"))
-    program = Program(source.entries["kernel"], {}, source.target)
+    program = Program(source.entries["kernel"], {})
     for block in program.blocks:
         program.compile(block, masked)
     texts = [i.text for block in program.blocks for i in block.instructions]

@@ -1,77 +1,48 @@
-"""wgmma and tcgen05 as a cohort issues them: queues, asynchrony, and what is in flight. The arithmetic is in `wgmma`
-and `tcgen05`.
+"""Tensor memory, and tcgen05 as a cohort issues it: queues, asynchrony, and what is in flight. The arithmetic is in
+`tcgen05_mma` and `tcgen05_moves`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from emulator.checks.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
 from emulator.checks.races import NONE, RaceFault, TensorOrder, joined
+from emulator.machine.barriers import Waiter
+from emulator.machine.cohort import Cohort, Wait
+from emulator.machine.cta import Cta, Unit
 from emulator.machine.memory import WRITTEN
-from emulator.machine.synchronization import Wait
-from emulator.units import tcgen05, tcgen05_mma, tcgen05_moves, wgmma
-
-if TYPE_CHECKING:
-    from emulator.machine.cohort import Cohort
-    from emulator.machine.launch import Cta
-
-_NOT_FORM = {"mma_async", "mma", "ld", "st", "cp", "commit", "shift", "alloc", "dealloc"}
+from emulator.machine.operation import Operation
+from emulator.units import tcgen05, tcgen05_mma, tcgen05_moves
+from emulator.units.copies import CopyOperations
 
 
-class WarpgroupQueue:
-    """wgmma operations of one warpgroup: issued in order, carried out at the wait at the latest.
-
-    `results` holds accumulators (uint32 [4, 32]) of operations that were carried out and not yet waited for.
-    """
-
-    def __init__(self) -> None:
-        self.operations: list[tuple] = []  # (group, modifiers, registers, initial values, a, b, scale_d, options)
-        self.results: dict[int, np.ndarray] = {}
-        self.in_flight: set[int] = set()
-        self.group = 0  # the open group
-        self.written: dict[int, int] = {}  # register -> last group that writes it
-        self.ever_fenced = self.fenced = False  # by wgmma.fence; since the last wait
-        self.delivered: dict[int, np.ndarray] = {}  # register -> its accumulator at the last wait
-
-    def check_fence(self, initial: dict[int, np.ndarray | None], accumulates: bool) -> None:
-        """RaceFault where registers were changed after the last wait without a wgmma.fence, or none was ever executed.
-
-        What is written between a fence and the instruction that it is for is not seen.
-        """
-        if self.fenced:
-            return
-        if not self.ever_fenced:
-            raise RaceFault("wgmma.mma_async before the first wgmma.fence of its warpgroup", check="wgmma-fence")
-        for register, value in initial.items() if accumulates else ():
-            known = self.delivered.get(register)
-            if value is not None and (known is None or (value.view(np.uint32) != known).any()):
-                raise RaceFault(
-                    "wgmma.mma_async with an accumulator that was changed since the last wgmma.fence",
-                    check="wgmma-fence",
-                )
-
-
-class TensorMemory:
+class TensorMemory(Unit):
     """Tensor memory of a CTA: words uint32 [128, 512], which are written, and how many writes are in flight to each.
 
     `order`: of its accesses; None without checks, and for kernels without any tcgen05.fence, as compilers make them:
     hardware runs those, too.
     """
 
-    def __init__(self, order: TensorOrder | None = None) -> None:
-        self.order = order
+    def __init__(self, cta: Cta):
+        super().__init__(cta)
+        ordered = "tcgen05-fence" in cta.launch.device.checks and cta.launch.program.fences_tensor_memory
+        self.order = TensorOrder(cta.races, tcgen05.COLUMNS) if ordered else None
         self.words = np.full((tcgen05.LANES, tcgen05.COLUMNS), 0x7FFFDEAD, np.uint32)
         self.written = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), bool)
         self.busy = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), np.int16)
         self.allocated: dict[int, int] = {}  # first column -> columns
         self.relinquished = False
-        self.waiters: list[Cohort] = []
+        self.waiters: list[Waiter] = []
         self.pair: PairAllocation | None = None  # of the even CTA: what one of a pair waits for the other with
         self.loads: dict[int, list[tuple]] = {}  # warp -> cells of its loads that it has not waited for
+        self.last: Operation | None = None  # that the tensor core was given
+
+    def close(self) -> None:
+        if self.allocated:
+            raise MemoryFault(f"the CTA exits with tensor memory allocated: {self.allocated}")
 
     def taken(self) -> np.ndarray:
         """bool [COLUMNS]: those that are allocated."""
@@ -117,7 +88,7 @@ class PairAllocation:
         """First column of free ones in every CTA."""
         if len(self.ranks) < len(self.ctas):
             return None
-        taken = np.any([cta.tensor_memory.taken() for cta in self.ctas], axis=0)
+        taken = np.any([cta.unit(TensorMemory).taken() for cta in self.ctas], axis=0)
         starts = range(0, tcgen05.COLUMNS - self.count + 1, self.count)
         return next((f for f in starts if not taken[f : f + self.count].any()), None)
 
@@ -125,10 +96,10 @@ class PairAllocation:
         """Whether the columns are allocated, by now."""
         if self.first is None and (first := self.room()) is not None:
             self.first = first
-            self.ctas[0].tensor_memory.pair = None
+            self.ctas[0].unit(TensorMemory).pair = None
             for cta in self.ctas:
-                cta.tensor_memory.allocate(first, self.count)
-                cta.tensor_memory.wake()
+                cta.unit(TensorMemory).allocate(first, self.count)
+                cta.unit(TensorMemory).wake()
         return self.first is not None
 
 
@@ -150,120 +121,19 @@ class AllocationWait(Wait):
         return True
 
     def register(self, cohort: Cohort) -> bool:
-        self.cta.tensor_memory.waiters.append(cohort)
+        self.cta.unit(TensorMemory).waiters.append(cohort)
         return self.allocation.first is not None or self.allocation.room() is not None
 
     def __str__(self) -> str:
         found = self.allocation
         if len(found.ranks) < len(found.ctas):
             return f"the tcgen05.alloc.cta_group::2 of the other CTA of the pair, for {found.count} columns"
-        return f"{found.count} columns of tensor memory, allocated {self.cta.tensor_memory.allocated}"
+        return f"{found.count} columns of tensor memory, allocated {self.cta.unit(TensorMemory).allocated}"
 
 
-class TensorOperations:
-    """Mixin of Cohort."""
-
-    # wgmma
-
-    def _warpgroups(self, mask: np.ndarray | None) -> Iterable[tuple[WarpgroupQueue, slice]]:
-        active = self.active(mask).any(1)
-        for group in np.unique(self.warps[active] // 4):
-            rows = np.flatnonzero(self.warps // 4 == group)
-            yield self.cta.warpgroups.setdefault(int(group), WarpgroupQueue()), slice(int(rows[0]), int(rows[0]) + 4)
-
-    def wgmma(
-        self, modifiers: tuple[str, ...], registers: list[int], values: list[np.ndarray], a: object, b: np.ndarray,
-        scale_d: np.ndarray, immediates: tuple[int, ...], mask: np.ndarray | None, line: int,
-    ) -> None:  # fmt: skip
-        self.converged(mask)
-        modifiers = tuple(m for m in modifiers if m not in _NOT_FORM)
-        in_registers = isinstance(a, list)
-        options = {"negate_a": immediates[0] < 0, "negate_b": immediates[1] < 0}
-        for value in immediates[:2]:
-            if value not in (1, -1):
-                raise UnsupportedInstruction(f"imm-scale of {value}: expected 1 or -1")
-        transposes = immediates[2:]
-        if transposes:
-            options["transpose_b"] = bool(transposes[-1])
-            if not in_registers:
-                options["transpose_a"] = bool(transposes[0])
-        scale = np.broadcast_to(scale_d, self.shape)
-        for queue, rows in self._warpgroups(mask):
-            first = rows.start
-            left = [np.ascontiguousarray(x[rows]) for x in a] if in_registers else int(a[first, 0])
-            initial = {
-                r: None if r in queue.in_flight else np.ascontiguousarray(v[rows])
-                for r, v in zip(registers, values, strict=True)
-            }
-            if "wgmma-fence" in self.device.checks:
-                queue.check_fence(initial, bool(scale[first, 0]))
-            if self.cta.races is not None:
-                extra = {k: v for k, v in options.items() if k.startswith("transpose")}
-                where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
-                self.asynchronous_read(first, where[::4], mark=False)
-            options_here = options | {"scale_d": bool(scale[first, 0])}
-            queue.operations.append((queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here))
-            queue.in_flight.update(registers)
-            queue.written.update(dict.fromkeys(registers, queue.group))
-            if not self.launch.lazy:
-                self._carry_out(queue, queue.group)
-
-    def _carry_out(self, queue: WarpgroupQueue, last: int) -> None:
-        """Carries out the operations of the groups up to `last`."""
-        while queue.operations and queue.operations[0][0] <= last:
-            _, modifiers, registers, initial, a, b, options = queue.operations.pop(0)
-            accumulators = [queue.results[r] if initial[r] is None else initial[r].view(np.uint32) for r in registers]
-            extra = {k: v for k, v in options.items() if k.startswith("transpose")}
-            self._check_shared(wgmma.shared_addresses(modifiers, a, b, **extra), self.cta)
-            results = wgmma.execute(modifiers, accumulators, a, b, self.cta.window, **options)
-            queue.results.update(zip(registers, results, strict=True))
-
-    def _check_shared(self, where: np.ndarray, cta: Cta) -> None:
-        if cta.window_valid is None or not len(where):
-            return
-        if int(where.max()) >= len(cta.window_valid):
-            raise MemoryFault("a matrix descriptor reaches beyond shared memory", address=int(where.max()))
-        bad = cta.window_valid[where] != WRITTEN
-        if bad.any():
-            state = "nothing has written" if cta.window_valid[where][bad][0] == 0 else "is being written asynchronously"
-            raise UninitializedRead(f"tensor core read of shared memory that {state}", address=int(where[bad][0]))
-
-    def in_flight(self, register: int, value: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        """What an accumulator register shows until the wait."""
-        poison = self.launch.poison_of(register, len(self.warps))
-        return poison if mask is None else np.where(self.active(mask), poison, value)
-
-    def wgmma_fence(self, mask: np.ndarray | None) -> None:
-        self.converged(mask)
-        for queue, _ in self._warpgroups(mask):
-            queue.ever_fenced = queue.fenced = True
-
-    def wgmma_commit(self, mask: np.ndarray | None) -> None:
-        self.converged(mask)
-        for queue, _ in self._warpgroups(mask):
-            queue.group += 1
-
-    def on_wgmma_wait(self, mask: np.ndarray | None, count: int) -> None:
-        """A product needs what all lanes have read, so that its end counts as a barrier of the warp."""
-        self.converged(mask)
-        self.warp_sync(mask)
-        for queue, rows in self._warpgroups(mask):
-            last = queue.group - 1 - count
-            self._carry_out(queue, last)
-            for register in [r for r, group in queue.written.items() if group <= last]:
-                old = self.registers[register]
-                new = old.copy()
-                queue.fenced = False
-                queue.delivered[register] = queue.results.pop(register)
-                new[rows] = queue.delivered[register].view(old.dtype)
-                self.registers[register] = new
-                queue.in_flight.discard(register)
-                del queue.written[register]
-
-    # tcgen05
-
+class TensorMemoryOperations(CopyOperations):
     def _tmem(self) -> TensorMemory:
-        return self.cta.tensor_memory
+        return self.cta.unit(TensorMemory)
 
     def _group(self, modifiers: tuple[str, ...]) -> list[Cta]:
         """The CTAs that an instruction works on, even rank first."""
@@ -289,7 +159,7 @@ class TensorOperations:
         return None if wait.poll(self, mask) else wait
 
     def _allocation(self, ctas: list[Cta], columns: int) -> PairAllocation:
-        memory = ctas[0].tensor_memory
+        memory = ctas[0].unit(TensorMemory)
         found = memory.pair or PairAllocation(ctas, columns)
         if found.count != columns or self.cta.rank in found.ranks:
             raise BarrierFault(
@@ -392,12 +262,13 @@ class TensorOperations:
             tcgen05_moves.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
             memory.written[cells] = True
 
-    def _post_tensor(self, name: str, ctas: list[Cta], run: object) -> None:
+    def _post_tensor(self, name: str, ctas: list[Cta], run: Callable[[], None]) -> None:
         """Queues work behind all that the tensor cores of these CTAs were given before."""
-        before = [cta.tensor_queue for cta in ctas if cta.tensor_queue is not None]
+        memories = [cta.unit(TensorMemory) for cta in ctas]
+        before = [memory.last for memory in memories if memory.last is not None]
         operation = self.launch.operation(name, self.cta, [run], before)
-        for cta in ctas:
-            cta.tensor_queue = operation
+        for memory in memories:
+            memory.last = operation
         self.launch.post(operation)
 
     def tmem_mma(self, modifiers: tuple[str, ...], operands: tuple, mask: np.ndarray | None) -> None:
@@ -424,7 +295,7 @@ class TensorOperations:
         ctas = self._group(modifiers)
         if len(ctas) == 2 and self.cta.rank & 1:
             raise UnsupportedInstruction("tcgen05.mma.cta_group::2 issued by the CTA of odd rank")
-        memories = [cta.tensor_memory for cta in ctas]
+        memories = [cta.unit(TensorMemory) for cta in ctas]
         footprint = tcgen05_mma.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
         if footprint is not None:
             self.asynchronous_read(row, footprint.shared[0][::4])
@@ -440,9 +311,9 @@ class TensorOperations:
         def run() -> None:
             if footprint is not None:
                 for cta, where, reads in zip(ctas, footprint.shared, footprint.reads, strict=True):
-                    self._check_shared(where, cta)
-                    if "unwritten" in self.device.checks and (reads & ~cta.tensor_memory.written).any():
-                        lane_, column = np.argwhere(reads & ~cta.tensor_memory.written)[0]
+                    cta.require_written(where)
+                    if "unwritten" in self.device.checks and (reads & ~cta.unit(TensorMemory).written).any():
+                        lane_, column = np.argwhere(reads & ~cta.unit(TensorMemory).written)[0]
                         raise UninitializedRead(
                             f"tcgen05.mma reads tensor memory that nothing has written, lane {lane_} column {column}"
                         )
@@ -465,20 +336,20 @@ class TensorOperations:
             cells = tcgen05_moves.copy_cells(form, where)
             self.asynchronous_read(row, tcgen05_moves.copy_addresses(form, source).reshape(-1)[::4])
             for cta in ctas:
-                self._check_allocated(cta.tensor_memory, cells[1].start, cells[1].stop - 1)
-                if cta.tensor_memory.order is not None:
-                    cta.tensor_memory.order.write(self.agent(row), np.arange(cells[1].start, cells[1].stop))
-                cta.tensor_memory.check_loads(cells)
-                cta.tensor_memory.busy[cells] += 1
+                self._check_allocated(cta.unit(TensorMemory), cells[1].start, cells[1].stop - 1)
+                if cta.unit(TensorMemory).order is not None:
+                    cta.unit(TensorMemory).order.write(self.agent(row), np.arange(cells[1].start, cells[1].stop))
+                cta.unit(TensorMemory).check_loads(cells)
+                cta.unit(TensorMemory).busy[cells] += 1
 
             def run(where=where, source=source, cells=cells) -> None:
                 for cta in ctas:
-                    self._check_shared(tcgen05_moves.copy_addresses(form, source).reshape(-1), cta)
-                memories = [cta.tensor_memory.words for cta in ctas]
+                    cta.require_written(tcgen05_moves.copy_addresses(form, source).reshape(-1))
+                memories = [cta.unit(TensorMemory).words for cta in ctas]
                 tcgen05_moves.copy(modifiers, memories, [cta.window for cta in ctas], where, source)
                 for cta in ctas:
-                    cta.tensor_memory.busy[cells] -= 1
-                    cta.tensor_memory.written[cells] = True
+                    cta.unit(TensorMemory).busy[cells] -= 1
+                    cta.unit(TensorMemory).written[cells] = True
 
             self._post_tensor("tcgen05.cp", ctas, run)
 
@@ -487,7 +358,7 @@ class TensorOperations:
         ctas = self._group(modifiers)
         for row, lane in self.lanes(mask):
             where = int(address[row, lane])
-            run = lambda w=where: tcgen05_moves.shift([c.tensor_memory.words for c in ctas], modifiers, w)  # noqa: E731
+            run = lambda w=where: tcgen05_moves.shift([c.unit(TensorMemory).words for c in ctas], modifiers, w)  # noqa: E731
             self._post_tensor("tcgen05.shift", ctas, run)
 
     def tmem_commit(
@@ -499,7 +370,7 @@ class TensorOperations:
             where = int(address[row, lane])
             places = [where]
             if targets is not None:
-                places = [rank << 24 | where & 0xFFFFFF for rank in self._ranks(row, lane, where, targets)]
+                places = [rank << 24 | where & 0xFFFFFF for rank in self.ranks(row, lane, where, targets)]
             barriers = [self.mbarrier(place) for place in places]
 
             clock = None if self.cta.races is None else self.cta.races.commit(self.agent(row))
