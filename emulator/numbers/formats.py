@@ -123,6 +123,15 @@ def decode(name: str, bits: np.ndarray) -> np.ndarray:
     return table(name)[bits]
 
 
+_ROUNDS_UP = {  # whether magnitudes grow: of integers in units of the last place, what is beyond, and signs
+    "rn": lambda whole, rest, negative: (rest > 0.5) | ((rest == 0.5) & (whole & 1 == 1)),
+    "rna": lambda whole, rest, negative: rest >= 0.5,
+    "rz": lambda whole, rest, negative: np.zeros_like(negative),
+    "rm": lambda whole, rest, negative: negative & (rest > 0),
+    "rp": lambda whole, rest, negative: ~negative & (rest > 0),
+}
+
+
 def encode(
     name: str, values: np.ndarray, rounding: str = "rn", *, relu: bool = False, satfinite: bool = False
 ) -> np.ndarray:
@@ -149,19 +158,9 @@ def encode(
         whole, rest = np.where(tiny, 1.0, whole), np.where(tiny, 0.0, rest)
         negative = np.zeros_like(negative)
     whole = whole.astype(np.int64)
-    match rounding:
-        case "rn":
-            up = (rest > 0.5) | ((rest == 0.5) & (whole & 1 == 1))
-        case "rna":
-            up = rest >= 0.5
-        case "rz":
-            up = np.zeros_like(finite)
-        case "rm":
-            up = negative & (rest > 0)
-        case "rp":
-            up = ~negative & (rest > 0)
-        case _:
-            raise IllegalInstruction(f"rounding modifier .{rounding}: expected .rn, .rna, .rz, .rm or .rp")
+    if rounding not in _ROUNDS_UP:
+        raise IllegalInstruction(f"rounding modifier .{rounding}: expected .rn, .rna, .rz, .rm or .rp")
+    up = _ROUNDS_UP[rounding](whole, rest, negative)
     # Adding the significand with its leading one raises the exponent field from 0 to that of a normal number, and so
     # does a carry out of the mantissa.
     code = (exponent.astype(np.int64) - smallest << f.mantissa_bits) + whole + up

@@ -562,11 +562,11 @@ FAULTS = [
         (
             "rounding down as up",
             "numbers/formats.py",
-            "up = negative & (rest > 0)",
-            "up = ~negative & (rest > 0)",
+            "negative: negative & (rest > 0)",
+            "negative: ~negative & (rest > 0)",
             _FORMATS("f32_to_sixteen_bits_in_every_direction", name="f16", rounding="rm"),
         ),
-        ("half to zero", "numbers/formats.py", "up = rest >= 0.5", "up = rest > 0.5", _FORMATS("tf32", rounding="rna")),
+        ("half to zero", "numbers/formats.py", "rest >= 0.5", "rest > 0.5", _FORMATS("tf32", rounding="rna")),
         (
             "relu left out",
             "numbers/formats.py",
@@ -591,8 +591,8 @@ FAULTS = [
         (
             "ue8m0 rounded down",
             "numbers/formats.py",
-            "up = ~negative & (rest > 0)",
-            "up = negative & (rest > 0)",
+            "negative: ~negative & (rest > 0)",
+            "negative: negative & (rest > 0)",
             _FORMATS("ue8m0_takes_the_exponent"),
         ),
         (
@@ -649,15 +649,15 @@ FAULTS = [
         ),
         (
             "tensor operations out of order",
-            "units/tensor.py",
+            "units/tensor_memory.py",
             "operation = self.launch.operation(name, self.cta, [run], before)",
             "operation = self.launch.operation(name, self.cta, [run], [])",
             ON_100,
         ),
-        ("commit arrives twice", "units/tensor.py", "barrier.arrive(1)", "barrier.arrive(2)", ON_100),
+        ("commit arrives twice", "units/tensor_memory.py", "barrier.arrive(1)", "barrier.arrive(2)", ON_100),
         (
             "products after the wait",
-            "units/tensor.py",
+            "units/warpgroups.py",
             "last = queue.group - 1 - count",
             "last = queue.group - 2 - count",
             ON_90,
