@@ -314,11 +314,11 @@ class CountedCohort(Warps):
         found.moved += moved
         found.least += least
 
-    def _shared_access(self, address: np.ndarray, mask: np.ndarray | None, size: int) -> None:
+    def _count_shared(self, address: np.ndarray, mask: np.ndarray | None, size: int) -> None:
         active = self.active(mask)
         self._add("shared", active, *wavefronts(address, active, size))
 
-    def _global_access(self, address: np.ndarray, mask: np.ndarray | None, size: int) -> None:
+    def _count_global(self, address: np.ndarray, mask: np.ndarray | None, size: int) -> None:
         active = self.active(mask)
         self._add("global", active, *sectors(address, active, size))
 
@@ -329,33 +329,33 @@ class CountedCohort(Warps):
         super().wake()
 
     def load_shared(self, address, mask, size, count, site=0):  # noqa: ANN001, ANN201
-        self._shared_access(address, mask, size * count)
+        self._count_shared(address, mask, size * count)
         return super().load_shared(address, mask, size, count, site)
 
     def store_shared(self, address, mask, size, values, site=0):  # noqa: ANN001, ANN201
-        self._shared_access(address, mask, size * len(values))
+        self._count_shared(address, mask, size * len(values))
         super().store_shared(address, mask, size, values, site)
 
     def load_global(self, address, mask, size, count, site):  # noqa: ANN001, ANN201
-        self._global_access(address, mask, size * count)
+        self._count_global(address, mask, size * count)
         return super().load_global(address, mask, size, count, site)
 
     def store_global(self, address, mask, size, values, site):  # noqa: ANN001, ANN201
-        self._global_access(address, mask, size * len(values))
+        self._count_global(address, mask, size * len(values))
         super().store_global(address, mask, size, values, site)
 
     def load_generic(self, address, mask, size, count, site):  # noqa: ANN001, ANN201
         if not np.count_nonzero(address[self.active(mask)] >> WINDOW_SHIFT):
-            self._global_access(address, mask, size * count)  # `load_global` of this class is not called then
+            self._count_global(address, mask, size * count)  # `load_global` of this class is not called then
         return super().load_generic(address, mask, size, count, site)
 
     def atomic(self, space, operation, kind, address, mask, b, c, site):  # noqa: ANN001, ANN201
         active = self.active(mask)
         shared = active & (space == "shared" or space == "generic" and address >> WINDOW_SHIFT != 0)
         if shared.any():
-            self._shared_access(address.astype(np.uint32), shared, b.dtype.itemsize)
+            self._count_shared(address.astype(np.uint32), shared, b.dtype.itemsize)
         if (active & ~shared).any():
-            self._global_access(address, active & ~shared, b.dtype.itemsize)
+            self._count_global(address, active & ~shared, b.dtype.itemsize)
         return super().atomic(space, operation, kind, address, mask, b, c, site)
 
     def load_matrix(self, rows, mask, modifiers):  # noqa: ANN001, ANN201
@@ -368,11 +368,11 @@ class CountedCohort(Warps):
 
     def _matrix_access(self, rows: np.ndarray, mask: np.ndarray | None, form: ldmatrix.Form) -> None:
         lanes = np.arange(32) < form.rows  # those that give an address
-        self._shared_access(rows, self.active(mask) & lanes, ROW)
+        self._count_shared(rows, self.active(mask) & lanes, ROW)
 
     def copy_async(self, into, out, mask, size, taken, site):  # noqa: ANN001, ANN201
-        self._shared_access(into, mask, size)
-        self._global_access(out, mask, size)
+        self._count_shared(into, mask, size)
+        self._count_global(out, mask, size)
         super().copy_async(into, out, mask, size, taken, site)
 
     def tmem_mma(self, modifiers, operands, mask):  # noqa: ANN001, ANN201

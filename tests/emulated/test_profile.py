@@ -7,6 +7,7 @@ RECORD_COUNTS=1 python -m pytest tests/emulated/test_profile.py -k recorded
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import xml.etree.ElementTree as xml
@@ -19,7 +20,16 @@ import pytest
 import emulator
 from emulator.tools.command import aligned, main, profile_kernel
 from emulator.tools.picture import svg
-from emulator.tools.profile import Profile, profile, report, sectors, wavefronts
+from emulator.tools.profile import (
+    CountedCohort,
+    CountedLaunch,
+    CountedProgram,
+    Profile,
+    profile,
+    report,
+    sectors,
+    wavefronts,
+)
 from loader.registry import registry
 
 RECORD = Path(__file__).parent / "data" / "counts.json"
@@ -137,6 +147,33 @@ def test_vectors_of_a_row_each() -> None:
     """
     found = profiled(body, 32).total("global")
     assert (found.requests, found.moved, found.least) == (1, 32, 16)
+
+
+@pytest.mark.parametrize(("shift", "moved"), [(32, 1), (7, 32)])
+def test_atomics_on_shared_memory(shift: int, moved: int) -> None:
+    """An atomic is an access: 32 lanes that add to one word move it once, to 32 words of a bank one after another."""
+    body = f"""
+        mov.u32 %r1, buffer;
+        shl.b32 %r0, %tid, {shift};
+        add.u32 %r1, %r1, %r0;
+        mov.u32 %r2, 1;
+        st.shared.u32 [%r1], %r2;
+        bar.sync 0;
+        red.shared.add.u32 [%r1], %r2;
+    """
+    (access,) = (a for a in profiled(body, 32).accesses.values() if a.text.startswith("red"))
+    assert (access.space, access.requests, access.moved) == ("shared", 1, moved)
+
+
+@pytest.mark.parametrize("kind", [CountedCohort, CountedLaunch, CountedProgram])
+def test_a_name_means_one_thing(kind: type) -> None:
+    """A method that a class defines anew takes what the one that it replaces takes, so that no two share a name."""
+    seen: dict[str, list[str]] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        for name, method in vars(base).items():
+            if inspect.isfunction(method) and name != "__init__":
+                parameters = list(inspect.signature(method).parameters)
+                assert seen.setdefault(name, parameters) == parameters, f"{base.__name__}.{name}"
 
 
 def test_instructions_of_roles() -> None:
