@@ -5,6 +5,9 @@ from __future__ import annotations
 from emulator.execution.emitter import Emitter, Modifiers, shared_address
 from emulator.text.instructions import Address, Instruction, Negated, Reg
 
+_CTA = {"sync": "on_bar_sync", "arrive": "on_bar_arrive"}
+_CLUSTER = {"arrive": "on_cluster_arrive", "wait": "on_cluster_wait"}
+
 
 def barrier(e: Emitter, i: Instruction) -> None:
     m = Modifiers(e, i)
@@ -12,11 +15,13 @@ def barrier(e: Emitter, i: Instruction) -> None:
     if m.rest[:1] == ["warp"]:
         return e.line(f"C.warp_sync({mask})")  # the lanes are together when the block starts
     if m.flag("cluster"):
-        action = m.take("arrive", "wait")
+        method = _CLUSTER.get(m.take(*_CLUSTER))
         m.take("release", "relaxed", "acquire")
         m.flag("aligned")
         m.done()
-        return e.leave(f"(C.on_cluster_{action}, {mask})")
+        if method is None:
+            raise e.fail("unknown barrier")
+        return e.leave(f"(C.{method}, {mask})")
     m.flag("cta")
     action = m.take("sync", "arrive", "red")
     aligned = m.flag("aligned") or i.opcode == "bar"
@@ -41,7 +46,7 @@ def barrier(e: Emitter, i: Instruction) -> None:
         raise e.fail("unknown barrier")
     number, *count = operands
     threads = e.array(count[0], "u32") if count else "None"
-    e.leave(f"(C.on_bar_{action}, {mask}, {e.array(number, 'u32')}, {threads}, {aligned})")
+    e.leave(f"(C.{_CTA[action]}, {mask}, {e.array(number, 'u32')}, {threads}, {aligned})")
     return None
 
 

@@ -38,9 +38,10 @@ def nanosleep(e: Emitter, i: Instruction) -> None:
 
 
 def grid_dependence(e: Emitter, i: Instruction) -> None:
-    if i.modifiers[0] not in ("wait", "launch_dependents"):
+    method = {"wait": "grid_wait", "launch_dependents": "grid_launch_dependents"}.get(i.modifiers[0])
+    if method is None:
         raise e.fail("unknown griddepcontrol")
-    e.line(f"C.grid_{i.modifiers[0]}({e.mask(i)})")
+    e.line(f"C.{method}({e.mask(i)})")
 
 
 def setmaxnreg(e: Emitter, i: Instruction) -> None:

@@ -20,6 +20,13 @@ PREFETCH = ("L2::64B", "L2::128B", "L2::256B")
 _SPACES = (
     "global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const",
 )  # fmt: skip
+_LOADS = {
+    "global": "load_global", "shared": "load_shared", "local": "load_local", "param": "load_param",
+    "const": "load_const", "generic": "load_generic",
+}  # fmt: skip
+_STORES = {
+    "global": "store_global", "shared": "store_shared", "local": "store_local", "generic": "store_generic",
+}  # fmt: skip
 _TYPES = (
     "b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64", "b128", "f16",
     "bf16",
@@ -66,7 +73,7 @@ def load(e: Emitter, i: Instruction) -> None:
     e.reads = True
     size, parts = (8, count * 2) if width == 16 else (width, count)
     address = space_address(e, a, space)
-    value = e.temporary(f"C.load_{space}({address}, {e.mask(i)}, {size}, {parts}, {e.kernel.site()})")
+    value = e.temporary(f"C.{_LOADS[space]}({address}, {e.mask(i)}, {size}, {parts}, {e.kernel.site()})")
     for position, item in enumerate(items):
         if width == 16:
             e.write(item, "b128", f"{value}[..., {2 * position}:{2 * position + 2}]", i)
@@ -95,7 +102,7 @@ def store(e: Emitter, i: Instruction) -> None:
     items = d.items if isinstance(d, Vector) else (d,)
     if space == "param" and isinstance(a.base, Symbol) and a.base.name not in e.kernel.function.offsets:
         return None  # an argument of the call that follows, and that is refused
-    if len(items) != count or space in ("param", "const"):
+    if len(items) != count or space not in _STORES:
         raise e.fail("this store is not implemented")
     values = []
     for item in items:
@@ -106,7 +113,7 @@ def store(e: Emitter, i: Instruction) -> None:
             values.append(e.array(item, f"b{8 * WIDTHS[kind]}"))
     size = min(WIDTHS[kind], 8)
     address = space_address(e, a, space)
-    e.line(f"C.store_{space}({address}, {e.mask(i)}, {size}, [{', '.join(values)}], {e.kernel.site()})")
+    e.line(f"C.{_STORES[space]}({address}, {e.mask(i)}, {size}, [{', '.join(values)}], {e.kernel.site()})")
 
 
 def _store_async(e: Emitter, i: Instruction) -> None:

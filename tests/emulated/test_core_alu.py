@@ -560,6 +560,8 @@ def test_packed_fp4_goes_through_formats() -> None:
         ("add.s32 %z, %a;", "2 operands, expected 3"),
         ("mul.s32 %z, %a, %a;", "mul needs .lo or .hi"),
         ("cvt.rn.e9m9x2.f32 %z, %a, %a;", "type .e9m9x2"),
+        ("rem.f32 %z, %a, %a;", "type .f32 is not one of"),
+        ("barrier.cluster.aligned;", "unknown barrier"),
     ],
 )
 def test_unknown_instructions_are_errors(text: str, what: str) -> None:
