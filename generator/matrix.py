@@ -1,4 +1,5 @@
-"""Reads kernels.yaml: YAML without duplicate keys, its shape (generator.schema), its meaning (generator.expand).
+"""Reads kernels.yaml: YAML without duplicate keys, families that build on others (generator.inherit), its shape
+(generator.schema), its meaning (generator.expand).
 
 All findings are collected and raised at once as ``MatrixError``; each names file, entry and key. Findings about types
 and unknown keys come first, alone: meaning is checked on data of the right shape only.
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from generator import compose, measured, schema
+from generator import compose, inherit, measured, schema
 from generator.errors import MatrixError
 from generator.expand import FamilyExpander, Variant
 from generator.problems import Problems
@@ -54,6 +55,7 @@ def load(path: Path) -> Expansion:
         raise MatrixError([f"{path}: {error.strerror}"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MatrixError([f"{file}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+    ancestors = inherit.resolve(data, file)
     try:
         matrix = schema.Matrix.model_validate(data)
     except ValidationError as error:
@@ -61,7 +63,7 @@ def load(path: Path) -> Expansion:
     problems = Problems()
     families, variants = {}, []
     for name, family in matrix.families.items():
-        rows = measured.read(path.parent, name, family.select.measured, problems)
+        rows = measured.read(path.parent, (name, *ancestors[name]), family.select.measured, problems)
         families[name] = FamilyExpander(name, family, problems, measured=rows)
         variants += families[name].expand()
     composites = {name: compose.expand(name, composite, families, problems)

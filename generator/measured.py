@@ -18,11 +18,14 @@ class Measured(NamedTuple):
     row: schema.MeasuredRow
 
 
-def read(folder: Path, family: str, files: list[str], problems: Problems) -> list[Measured]:
-    """The rows of a family's files, given by their path from ``folder``; what is wrong goes to ``problems``."""
+def read(folder: Path, families: tuple[str, ...], files: list[str], problems: Problems) -> list[Measured]:
+    """The rows of a family's files, given by their path from ``folder``; what is wrong goes to ``problems``.
+
+    families: this one and those it builds on, whose times are its own.
+    """
     found = []
     for index, file in enumerate(files):
-        entry = f"families.{family}.select.measured[{index}]"
+        entry = f"families.{families[0]}.select.measured[{index}]"
         at = f"{entry}: {file}"
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             problems.add(entry, f"{file!r} is no path below the folder of this file")
@@ -38,7 +41,7 @@ def read(folder: Path, family: str, files: list[str], problems: Problems) -> lis
             for problem in schema.problems(error):
                 problems.add(at, problem)
             continue
-        if recording.family != family:
+        if recording.family not in families:
             problems.add(at, f"family: these are times of {recording.family!r}")
         found += [Measured(f"{at}: rows[{number}]", row) for number, row in enumerate(recording.rows)]
     return found

@@ -30,7 +30,7 @@ from generator.toolchain import Toolchain
 from loader.errors import LoaderError
 from loader.reader import parse
 
-SCHEMA = 3
+SCHEMA = 4
 ABI = 1
 MANIFEST = "manifest.json"
 STORE = ".build"

@@ -175,6 +175,7 @@ class Values(Model):
 
 class Family(Model):
     summary: str
+    overloads: Name | None = None
     arguments: Annotated[list[Argument], Field(min_length=1)]
     scalars: list[Scalar] = []
     constraints: list[str] = []

@@ -92,6 +92,7 @@ class Signature:
         self._check_select()
         self.manifest = {
             "summary": family.summary,
+            **({"overloads": family.overloads} if family.overloads else {}),
             "arguments": [argument.model_dump() for argument in family.arguments],
             "scalars": [scalar.model_dump(exclude_none=True) for scalar in family.scalars],
             "constraints": constraints,

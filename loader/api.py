@@ -11,6 +11,7 @@ from loader.call import Call, target
 from loader.composite import CompositeCall, CompositeCalls
 from loader.errors import DeviceError, UnknownKernelError, UnknownVariantError
 from loader.explanation import Explanation
+from loader.overloads import OverloadedCall, overloads
 from loader.plan import Plan
 from loader.registry import Verified, verify
 from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
@@ -19,10 +20,10 @@ __all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "check", "
            "preload", "verify", "workspace_bytes"]
 
 _modules = sys.modules
-_calls: dict[Any, Call | CompositeCalls] = {}
+_calls: dict[Any, Call | CompositeCalls | OverloadedCall] = {}
 
 
-def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls:
+def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls | OverloadedCall:
     packs = registry.directories_given(packs)
     key = (name, device, type(device), variant, packs)
     try:
@@ -34,9 +35,11 @@ def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | Com
     return found
 
 
-def _new_call(name: str, device: Any, variant: str | None, packs: Sequence[str] | None) -> Call | CompositeCalls:
-    if name not in registry.registry(packs).composites:
-        return Call(name, device, variant, packs)
+def _new_call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls | OverloadedCall:
+    found = registry.registry(packs)
+    if name not in found.composites:
+        call, *others = [Call(each, device, variant, packs) for each in (name, *overloads(found, name))]
+        return OverloadedCall(call, others) if others else call
     if variant is not None:
         raise UnknownVariantError(f"{name} runs several kernels and has no variants, got {variant!r}", name=name,
                                   variant=variant, known=[], closest=[])
@@ -46,7 +49,7 @@ def _new_call(name: str, device: Any, variant: str | None, packs: Sequence[str] 
 def _call_of(name: str, device: Any, variant: str | None, packs: Any, kwargs: Any) -> tuple[Call, Any]:
     """The one kernel or composite that takes these arguments, and the arguments for it."""
     call = _call(name, device, variant, packs)
-    return call.of(kwargs) if isinstance(call, CompositeCalls) else (call, kwargs)
+    return (call, kwargs) if isinstance(call, Call) else call.of(kwargs)
 
 
 @breaks_graph

@@ -105,6 +105,13 @@ class Family(NamedTuple):
     measured: tuple[MeasuredRow, ...]
     dimensions: tuple[str, ...]
     values: tuple[Values, ...] = ()
+    overloads: str | None = None  # a family that is called by the arguments of this one, too
+
+
+def own_names(family: Family, base: Family) -> frozenset[str]:
+    """Of required arguments that ``base`` does not take: a call with one of these is one of ``family``."""
+    return frozenset(argument.name for argument in family.arguments if not argument.optional) - {
+        argument.name for argument in base.arguments}
 
 
 class Scratch(NamedTuple):

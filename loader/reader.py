@@ -52,10 +52,11 @@ from loader.manifest import (
     integer_inputs,
     is_reserved,
     layout,
+    own_names,
 )
 
 # The schemas and parameter-passing rules that this loader reads, both ends included.
-SCHEMAS = (1, 3)
+SCHEMAS = (1, 4)
 ABIS = (1, 1)
 
 DIRECTIONS = ("in", "out", "inout")
@@ -178,6 +179,7 @@ def solve_order(shapes: Iterable[Expression], known: Iterable[str]) -> tuple[set
 def _family(name: str, fields: Fields) -> Family:
     signature = _signature(name, fields)
     known = _problem_names(signature)
+    overloads = fields.text("overloads") if fields.has("overloads") else None
     values = tuple(_values(rule, signature, known) for rule in fields.objects("values")) if fields.has("values") else ()
     select = fields.object("select")
     match = select.mapping("match")
@@ -193,7 +195,8 @@ def _family(name: str, fields: Fields) -> Family:
     measured = tuple(_measured(row, features) for row in select.objects("measured"))
     select.done()
     fields.done()
-    return signature._replace(match=dict(match), features=features, measured=measured, values=values)
+    return signature._replace(match=dict(match), features=features, measured=measured, values=values,
+                              overloads=overloads)
 
 
 def _values(fields: Fields, signature: Family, known: frozenset[str]) -> Values:
@@ -471,6 +474,11 @@ def parse(data: bytes) -> Manifest:
         if not _IDENTIFIER.fullmatch(name):
             raise wrong("manifest.families", "names of families", name)
         families[name] = _family(name, Fields(value, f"families.{name}"))
+    for name, family in families.items():
+        base = families.get(family.overloads) if family.overloads is not None else None
+        if family.overloads is not None and (base is None or base.overloads is not None or not own_names(family, base)):
+            raise wrong(f"families.{name}.overloads", "a family whose calls differ by the name of an argument",
+                        family.overloads)
     composites = {}
     for name, value in (fields.mapping("composites") if schema >= 2 else {}).items():
         if not _IDENTIFIER.fullmatch(name) or name in families:

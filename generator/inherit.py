@@ -1,0 +1,61 @@
+"""Families of kernels.yaml that build on another and say only what differs: merged before anything is checked.
+
+A mapping is merged key by key; a key whose value is null is left out. Entries of a list that have a name (arguments,
+scalars, parameters, values) are merged with the entry of the same name, in its place; new ones follow. Any other value
+replaces that of the family before. ``without`` names arguments, scalars and parameters that are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from generator.errors import MatrixError
+
+# What an entry of a list is called by.
+_NAMES = ("name", "tensor_map", "pointer", "scalar", "argument")
+
+
+def resolve(data: Any, file: str) -> dict[str, tuple[str, ...]]:
+    """Replace every family of ``data`` that extends another by the merged one; what is of another shape is left to the
+    schema. Returns the families that each builds on, the nearest first."""
+    families = data.get("families") if isinstance(data, dict) else None
+    if not isinstance(families, dict):
+        return {}
+    ancestors: dict[str, tuple[str, ...]] = {}
+    for name, family in families.items():
+        if not isinstance(family, dict) or "extends" not in family:
+            ancestors[name] = ()
+            continue
+        base = family["extends"]
+        if base not in ancestors or not isinstance(families[base], dict):
+            raise MatrixError([f"{file}: families.{name}.extends: {base!r} is no family above this one"])
+        ancestors[name] = (base, *ancestors[base])
+        own = {key: value for key, value in family.items() if key not in ("extends", "without")}
+        families[name] = _merged(_without(families[base], family.get("without") or []), own)
+    return ancestors
+
+
+def _merged(base: Any, own: Any) -> Any:
+    if isinstance(base, dict) and isinstance(own, dict):
+        merged = {key: _merged(value, own[key]) if key in own else value for key, value in base.items()}
+        merged |= {key: value for key, value in own.items() if key not in base}
+        return {key: value for key, value in merged.items() if value is not None}
+    if isinstance(base, list) and isinstance(own, list) and own and all(map(_name, [*base, *own])):
+        named = {_name(entry): entry for entry in own}
+        places = [_merged(entry, named[_name(entry)]) if _name(entry) in named else entry for entry in base]
+        return places + [entry for entry in own if _name(entry) not in set(map(_name, base))]
+    return own
+
+
+def _name(entry: Any) -> Any:
+    return next((entry[key] for key in _NAMES if key in entry), None) if isinstance(entry, dict) else None
+
+
+def _without(family: dict[str, Any], names: list[Any]) -> dict[str, Any]:
+    """Lists less the entries of these names, also those of targets."""
+    def less(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: less(inner) for key, inner in value.items()}
+        return [entry for entry in value if _name(entry) not in names] if isinstance(value, list) else value
+
+    return less(family)
