@@ -1,6 +1,6 @@
 """Times every tile on this device for ``select.measured``:
 
-    python benchmarks/tune.py --family grouped_fp4_swiglu --json benchmarks/results/tune_swiglu-h200.json
+    python benchmarks/tune.py --family grouped_fp4_swiglu --json benchmarks/results/tune_swiglu-h100.json
 
 The file is what ``families.<family>.select.measured`` of kernels.yaml names.
 """
@@ -36,23 +36,26 @@ FAMILIES = {
         [(6144, 7168), (4096, 7168), (3072, 4096), (1536, 2048), (128, 7168)], {}, swiglu_problem.time_plan
     ),
 }
-ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert on average; real routing is uneven
+ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert on average
 EXPERTS = [8, 32, 128]
 MAX_ROWS = 32768  # of all experts together
 REPLAYS = 15
 
 
 def measure(timer: Timer, family: str, rows: int, n: int, k: int, experts: int) -> dict:
-    """One row of ``select.measured``."""
-    problem = make_problem(routed_counts(rows, experts), n, k)
+    """One row of ``select.measured``: what a tile takes on average, with rows that are routed at random, which count
+    twice since real routing is uneven, and with as many for each expert."""
     tiles = runnable(family, torch.cuda.get_device_capability(), **FAMILIES[family].axes)
-    time = FAMILIES[family].time
-    times = {tile: round(time(timer, problem, a.variant, REPLAYS), 1) for tile, a in tiles.items()}
+    times = dict.fromkeys(tiles, 0.0)
+    for counts, weight in ((routed_counts(rows, experts), 2), ([rows] * experts, 1)):
+        problem = make_problem(counts, n, k)
+        for tile, artifact in tiles.items():
+            times[tile] += FAMILIES[family].time(timer, problem, artifact.variant, REPLAYS) * weight / 3
     return {
         "arch": next(iter(tiles.values())).arch,
         "device": torch.cuda.get_device_name(),
         "features": {"rows_per_expert": rows, "N": n, "K": k, "E": experts},
-        "microseconds": times,
+        "microseconds": {tile: round(time, 1) for tile, time in times.items()},
     }
 
 

@@ -55,7 +55,7 @@ class Renderer:
             **variant.axes, **variant.constants, "symbol": variant.symbol, "family": variant.family,
             "variant": variant.variant, "arch": variant.arch, "arch_major": arch.major, "arch_minor": arch.minor,
             "shared": variant.launch["shared"], "parameters": {entry["name"]: entry for entry in variant.parameters},
-            "choices": variant.choices,
+            "choices": variant.choices, "declaration": variant.declaration,
         }  # fmt: skip
         self._check_suffix(Path(variant.template))
         try:

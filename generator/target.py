@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from generator import schema
+from generator.declaration import declare
 from generator.expression import fold, is_name
 from generator.selection import unreachable
 from generator.signature import DEVICE_NAMES, Signature
@@ -49,6 +50,7 @@ class Variant:
     launch: dict[str, Any]
     choices: dict[str, dict[str, int]]
     cost: Expression | None
+    declaration: str
 
     @property
     def label(self) -> str:
@@ -248,26 +250,30 @@ class TargetExpander:
                 self.problems.add(f"{where}.{key}", f"{x * y * z} is over the limit of {limit}", variant)
         parameters, parameter_bytes = self._pack_parameters(values, variant)
         cost = None if target.cost is None else self._fold(f"{self.where}.cost", target.cost, values, variant)
+        inputs = [name for name, argument in self.parent.arguments.items() if argument.direction == "in"]
+        declaration = declare(parameters, self._dtypes(point), inputs)
         return [
             Variant(
                 family=self.parent.name, variant=variant, tile=tile, arch=arch, template=target.template,
                 symbol=re.sub(r"[^0-9A-Za-z_]", "_", f"{self.parent.name}_{variant}"), flags=tuple(target.flags),
                 may_use_local_memory=variant in target.local_memory, axes=point.axes, constants=constants,
                 parameters=parameters, parameter_bytes=parameter_bytes, launch=launch, choices=self.parent.choices,
-                cost=cost,
+                cost=cost, declaration=declaration,
             )
             for arch in known_archs
         ]  # fmt: skip
 
     def _sizes(self, point: _Point) -> dict[str, int]:
         """``sizeof_<argument>`` of every argument that is always there and whose dtype the variant fixes."""
-        by_axis = {argument: str(point.axes[axis]) for axis, argument in self.matched.items()}
-        sizes = {}
-        for name, argument in self.parent.arguments.items():
-            dtype = by_axis.get(name, argument.dtypes[0] if len(argument.dtypes) == 1 else None)
-            if dtype is not None and not argument.optional:
-                sizes[f"sizeof_{name}"] = DTYPE_BYTES[dtype]
-        return sizes
+        return {f"sizeof_{name}": DTYPE_BYTES[dtype] for name, dtype in self._dtypes(point).items()
+                if not self.parent.arguments[name].optional}
+
+    def _dtypes(self, point: _Point) -> dict[str, str]:
+        """Of every argument whose dtype the variant fixes."""
+        only = {name: argument.dtypes[0] for name, argument in self.parent.arguments.items()
+                if len(argument.dtypes) == 1}
+        return only | {argument: str(point.axes[axis]) for axis, argument in self.matched.items()
+                       if argument in self.parent.arguments}
 
     def _fold(self, where: str, expression: Expression, values: Mapping[str, int | float], variant: str) -> Expression:
         with self.problems.at(where, variant):

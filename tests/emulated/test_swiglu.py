@@ -1,4 +1,4 @@
-"""templates/device/swiglu.cuh: SwiGLU and rounding of several values a thread, bit for bit."""
+"""templates/number/swiglu.cuh: SwiGLU and rounding of several values a thread, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).resolve().parents[2] / "templates"
 THREADS, COUNT = 256, 8
 TYPES = ("f32", "bf16", "f16")
 SOURCE = """
-#include "device/swiglu.cuh"
+#include "number/swiglu.cuh"
 
 extern "C" __global__ void activate(const float* gates, const float* ups, float* out, int type, float alpha, float beta,
                                     float limit, int kind) {

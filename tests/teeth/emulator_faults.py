@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planting import Problem
+from planting import Kernel, Problem
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Check:
-    """A test function of a file under tests/ with its arguments, or a shipped kernel (arch, variant) and a problem."""
+    """A test function of a file under tests/ with its arguments, or a shipped kernel and a problem."""
 
     file: str = ""
     function: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
-    kernel: tuple[str, str] | None = None
+    kernel: Kernel | None = None
     problem: Problem | None = None
 
     @property
@@ -48,7 +48,7 @@ def _tests(file: str) -> Callable[..., Check]:
 
 
 def _kernel(arch: str, problem: Problem) -> Check:
-    return Check(kernel=(arch, "m16n128k256_f32" if arch == "90a" else "m8n128k256_f32"), problem=problem)
+    return Check(kernel=Kernel(arch, f"m{8 if arch == '120a' else 16}n128k256_f32"), problem=problem)
 
 
 _FORMATS, _LDMATRIX, _MMA, _SWIZZLE, _TCGEN05, _WGMMA = map(

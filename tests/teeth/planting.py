@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import reference
+import schedules
 from raw_buffer import RawBuffer
 from swiglu_reference import Settings, swiglu_reference
 
@@ -115,11 +116,18 @@ def _expansion() -> matrix.Expansion:
     return matrix.load(ROOT / "kernels.yaml")
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A variant of a GEMM."""
+
+    arch: str
+    variant: str
+    family: str = "grouped_fp4"
+
+
 @functools.cache
-def _variants() -> dict[tuple[str, str], Variant]:
-    """Of both GEMMs, whose variants have different names."""
-    families = "grouped_fp4", "grouped_fp4_swiglu"
-    return {(v.arch, v.variant): v for v in _expansion().variants if v.family in families}
+def _variants() -> dict[Kernel, Variant]:
+    return {Kernel(v.arch, v.variant, v.family): v for v in _expansion().variants}
 
 
 @functools.cache
@@ -131,12 +139,12 @@ def _toolchain() -> toolchain.Toolchain:
         pytest.skip(f"no compiler: {error}")
 
 
-def build(arch: str, variant: str, fault: tuple[str, str, str] | None = None) -> Path:
+def build(kernel: Kernel, fault: tuple[str, str, str] | None = None) -> Path:
     """A pack of one kernel's PTX, with a fault (file under templates/, old, new) in its sources.
 
     Compiled to PTX alone, and kept under the digest of everything that its bytes depend on.
     """
-    entry = _variants()[arch, variant]
+    entry = _variants()[kernel]
     compiler = _toolchain()
     with tempfile.TemporaryDirectory() as name:
         templates = Path(name, "templates")
@@ -168,11 +176,13 @@ def _write_pack(target: Path, entry: Variant, ptx: bytes) -> None:
         (folder / name).write_bytes(content)
         files[name] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     facts = dict.fromkeys(pack.FACT_KEYS, 0)
+    families = _expansion().families
+    named = {entry.family, families[entry.family].get("overloads", entry.family)}
     stored = {**files["kernel.cubin"], "format": "cubin", "ptx": files["kernel.ptx.gz"], **facts}
     manifest = {
         "schema": pack.SCHEMA, "abi": pack.ABI, "source_digest": "0" * 64,
         "toolchain": {"nvcc": _toolchain().version, "flags": list(FLAGS), "zlib": ""},
-        "families": {entry.family: _expansion().families[entry.family]}, "composites": {},
+        "families": {name: families[name] for name in sorted(named)}, "composites": {},
         "artifacts": [pack.artifact(entry, stored)],
     }  # fmt: skip
     (folder / pack.MANIFEST).write_text(json.dumps(manifest))
@@ -193,11 +203,13 @@ class Problem:
     k: int
     multiprocessors: int = 2
     prefetch: str = "none"
+    gaps: bool = True  # rows of a and of its scales that are no expert's
 
     @functools.cached_property
     def data(self) -> tuple[reference.GroupedProblem, reference.Expected]:
         rng = np.random.default_rng(0)
-        problem = reference.grouped_problem(rng, list(self.counts), self.n, self.k, gaps=True, unowned_rows=2)
+        problem = reference.grouped_problem(rng, list(self.counts), self.n, self.k, gaps=self.gaps,
+                                            unowned_rows=2 if self.gaps else 0)  # fmt: skip
         return problem, reference.grouped_reference(problem)
 
 
@@ -205,35 +217,52 @@ class Problem:
 SCHEDULES = ((0, True), (1, True), (2, False))
 
 
-def run(folder: Path, arch: str, variant: str, problem: Problem) -> None:
+def run(folder: Path, kernel: Kernel, problem: Problem) -> None:
     """Launches the kernel of a pack under every schedule with all checks on.
 
     Raises EmulatorError where the emulator finds fault, AssertionError where the result is wrong.
     """
     import emulator
 
-    launch = _launch_fused if _variants()[arch, variant].family == "grouped_fp4_swiglu" else _launch_plain
     device = emulator.Device
     with mock.patch.object(emulated, "SM_COUNT", problem.multiprocessors):
         for seed, lazy in SCHEDULES:
             seeded = functools.partial(device, seed=seed, lazy=lazy, checks=True)
             with mock.patch.object(emulator, "Device", seeded), np.errstate(all="ignore"):
                 try:
-                    launch(problem, f"seed {seed} lazy {lazy}", variant, device=f"emulated:{arch}",
-                           packs=[str(folder)])  # fmt: skip
+                    _LAUNCHES[kernel.family](problem, f"seed {seed} lazy {lazy}", prefetch=problem.prefetch,
+                                             variant=kernel.variant, device=f"emulated:{kernel.arch}",
+                                             packs=[str(folder)])  # fmt: skip
                 except loader.EmulatedFaultError as error:
                     raise error.__cause__ from None
 
 
-def _launch_plain(problem: Problem, context: str, variant: str, **options: object) -> None:
+def _launch_grouped(problem: Problem, context: str, **options: object) -> None:
     data, expected = problem.data
-    out = reference.GuardedOutput(data.shape[0], problem.n, variant.rpartition("_")[2])
-    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), prefetch=problem.prefetch,
-                  variant=variant, **options)  # fmt: skip
+    out = _output(problem, data.shape[0], **options)
+    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), **options)
     reference.verify(data, expected, out, context)
 
 
-def _launch_fused(problem: Problem, context: str, variant: str, **options: object) -> None:
+def _launch_masked(problem: Problem, context: str, **options: object) -> None:
+    data, expected = problem.data
+    rows = max(problem.counts) + 3
+    out = _output(problem, len(problem.counts) * rows, **options)
+    array = out.array.reshape(-1, rows, problem.n)
+    inputs = schedules.masked_inputs(data, np.random.default_rng(0), rows)
+    loader.launch("grouped_fp4", **inputs, out=RawBuffer.of(array), **options)
+    schedules.verify_masked(data, expected, array, out.out_type, context)
+    assert out.intact(len(out.array)), f"{context}: wrote outside of out"
+
+
+def _launch_dense(problem: Problem, context: str, **options: object) -> None:
+    data, expected = problem.data
+    out = _output(problem, data.shape[0], **options)
+    loader.launch("gemm_fp4", **schedules.dense_inputs(data), out=RawBuffer.of(out.array), **options)
+    reference.verify(data, expected, out, context)
+
+
+def _launch_fused(problem: Problem, context: str, **options: object) -> None:
     data, gemm = problem.data
     rows, experts = data.shape[0], data.shape[3]
     row_weight, settings = np.linspace(0.5, 1, rows, dtype=np.float32), Settings()
@@ -242,6 +271,13 @@ def _launch_fused(problem: Problem, context: str, variant: str, **options: objec
     out = reference.GuardedOutput(rows, problem.n // 4, "u8")
     out_scale = reference.GuardedOutput(len(data.a_scale), reference.round_up(problem.n // 32, 4), "u8")
     loader.launch("grouped_fp4_swiglu", **data.inputs(), row_weight=row_weight, global_scale=global_scale,
-                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), prefetch=problem.prefetch,
-                  variant=variant, **options)  # fmt: skip
+                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), **options)  # fmt: skip
     expected.verify(data, out, out_scale, context)
+
+
+def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference.GuardedOutput:
+    return reference.GuardedOutput(rows, problem.n, variant.rpartition("_")[2])
+
+
+_LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
+             "grouped_fp4_swiglu": _launch_fused}  # fmt: skip

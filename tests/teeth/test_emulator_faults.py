@@ -17,8 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated
 def perform(check: Check) -> None:
     """Runs a check with the emulator that `import emulator` gives now."""
     if check.kernel is not None:
-        arch, variant = check.kernel
-        planting.run(planting.build(arch, variant), arch, variant, check.problem)
+        planting.run(planting.build(check.kernel), check.kernel, check.problem)
         return
     module = planting.load_tests(check.file)
     function = getattr(module, check.function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import kernel_fault
 import kernel_faults
 import planting
 import pytest
@@ -15,18 +16,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:host buffers run on the emulated
 
 
 @functools.cache
-def passes_without(arch: str, variant: str, problem: planting.Problem) -> bool:
+def passes_without(kernel: planting.Kernel, problem: planting.Problem) -> bool:
     """The kernel as it is gives the right result for the problem: what a fault changes is the fault's doing."""
-    planting.run(planting.build(arch, variant), arch, variant, problem)
+    planting.run(planting.build(kernel), kernel, problem)
     return True
 
 
-def caught(fault: kernel_faults.Fault) -> str | None:
+def caught(fault: kernel_fault.Fault) -> str | None:
     """What caught the fault; None where nothing did."""
-    folder = planting.build(fault.arch, fault.variant, (fault.file, fault.old, fault.new))
-    assert passes_without(fault.arch, fault.variant, fault.problem)
+    folder = planting.build(fault.kernel, (fault.file, fault.old, fault.new))
+    assert passes_without(fault.kernel, fault.problem)
     try:
-        planting.run(folder, fault.arch, fault.variant, fault.problem)
+        planting.run(folder, fault.kernel, fault.problem)
     except emulator.EmulatorFault as error:
         return f"{type(error).__name__}: {error.message.splitlines()[0]}"
     except AssertionError:
@@ -35,7 +36,7 @@ def caught(fault: kernel_faults.Fault) -> str | None:
 
 
 @pytest.mark.parametrize("fault", kernel_faults.CAUGHT, ids=lambda fault: fault.id)
-def test_fault_is_caught(fault: kernel_faults.Fault, record_property: Callable) -> None:
+def test_fault_is_caught(fault: kernel_fault.Fault, record_property: Callable) -> None:
     """By a check, a deadlock report or a wrong result, under the default schedules."""
     by = caught(fault)
     record_property("teeth", ("kernel", fault.id, by or ""))
@@ -43,7 +44,7 @@ def test_fault_is_caught(fault: kernel_faults.Fault, record_property: Callable) 
 
 
 @pytest.mark.parametrize("fault", kernel_faults.NOT_CAUGHT, ids=lambda fault: fault.id)
-def test_known_gap(fault: kernel_faults.Fault, record_property: Callable) -> None:
+def test_known_gap(fault: kernel_fault.Fault, record_property: Callable) -> None:
     """What nothing notices yet, and why; a fault that something has come to notice belongs to the other list."""
     by = caught(fault)
     record_property("teeth", ("gap", fault.id, f"caught now: {by}" if by else f"not caught: {fault.reason}"))
@@ -56,4 +57,4 @@ def test_enough_faults() -> None:
     assert len(kernel_faults.CAUGHT) >= 40
     names = [fault.id for fault in [*kernel_faults.CAUGHT, *kernel_faults.NOT_CAUGHT]]
     assert len(names) == len(set(names))
-    assert {fault.arch for fault in kernel_faults.CAUGHT} == {"90a", "100a", "120a"}
+    assert {fault.kernel.arch for fault in kernel_faults.CAUGHT} == {"90a", "100a", "120a"}

@@ -1,0 +1,65 @@
+// out = alpha * sums + bias from tensor memory, where the output lies transposed: a warp turns its 32 columns of out in
+// shared memory, 1 KB at a time, and stores 16-byte vectors.
+#pragma once
+#include <stdint.h>
+
+#include "number/bias.cuh"
+#include "number/output.cuh"
+#include "schedule/tile.cuh"
+
+namespace epilogue {
+
+template <class Config, class Out>
+struct StoreSm100 {
+    static constexpr int kStagingBytes = 1024;  // of a warp
+    static constexpr int kVector = 16 / sizeof(Out), kRowVectors = 32 / kVector;
+    static constexpr int kStagingTokens = kStagingBytes / (32 * sizeof(Out));
+    static constexpr int kChunk = Config::BLOCK_M < kStagingTokens ? Config::BLOCK_M : kStagingTokens;  // tokens
+
+    struct Params {
+        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
+        Out* out;
+        int num_columns;
+    };
+
+    // What a warp has of a tile: 32 columns of out, one a lane.
+    class Warp {
+    public:
+        __device__ __forceinline__ Warp(const Params& params, const schedule::Tile& tile, int warp, uint8_t* staging)
+            : staging_(staging), stride_(params.num_columns), num_rows_(tile.num_rows) {
+            const int column = tile.column + warp * 32, own_column = column + threadIdx.x % 32;
+            alpha_ = params.alpha[tile.batch];
+            bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * stride_ + own_column,
+                               own_column < stride_);
+            num_columns_ = stride_ - column;
+            out_ = params.out + static_cast<int64_t>(tile.row) * stride_ + column;
+        }
+
+        // kChunk tokens of the tile, from `begin` on.
+        __device__ __forceinline__ void store(const uint32_t (&values)[kChunk], int begin) const {
+            const int lane = threadIdx.x % 32;
+#pragma unroll
+            for (int token = 0; token < kChunk; ++token)
+                reinterpret_cast<Out*>(staging_)[token * 32 + lane] =
+                    Out(bias::apply(alpha_, __uint_as_float(values[token]), bias_));
+            __syncwarp();
+#pragma unroll
+            for (int vector = lane; vector < kChunk * kRowVectors; vector += 32) {
+                const int row = begin + vector / kRowVectors, column = vector % kRowVectors * kVector;
+                if (row < num_rows_ && column < num_columns_)
+                    *reinterpret_cast<uint4*>(out_ + static_cast<int64_t>(row) * stride_ + column) =
+                        reinterpret_cast<const uint4*>(staging_)[vector];
+            }
+            __syncwarp();  // before the buffer is written again
+        }
+
+    private:
+        uint8_t* const staging_;
+        const int stride_, num_rows_;
+        int num_columns_;  // from the warp's first on
+        float alpha_, bias_;
+        Out* out_;
+    };
+};
+
+}  // namespace epilogue

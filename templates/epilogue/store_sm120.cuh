@@ -1,0 +1,89 @@
+// out = alpha * sums + bias from the accumulators of mma.sync: each thread has 8 neighbouring outputs of a token and
+// stores 16-byte vectors from registers.
+#pragma once
+#include <stdint.h>
+
+#include "layout/weight_slots.cuh"
+#include "number/bias.cuh"
+#include "number/output.cuh"
+#include "schedule/tile.cuh"
+
+namespace epilogue {
+
+template <class Config, class Out>
+struct StoreSm120 {
+    using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
+    static constexpr int kVector = Slots::kVector, MMA_N = Slots::MMA_N;
+
+    struct Params {
+        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
+        Out* out;
+        int num_columns;
+    };
+
+    __device__ __forceinline__ static void finish(const typename Slots::Accumulators& accumulators,
+                                                  const schedule::Tile& tile, const Params& params) {
+        const typename Slots::Place place;
+        const int num_columns = params.num_columns;
+        const float alpha = params.alpha[tile.batch];
+        const int column = tile.column + place.warp_n * Slots::WARP_N + place.g * kVector;
+        const int first_token = place.warp_m * MMA_N + 2 * place.l;
+        const int num_tokens = column < num_columns ? tile.num_rows - first_token : 0;
+        float bias[kVector];
+#pragma unroll
+        for (int slot = 0; slot < kVector; ++slot)
+            bias[slot] = bias::load(params.bias,
+                                    int64_t(tile.batch) * num_columns + column + (slot ^ Slots::order(place.g)),
+                                    column < num_columns);
+        Out* out = params.out + int64_t(tile.row + first_token) * num_columns + column;
+#pragma unroll
+        for (int j = 0; j < Slots::kTokenTiles; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                const int token = 32 * j + c;
+                float values[kVector];
+#pragma unroll
+                for (int slot = 0; slot < kVector; ++slot)
+                    values[slot] = bias::apply(alpha, accumulators[j][slot / 2][slot % 2 * 2 + c], bias[slot]);
+                if (token < num_tokens) store(out + int64_t(token) * num_columns, values, Slots::order(place.g));
+            }
+    }
+
+private:
+    // Restores the order of weights in registers that hold 4 bytes each: register i becomes register i ^ order.
+    template <int kCount>
+    __device__ __forceinline__ static void reorder(uint32_t (&registers)[kCount], uint32_t order) {
+#pragma unroll
+        for (int bit = 1; bit < kCount; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                if (i & bit) continue;
+                const uint32_t low = registers[i], high = registers[i | bit];
+                registers[i] = order & bit ? high : low;
+                registers[i | bit] = order & bit ? low : high;
+            }
+    }
+
+    // Stores 8 neighbouring outputs of one token; value i is that of slot i, so it goes to place i ^ order.
+    __device__ __forceinline__ static void store(Out* out, const float (&values)[kVector], uint32_t order) {
+        constexpr int kPerRegister = 4 / sizeof(Out);
+        constexpr int kRegisters = kVector / kPerRegister;
+        uint32_t registers[kRegisters];
+#pragma unroll
+        for (int i = 0; i < kRegisters; ++i) {
+            if constexpr (kPerRegister == 1) {
+                registers[i] = __float_as_uint(values[i]);
+            } else {
+                const uint32_t packed = output::pack<Out>(values[2 * i], values[2 * i + 1]);
+                registers[i] = __byte_perm(packed, 0, order & 1 ? 0x1032 : 0x3210);
+            }
+        }
+        reorder(registers, order / kPerRegister);
+#pragma unroll
+        for (int i = 0; i < kRegisters; i += 4)
+            reinterpret_cast<uint4*>(out)[i / 4] =
+                make_uint4(registers[i], registers[i + 1], registers[i + 2], registers[i + 3]);
+    }
+};
+
+}  // namespace epilogue

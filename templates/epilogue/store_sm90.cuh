@@ -1,0 +1,102 @@
+// out = alpha * sums + bias from the accumulators of wgmma, whose rows are columns of out.
+//
+// A warp has 16 weight rows of each token. It turns a few tokens at a time in shared memory and stores 16-byte vectors.
+#pragma once
+#include <stdint.h>
+
+#include "layout/weight_rows.cuh"
+#include "number/bias.cuh"
+#include "number/output.cuh"
+#include "ptx/launch.cuh"
+#include "schedule/tile.cuh"
+
+namespace epilogue {
+
+template <class Config, class Out>
+struct StoreSm90 {
+    static constexpr int BLOCK_M = Config::BLOCK_M;
+    static constexpr int kNumConsumerWarps = 8, kTiles = Config::BLOCK_N / 128;
+    static constexpr int kNumWarps = 0;  // of its own
+    static constexpr int kTokens = BLOCK_M < 16 || sizeof(Out) == 4 ? 8 : 16;  // one vector a lane where possible
+    static constexpr int ROW_BYTES = 16 * sizeof(Out) + 16;  // 16 weight rows; the pad keeps tokens off others' banks
+    using WeightRows = layout::PlainRows<Config::BLOCK_K / 2, kTiles>;
+
+    struct Params {
+        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
+        Out* out;
+        int num_columns;
+    };
+    struct alignas(16) Storage {
+        uint8_t staging[kNumConsumerWarps][kTokens * ROW_BYTES];
+    };
+    __device__ __forceinline__ static void init(Storage&) {}
+
+    // What a warp that multiplies does with its tiles.
+    class Consumer {
+    public:
+        __device__ __forceinline__ Consumer(Storage& shared, const Params& params) : shared_(shared), params_(params) {}
+
+        __device__ __forceinline__ void finish(const float (&accumulators)[kTiles][BLOCK_M / 2],
+                                               const schedule::Tile& tile) {
+            const int warp = thread_index_again() / 32 - 4;
+#pragma unroll
+            for (int t = 0; t < kTiles; ++t)
+                store(accumulators[t], tile, tile.column + (warp / 4 * kTiles + t) * 64 + warp % 4 * 16, warp);
+        }
+
+    private:
+        // Of 16 columns of out.
+        __device__ __forceinline__ void store(const float (&accumulators)[BLOCK_M / 2], const schedule::Tile& tile,
+                                              int column, int warp) {
+            const int lane = thread_index_again() % 32, num_tokens = tile.num_rows, num_columns = params_.num_columns;
+            const float alpha = params_.alpha[tile.batch];
+            uint8_t* const staging = shared_.staging[warp];
+            float bias[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int row = column + WeightRows::permuted(lane / 4) + i * 8;
+                bias[i] = bias::load(params_.bias, static_cast<int64_t>(tile.batch) * num_columns + row,
+                                     row < num_columns);
+            }
+            Out* const out = params_.out + static_cast<int64_t>(tile.row) * num_columns + column;
+            constexpr int VECTOR = 16 / sizeof(Out), VECTORS_PER_TOKEN = 16 / VECTOR;
+#pragma unroll
+            for (int first = 0; first < BLOCK_M; first += kTokens) {
+                if (first < num_tokens) {
+                    stage(staging, &accumulators[first / 2], alpha, bias, lane);
+                    __syncwarp();
+#pragma unroll
+                    for (int v = lane; v < kTokens * VECTORS_PER_TOKEN; v += 32) {
+                        // Neighbouring lanes read neighbouring tokens: with the pad, eight of them touch every bank
+                        // once.
+                        const int token = v % kTokens, part = v / kTokens * VECTOR;
+                        if (first + token < num_tokens && column + part < num_columns) {
+                            *reinterpret_cast<uint4*>(out + static_cast<int64_t>(first + token) * num_columns + part) =
+                                *reinterpret_cast<const uint4*>(staging + token * ROW_BYTES + part * sizeof(Out));
+                        }
+                    }
+                    __syncwarp();
+                }
+            }
+        }
+
+        __device__ __forceinline__ static void stage(uint8_t* staging, const float* sums, float alpha,
+                                                     const float (&bias)[2], int lane) {
+            const int g = lane / 4, l = lane % 4;
+#pragma unroll
+            for (int j = 0; j < kTokens; j += 8) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int token = j + 2 * l + i % 2, row = WeightRows::permuted(g) + i / 2 * 8;
+                    *reinterpret_cast<Out*>(staging + token * ROW_BYTES + row * sizeof(Out)) =
+                        output::convert<Out>(bias::apply(alpha, sums[j / 2 + i], bias[i / 2]));
+                }
+            }
+        }
+
+        Storage& shared_;
+        const Params& params_;
+    };
+};
+
+}  // namespace epilogue

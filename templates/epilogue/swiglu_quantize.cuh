@@ -1,0 +1,226 @@
+// Epilogue of a GEMM whose weight rows are gate and up in turn: activates, quantises to NVFP4 and stores.
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_layout.cuh"
+#include "number/bias.cuh"
+#include "number/integer.cuh"
+#include "number/minmax.cuh"
+#include "number/nvfp4.cuh"
+#include "number/swiglu.cuh"
+#include "schedule/tile.cuh"
+
+namespace swiglu {
+
+// Arguments of the kernel.
+struct Epilogue {
+    const float *alpha, *up_alpha;  // of gate, and of up; null: that of gate
+    const float* bias;              // [.., 2 * kBlock * num_groups], gate and up in turn; null: none
+    const float *row_weight, *global_scale;
+    uint8_t *out, *out_scale;
+    int num_groups;  // scale groups in a row of out
+    int scale_rows;  // of out_scale
+    bool decode;     // global_scale is amax / (6 * 448), else its inverse
+    bool ieee;
+    Type intermediate;  // of gate and up
+    Type activated;     // of the value before it is quantised
+    Parameters activation;
+
+    __device__ __forceinline__ const float* alpha_of(bool up) const {
+        return up && up_alpha != nullptr ? up_alpha : alpha;
+    }
+    // Index of the bias of a gate; its up is the next.
+    __device__ __forceinline__ int64_t bias_index(int batch, int element) const {
+        return (static_cast<int64_t>(batch) * num_groups * nvfp4::kBlock + element) * 2;
+    }
+    // Of a block of a row of out. Groups after the last one fill up a word of scales: they get 0; none is past that
+    // word.
+    __device__ __forceinline__ void write_scale(int row, int group, uint32_t scale) const {
+        const int words = ceil_div(num_groups, 4);
+        // Unsigned, so that scale_offsets which are not what they should be cannot lead out of the buffer.
+        if (static_cast<uint32_t>(row) >= static_cast<uint32_t>(scale_rows) || group >= words * 4) return;
+        const int64_t atom = static_cast<int64_t>(row / scale_layout::ATOM_ROWS) * words + group / 4;
+        out_scale[(atom * scale_layout::ATOM_WORDS + scale_layout::word(row)) * 4 + group % 4] =
+            group < num_groups ? scale : 0;
+    }
+};
+
+// Where a scale group is spread over lanes, what these share, the maximum and later the packed bytes, is exchanged in
+// halves: at each step a lane keeps every other token and hands the rest to its partner, so that in the end one lane
+// holds one whole group, of which it computes the scale and stores it all.
+//
+// How the values of a call lie in a warp: kTokens tokens, of each one group in kLanes lanes that are kStride apart, in
+// the order of the lanes. Tokens are neighbours, or pairs of neighbours that are kPairStep tokens apart.
+template <int kTokens_, int kLanes_, int kStride_, int kPairStep_ = 2>
+struct Layout {
+    static constexpr int kTokens = kTokens_, kLanes = kLanes_, kStride = kStride_, kPairStep = kPairStep_;
+    static constexpr int kElements = nvfp4::kBlock / kLanes;  // neighbours of a token, of one lane
+    static_assert(kTokens <= kLanes, "a lane holds one token in the end");
+
+    __device__ __forceinline__ static int lane() { return threadIdx.x / kStride % kLanes; }
+    __device__ __forceinline__ static constexpr int token(int i) { return i / 2 * kPairStep + i % 2; }
+};
+
+namespace detail {
+
+template <int kDistance>
+__device__ __forceinline__ bool is_upper() {
+    return threadIdx.x & kDistance;
+}
+
+// Maximum over all lanes of a group, of token lane() % kTokens.
+template <typename L, int kDistance = L::kStride, int kCount>
+__device__ __forceinline__ float maximum(const float (&values)[kCount]) {
+    if constexpr (kDistance == L::kStride * L::kLanes) {
+        return values[0];
+    } else {
+        constexpr int kKept = kCount > 1 ? kCount / 2 : 1;
+        float kept[kKept];
+#pragma unroll
+        for (int i = 0; i < kKept; ++i) {
+            const float even = values[kCount > 1 ? 2 * i : 0], odd = values[kCount > 1 ? 2 * i + 1 : 0];
+            const float mine = is_upper<kDistance>() ? odd : even, other = is_upper<kDistance>() ? even : odd;
+            kept[i] = max_nan(mine, __shfl_xor_sync(0xFFFFFFFF, other, kDistance));
+        }
+        return maximum<L, 2 * kDistance>(kept);
+    }
+}
+
+// Packed elements of all lanes of a group, of token lane() % kTokens; kBits of each token are in this lane.
+template <typename L, int kDistance = L::kStride, int kBits = 4 * L::kElements, int kCount>
+__device__ __forceinline__ uint2 join(const uint32_t (&codes)[kCount]) {
+    constexpr int kKept = kCount > 1 ? kCount / 2 : 1;
+    uint32_t low[kKept], high[kKept];
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+        const uint32_t even = codes[kCount > 1 ? 2 * i : 0], odd = codes[kCount > 1 ? 2 * i + 1 : 0];
+        const uint32_t mine = is_upper<kDistance>() ? odd : even, other = is_upper<kDistance>() ? even : odd;
+        const uint32_t received = __shfl_xor_sync(0xFFFFFFFF, other, kDistance);
+        low[i] = is_upper<kDistance>() ? received : mine;
+        high[i] = is_upper<kDistance>() ? mine : received;
+    }
+    if constexpr (kBits == 32) {
+        return make_uint2(low[0], high[0]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kKept; ++i) low[i] |= high[i] << kBits;
+        return join<L, 2 * kDistance, 2 * kBits>(low);
+    }
+}
+
+// Packs the elements of each token; element i of a lane is its neighbour i ^ order.
+template <typename L>
+__device__ __forceinline__ void pack(uint32_t (&codes)[L::kTokens], const float (&values)[L::kTokens][L::kElements],
+                                     uint32_t order) {
+    constexpr int kPerWord = 8 / L::kElements;
+#pragma unroll
+    for (int first = 0; first < L::kTokens; first += kPerWord) {
+        float eight[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int token = first + i / L::kElements;
+            eight[i] = token < L::kTokens ? values[token % L::kTokens][i % L::kElements] : 0;
+        }
+        uint32_t packed = nvfp4::pack_e2m1(eight);
+        if (L::kElements > 1 && order & 1) packed = packed >> 4 & 0x0F0F0F0F | (packed & 0x0F0F0F0F) << 4;
+        if (L::kElements > 2 && order & 2) packed = __byte_perm(packed, 0, 0x2301);
+#pragma unroll
+        for (int i = 0; i < kPerWord; ++i)
+            if (first + i < L::kTokens)
+                codes[first + i] = packed >> i * 4 * L::kElements & (1u << 4 * L::kElements) - 1;
+    }
+}
+
+}  // namespace detail
+
+// The epilogue of one tile.
+class TileEpilogue {
+public:
+    __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, const schedule::Tile& tile)
+        : epilogue_(epilogue),
+          tile_(tile),
+          alpha_(epilogue.alpha[tile.batch]),
+          up_alpha_(epilogue.alpha_of(true)[tile.batch]),
+          encode_scale_(nvfp4::encode_scale(epilogue.global_scale[tile.batch], epilogue.decode)),
+          scale_row_(tile.scale_row) {}
+
+    // Activates, quantises and stores. gate, up: accumulators, element i of a lane is its neighbour i ^ order.
+    // first_token: of this lane in the tile. group: of a row of out; those after the last one are padding. All lanes of
+    // a warp call it.
+    template <typename L>
+    __device__ __forceinline__ void store(const float (&gate)[L::kTokens][L::kElements],
+                                          const float (&up)[L::kTokens][L::kElements], uint32_t order, int first_token,
+                                          int group) const {
+        float values[L::kTokens][L::kElements], maxima[L::kTokens];
+        float2 bias[L::kElements];
+#pragma unroll
+        for (int i = 0; i < L::kElements; ++i) {
+            const int element = group * nvfp4::kBlock + L::lane() * L::kElements + (i ^ order);
+            bias[i] = bias::load_pair(epilogue_.bias, epilogue_.bias_index(tile_.batch, element),
+                                      group < epilogue_.num_groups);
+        }
+#pragma unroll
+        for (int t = 0; t < L::kTokens; ++t) {
+            const int token = first_token + L::token(t);
+            const float row_weight = weight(token);
+            float ups[L::kElements];
+#pragma unroll
+            for (int i = 0; i < L::kElements; ++i) {
+                values[t][i] = round_to(bias::apply(alpha_, gate[t][i], bias[i].x), epilogue_.intermediate);
+                ups[i] = round_to(bias::apply(up_alpha_, up[t][i], bias[i].y), epilogue_.intermediate);
+            }
+            apply(values[t], ups, epilogue_.activation);
+            maxima[t] = 0;
+#pragma unroll
+            for (int i = 0; i < L::kElements; ++i) {
+                values[t][i] = round_to(__fmul_rn(values[t][i], row_weight), epilogue_.activated);
+                maxima[t] = max_nan(maxima[t], fabsf(values[t][i]));
+            }
+        }
+        const nvfp4::BlockScale scale =
+            nvfp4::block_scale(detail::maximum<L>(maxima), encode_scale_, epilogue_.ieee);
+        const int first_lane = threadIdx.x % 32 - L::lane() * L::kStride;
+#pragma unroll
+        for (int t = 0; t < L::kTokens; ++t) {
+            const float multiplier = __shfl_sync(0xFFFFFFFF, scale.multiplier, first_lane + t * L::kStride);
+#pragma unroll
+            for (int i = 0; i < L::kElements; ++i) values[t][i] = __fmul_rn(values[t][i], multiplier);
+        }
+        uint32_t codes[L::kTokens];
+        detail::pack<L>(codes, values, order);
+        const uint2 elements = detail::join<L>(codes);
+        if (L::lane() < L::kTokens) write(elements, scale.byte, first_token + L::token(L::lane()), group);
+    }
+
+    // Of the row of a token; 0 where the tile has none.
+    __device__ __forceinline__ float weight(int token) const {
+        return token < tile_.num_rows ? epilogue_.row_weight[tile_.row + token] : 0;
+    }
+
+    // Weighs, quantises and stores the activated values of one group.
+    __device__ __forceinline__ void store_group(float (&values)[nvfp4::kBlock], float weight, int token,
+                                                int group) const {
+#pragma unroll
+        for (float& value : values) value = __fmul_rn(value, weight);
+        round_to(values, epilogue_.activated);
+        const nvfp4::Quantized result = nvfp4::quantize(values, encode_scale_, epilogue_.ieee);
+        write(result.elements, result.scale, token, group);
+    }
+
+private:
+    __device__ __forceinline__ void write(uint2 elements, uint32_t scale, int token, int group) const {
+        if (token >= tile_.num_rows) return;
+        if (group < epilogue_.num_groups) {
+            const int64_t index = static_cast<int64_t>(tile_.row + token) * epilogue_.num_groups + group;
+            reinterpret_cast<uint2*>(epilogue_.out)[index] = elements;
+        }
+        epilogue_.write_scale(scale_row_ + token, group, scale);
+    }
+
+    const Epilogue& epilogue_;
+    const schedule::Tile& tile_;
+    float alpha_, up_alpha_, encode_scale_;
+    int scale_row_;
+};
+
+}  // namespace swiglu

@@ -1,0 +1,26 @@
+// The role of one thread: walks the schedule, tells the other roles of the tiles, and loads their operands.
+#pragma once
+#include "ptx/launch.cuh"
+#include "schedule/tile.cuh"
+
+namespace kernel {
+
+// prefetch: the previous grid may still be running. Then this role waits for it, between the first weights and the
+// first tokens; the other roles wait for tokens, or themselves, before they touch what the previous grid may be at.
+template <class Schedule, class Tiles, class Loader>
+__device__ __forceinline__ void load_role(Schedule schedule, Tiles tiles, Loader&& loader, bool prefetch) {
+    schedule::Tile tile;
+    bool has_tile = schedule.next(tile);
+    if (prefetch) {
+        if (has_tile) loader.load_weights_ahead(tile);
+        wait_for_previous_grid();
+        allow_next_grid();
+    }
+    for (; has_tile; has_tile = schedule.next(tile)) {
+        tiles.write(tile);
+        loader.load(tile);
+    }
+    tiles.end();
+}
+
+}  // namespace kernel

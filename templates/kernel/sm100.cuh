@@ -1,0 +1,149 @@
+// A persistent GEMM of sm_100.
+//
+// Roles: warps 0-3 are the epilogue, warp 4 loads, warp 5 issues copies and products, warp 6 owns tensor memory
+// and moves scales where that is needed.
+#pragma once
+#include <stdint.h>
+
+#include "kernel/load_role.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tcgen05.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
+
+namespace kernel {
+
+template <class Config, class Rows, class Schedule, class Mainloop, class Epilogue>
+struct Sm100 {
+    using Columns = typename Mainloop::Columns;
+    static constexpr int kNumEpilogueWarps = 4;
+    enum Warp { kLoadWarp = kNumEpilogueWarps, kMultiplyWarp, kTensorMemoryWarp, kNumWarps };
+    static_assert(Config::kNumThreads == 32 * kNumWarps, "one warp a role, and four that reach all lanes");
+
+    struct alignas(1024) Storage {
+        typename Mainloop::Storage mainloop;
+        alignas(16) uint8_t staging[kNumEpilogueWarps][Epilogue::kStagingBytes];
+        schedule::TileRing<kNumEpilogueWarps + 1 + Mainloop::kMovesScales> tiles;
+        uint32_t tensor_memory;
+        typename Schedule::Storage schedule;
+    };
+    static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
+
+    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+                                               const typename Epilogue::Params& params, int num_columns, int depth,
+                                               bool prefetch) {
+        extern __shared__ __align__(1024) uint8_t shared_bytes[];
+        Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
+        const int warp = warp_index();
+        if (warp == kLoadWarp && elect_one())
+            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+        if (warp == kMultiplyWarp && elect_one()) {
+            Mainloop::init(shared.mainloop, 32 * kNumEpilogueWarps);
+            shared.tiles.init();
+            mbarrier::fence_init();
+        }
+        if (!prefetch) {
+            wait_for_previous_grid();
+            allow_next_grid();
+        }
+        Schedule::template prepare<Config::kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+
+        if (warp == kLoadWarp) {
+            if (elect_one()) {
+                typename Mainloop::Loader loader(shared.mainloop, maps, num_columns);
+                load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
+                          loader, prefetch);
+                loader.finish();
+            }
+            __syncwarp();
+        } else {
+            // After the wait for the previous grid, so that no CTA holds tensor memory while it waits for a grid that
+            // still has to allocate its own.
+            if (warp == kTensorMemoryWarp) {
+                if (prefetch) wait_for_previous_grid();
+                tcgen05::allocate<tcgen05::kNumColumns>(&shared.tensor_memory);
+                tcgen05::relinquish_allocation();
+                tcgen05::fence_before_sync();
+            }
+            barrier_of<32 * (kNumWarps - 1)>();
+            tcgen05::fence_after_sync();
+            if (warp < kNumEpilogueWarps) epilogue_role(shared, params);
+            else if (warp == kMultiplyWarp) multiply_role(shared);
+            else if constexpr (Mainloop::kMovesScales)
+                Mainloop::move_scales(shared.mainloop, schedule::TileReader(shared.tiles));
+        }
+
+        tcgen05::fence_before_sync();
+        __syncthreads();
+        if (warp == kTensorMemoryWarp) tcgen05::free<tcgen05::kNumColumns>(shared.tensor_memory);
+    }
+
+private:
+    __device__ __forceinline__ static void multiply_role(Storage& shared) {
+        schedule::TileReader tiles(shared.tiles);
+        typename Mainloop::Multiplier mainloop(shared.mainloop, shared.tensor_memory);
+        for (; tiles.wait(); tiles.release()) mainloop.multiply(tiles.tile());
+    }
+
+    __device__ __forceinline__ static void epilogue_role(Storage& shared, const typename Epilogue::Params& params) {
+        const int warp = threadIdx.x / 32;
+        auto& full = shared.mainloop.accumulator_full;
+        auto& empty = shared.mainloop.accumulator_empty;
+        schedule::TileReader tiles(shared.tiles);
+        RingState<2> accumulator;
+        mbarrier::arrive(&empty[0]);
+        if (!Columns::kOverlap) mbarrier::arrive(&empty[1]);
+        for (; tiles.wait(); tiles.release()) {
+            const typename Epilogue::Warp output(params, tiles.tile(), warp, shared.staging[warp]);
+            const int num_rows = tiles.tile().num_rows;
+            const uint32_t source =
+                shared.tensor_memory + accumulator.stage * Columns::kSecondAccumulator + (warp * 32 << 16);
+            mbarrier::wait(&full[accumulator.stage], accumulator.parity);
+            tcgen05::fence_after_sync();
+            if constexpr (Columns::kOverlap) drain_overlapping(output, source, num_rows, accumulator.stage, empty);
+            else drain(output, source, 0, num_rows, &empty[accumulator.stage]);
+            accumulator.advance();
+        }
+    }
+
+    // The columns from `begin` to `end`, a chunk at a time; frees the accumulator when all are read.
+    __device__ __forceinline__ static void drain(const typename Epilogue::Warp& output, uint32_t source, int begin,
+                                                 int end, mbarrier::Barrier* freed) {
+        constexpr int kChunk = Epilogue::kChunk;
+#pragma unroll 1
+        for (; begin < end; begin += kChunk) {
+            uint32_t values[kChunk];
+            tcgen05::load(values, source + begin);
+            tcgen05::wait_loads();
+            if (freed != nullptr && begin + kChunk >= end) {
+                tcgen05::fence_before_sync();
+                mbarrier::arrive(freed);
+            }
+            output.store(values, begin);
+        }
+    }
+
+    // What the other accumulator needs is read first: the end of the first one, the beginning of the second.
+    __device__ __forceinline__ static void drain_overlapping(const typename Epilogue::Warp& output, uint32_t source,
+                                                             int num_rows, int stage, mbarrier::Barrier (&empty)[2]) {
+        constexpr int kChunk = Epilogue::kChunk, kCount = Columns::kOverlapColumns / kChunk;
+        static_assert(Columns::kOverlapColumns % kChunk == 0, "the overlap is read in whole chunks");
+        const int first = stage == 0 ? Columns::kSecondAccumulator : 0;
+        uint32_t values[kCount][kChunk];
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+            if (first + i * kChunk < num_rows) tcgen05::load(values[i], source + first + i * kChunk);
+        tcgen05::wait_loads();
+        tcgen05::fence_before_sync();
+        mbarrier::arrive(&empty[stage ^ 1]);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+            if (first + i * kChunk < num_rows) output.store(values[i], first + i * kChunk);
+        if (stage == 0) drain(output, source, 0, min(num_rows, Columns::kSecondAccumulator), nullptr);
+        else drain(output, source, Columns::kOverlapColumns, num_rows, nullptr);
+    }
+};
+
+}  // namespace kernel

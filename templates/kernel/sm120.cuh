@@ -1,0 +1,74 @@
+// A persistent GEMM of sm_12x: warps that multiply and store, and one that loads, also during an epilogue.
+#pragma once
+#include <stdint.h>
+
+#include "kernel/load_role.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/registers.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/tile.cuh"
+
+namespace kernel {
+
+template <class Config, class Rows, class Schedule, class Mainloop, class Epilogue>
+struct Sm120 {
+    static constexpr int kNumThreads = Config::kNumThreads, kNumConsumerWarps = Mainloop::Slots::kNumWarps;
+
+    // Three warps on a quarter of the multiprocessor leave 168 registers a thread. The widest tile needs more: its
+    // producer is a whole warpgroup, of which one warp works, and gives registers away.
+    static constexpr bool kMoveRegisters = Config::BLOCK_M == 256;
+    static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+    static_assert(!kMoveRegisters || kProducerRegisters + 2 * kConsumerRegisters <=
+                                         kNumThreads / 128 * registers::at_launch(kNumThreads, 1),
+                  "setmaxnreg.inc waits for ever for registers that the CTA was not launched with");
+    static_assert(kNumThreads == (kNumConsumerWarps + (kMoveRegisters ? 4 : 1)) * 32, "consumer and producer warps");
+
+    struct alignas(1024) Storage {
+        typename Mainloop::Storage mainloop;
+        schedule::TileRing<kNumConsumerWarps> tiles;
+        typename Schedule::Storage schedule;
+    };
+    static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
+
+    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+                                               const typename Epilogue::Params& params, int num_columns, int depth,
+                                               bool prefetch) {
+        extern __shared__ __align__(1024) uint8_t shared_bytes[];
+        Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
+        if (threadIdx.x == 0) {
+            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+            Mainloop::init(shared.mainloop);
+            shared.tiles.init();
+            mbarrier::fence_init();
+        }
+        if (!prefetch) {
+            wait_for_previous_grid();
+            allow_next_grid();
+        }
+        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+
+        if (warp_index() < kNumConsumerWarps) {
+            if constexpr (kMoveRegisters) registers::increase<kConsumerRegisters>();
+            multiply_role(shared, params);
+        } else {
+            if constexpr (kMoveRegisters) registers::decrease<kProducerRegisters>();
+            if (warp_index() == kNumConsumerWarps && elect_one())
+                load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
+                          typename Mainloop::Loader(shared.mainloop, maps, num_columns), prefetch);
+        }
+    }
+
+private:
+    __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {
+        schedule::TileReader tiles(shared.tiles);
+        typename Mainloop::Multiplier mainloop(shared.mainloop);
+        for (; tiles.wait(); tiles.release()) {
+            typename Mainloop::Accumulators accumulators = {};
+            mainloop.multiply(accumulators, tiles.tile());
+            Epilogue::finish(accumulators, tiles.tile(), params);
+        }
+    }
+};
+
+}  // namespace kernel

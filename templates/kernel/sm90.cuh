@@ -1,0 +1,94 @@
+// A persistent GEMM of sm_90: a warpgroup that loads and prepares operands, two that multiply, and one more that
+// prepares operands, too, and does the epilogue where that asks for warps.
+//
+// Roles: warp 0 loads, warps 1-3 assist the main loop, warps 4-11 multiply; of warps 12-15, if there are any, the first
+// are the epilogue's and the others assist.
+#pragma once
+#include <stdint.h>
+
+#include "kernel/load_role.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/registers.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/tile.cuh"
+
+namespace kernel {
+
+template <class Config, class Rows, class Schedule, class Mainloop, class Epilogue>
+struct Sm90 {
+    static constexpr int kNumThreads = Config::kNumThreads, kNumConsumerWarps = 8;
+    static constexpr int kFirstExtraWarp = 4 + kNumConsumerWarps, kNumExtraWarps = kNumThreads / 32 - kFirstExtraWarp;
+    static_assert(kNumExtraWarps == 0 || kNumExtraWarps == 4, "registers move between whole warpgroups");
+    static_assert(Config::kNumTokenWarps == 3 + kNumExtraWarps - Epilogue::kNumWarps, "every warp has a role");
+    static_assert(Config::kProducerRegisters + 2 * Config::kConsumerRegisters +
+                          kNumExtraWarps / 4 * Config::kExtraRegisters <=
+                      kNumThreads / 128 * registers::at_launch(kNumThreads, Config::kCtasPerSm),
+                  "setmaxnreg.inc waits for ever for registers that the CTA was not launched with");
+
+    using Tiles = schedule::TileRing<kNumThreads / 32 - 1>;
+    struct alignas(1024) Storage {
+        typename Mainloop::Storage mainloop;
+        typename Epilogue::Storage epilogue;
+        Tiles tiles;
+        typename Schedule::Storage schedule;
+    };
+    static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
+
+    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+                                               const typename Epilogue::Params& params, int num_columns, int depth,
+                                               bool prefetch) {
+        extern __shared__ __align__(1024) uint8_t shared_bytes[];
+        Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
+        const int warp = warp_index();
+        if (threadIdx.x == 0) {
+            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+            Mainloop::init(shared.mainloop);
+            Epilogue::init(shared.epilogue);
+            shared.tiles.init();
+            mbarrier::fence_init();
+        }
+        if (!prefetch) {
+            wait_for_previous_grid();
+            allow_next_grid();
+        }
+        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+
+        if (warp < 4) {
+            registers::decrease<Config::kProducerRegisters>();
+            if (warp == 0) {
+                if (elect_one())
+                    load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
+                              typename Mainloop::Loader(shared.mainloop, maps, num_columns), prefetch);
+            } else {
+                Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), warp - 1);
+            }
+        } else if (warp < kFirstExtraWarp) {
+            registers::increase<Config::kConsumerRegisters>();
+            multiply_role(shared, params);
+        } else if constexpr (kNumExtraWarps > 0) {
+            registers::decrease<Config::kExtraRegisters>();
+            const int extra = warp - kFirstExtraWarp;
+            if (extra >= Epilogue::kNumWarps) {
+                Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), 3 + extra - Epilogue::kNumWarps);
+            } else if constexpr (Epilogue::kNumWarps > 0) {
+                if (prefetch) wait_for_previous_grid();  // it may read ahead of the tokens
+                Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
+            }
+        }
+    }
+
+private:
+    __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {
+        schedule::TileReader tiles(shared.tiles);
+        typename Mainloop::Multiplier mainloop(shared.mainloop);
+        typename Epilogue::Consumer epilogue(shared.epilogue, params);
+        for (; tiles.wait(); tiles.release()) {
+            typename Mainloop::Accumulators accumulators;
+            mainloop.multiply(accumulators, tiles.tile());
+            epilogue.finish(accumulators, tiles.tile());
+        }
+    }
+};
+
+}  // namespace kernel

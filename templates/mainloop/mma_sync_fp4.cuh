@@ -1,0 +1,247 @@
+// Main loop of sm_12x for NVFP4 operands: weights . tokens^T by block-scaled mma.sync.
+//
+// The weights are always the 16-row operand and the tokens the 8-column one: few tokens waste no tensor core rows, and
+// one orientation serves every tile. A warp multiplies the token tiles that have a row, by a main loop for that many.
+//
+// Roles: one thread loads by TMA, 2, 4 or 8 warps multiply. One ring of stages of BLOCK_K.
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_layout.cuh"
+#include "layout/weight_slots.cuh"
+#include "number/integer.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/mma_sync.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
+
+namespace mainloop {
+
+template <class Config>
+struct MmaSyncFp4 {
+    static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
+    static constexpr int kNumStages = Config::kNumStages;
+    using Slots = layout::WeightSlots<BLOCK_M, BLOCK_N>;
+    using Accumulators = typename Slots::Accumulators;
+    static constexpr int MMA_N = Slots::MMA_N, MMA_K = Slots::MMA_K, WARP_N = Slots::WARP_N;
+    static constexpr int kWeightTiles = Slots::kWeightTiles, kTokenTiles = Slots::kTokenTiles;
+    static constexpr int ROW_BYTES = BLOCK_K / 2;
+    static constexpr int kSteps = BLOCK_K / MMA_K;  // of a stage
+    static constexpr int kAtoms = (BLOCK_M + scale_layout::ATOM_ROWS - 1) / scale_layout::ATOM_ROWS;
+    static constexpr int kScaleRows = BLOCK_M < 32 ? BLOCK_M : 32;  // atom rows of 4 words that a tile needs
+    static constexpr int kScaleVector = kTokenTiles < 4 ? kTokenTiles : 4;  // words of an atom row that a tile needs
+
+    static_assert(BLOCK_N == scale_layout::ATOM_ROWS, "the weights of a tile are one row of scale atoms");
+    static_assert(kSteps % 2 == 0, "fragments are double-buffered: a stage starts with the first buffer");
+
+    struct Maps {
+        const tma::TensorMap &a, &b, &a_scale, &b_scale;
+    };
+    struct alignas(1024) Stage {  // the swizzle pattern repeats every 1024 bytes of shared memory address
+        uint8_t weights[BLOCK_N][ROW_BYTES];
+        uint8_t tokens[BLOCK_M][ROW_BYTES];
+        uint32_t weight_scales[kSteps][scale_layout::ATOM_WORDS];
+        uint32_t token_scales[kAtoms][kSteps][kScaleRows * 4];
+    };
+    struct Storage {
+        Stage stages[kNumStages];
+        mbarrier::Barrier full[kNumStages], empty[kNumStages];
+    };
+
+    __device__ __forceinline__ static void init(Storage& shared) {
+        for (int stage = 0; stage < kNumStages; ++stage) {
+            mbarrier::init(&shared.full[stage], 1);
+            mbarrier::init(&shared.empty[stage], Slots::kNumWarps);
+        }
+    }
+
+    // One thread.
+    class Loader {
+    public:
+        __device__ __forceinline__ Loader(Storage& shared, const Maps& maps, int num_columns)
+            : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS)) {}
+
+        // The weights of the tile that is loaded next, as far as there are stages.
+        __device__ __forceinline__ void load_weights_ahead(const schedule::Tile& tile) {
+            const int blocks = min(kNumStages, ceil_div(tile.k_end - tile.k_begin, BLOCK_K));
+            for (; ahead_ < blocks; ++ahead_) load_weights(tile, ahead_, tile.k_begin + ahead_ * BLOCK_K);
+        }
+
+        __device__ __forceinline__ void load(const schedule::Tile& tile) {
+#pragma unroll 1  // the instruction cache is for the other roles
+            for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
+                Stage& stage = shared_.stages[ring_.stage];
+                mbarrier::Barrier* full = &shared_.full[ring_.stage];
+                if (ahead_ > 0) {
+                    --ahead_;
+                } else {
+                    mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+                    load_weights(tile, ring_.stage, k);
+                }
+                tma::load_2d(stage.tokens, &maps_.a, full, k / 2, tile.row);
+                tma::load_3d(stage.token_scales, &maps_.a_scale, full, tile.scale_row % 32 * 4, k / MMA_K,
+                             tile.scale_row / scale_layout::ATOM_ROWS);
+                ring_.advance();
+            }
+        }
+
+    private:
+        __device__ __forceinline__ void load_weights(const schedule::Tile& tile, int s, int k) {
+            constexpr int kStageBytes = sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) +
+                                        sizeof(Stage::token_scales);
+            Stage& stage = shared_.stages[s];
+            mbarrier::Barrier* full = &shared_.full[s];
+            mbarrier::arrive_expect_tx(full, kStageBytes);
+            tma::load_3d(stage.weights, &maps_.b, full, k / 2, tile.column, tile.batch);
+            tma::load_3d(stage.weight_scales, &maps_.b_scale, full, 0, k / MMA_K,
+                         tile.batch * weight_atoms_ + tile.column / scale_layout::ATOM_ROWS);
+        }
+
+        Storage& shared_;
+        const Maps& maps_;
+        const int weight_atoms_;  // of one batch
+        int ahead_ = 0;           // stages that have their weights already
+        RingState<kNumStages> ring_;
+    };
+
+    // Where a thread reads within a stage: bytes for ldmatrix, words for scales.
+    struct Offsets {
+        uint32_t weights, tokens, weight_scales, token_scales;
+
+        __device__ __forceinline__ explicit Offsets(const typename Slots::Place& place) {
+            const uint32_t row = place.lane % 8, matrix = place.lane / 8;  // the row that this lane addresses
+            weights = ldmatrix::swizzled<ROW_BYTES>(place.warp_n * WARP_N | Slots::row(row, matrix % 2),
+                                                    matrix / 2 * 16);
+            tokens = ldmatrix::swizzled<ROW_BYTES>(
+                (kTokenTiles > 1 ? matrix / 2 * 32 : 0) + place.warp_m * MMA_N + row, matrix % 2 * 16);
+            weight_scales = scale_layout::word(place.warp_n * WARP_N | Slots::row(place.g, place.l % 2));
+            token_scales = scale_layout::word(place.warp_m * MMA_N + place.g);
+        }
+    };
+
+    struct Fragments {
+        uint32_t weights[kWeightTiles][4], weight_scales[kWeightTiles];
+        uint32_t tokens[kTokenTiles][2], token_scales[kTokenTiles];
+    };
+
+    // A warp that multiplies.
+    class Multiplier {
+    public:
+        __device__ __forceinline__ explicit Multiplier(Storage& shared) : shared_(shared), offsets_(place_) {}
+
+        __device__ __forceinline__ void multiply(Accumulators& accumulators, const schedule::Tile& tile) {
+            const int own_rows = tile.num_rows - static_cast<int>(place_.warp_m) * MMA_N;
+            multiply_some<kTokenTiles>(accumulators, tile, ceil_div(max(own_rows, 0), 32));
+        }
+
+    private:
+        // The first `tiles` token tiles, at most kTiles.
+        template <int kTiles>
+        __device__ __forceinline__ void multiply_some(Accumulators& accumulators, const schedule::Tile& tile,
+                                                      int tiles) {
+            if constexpr (kTiles == 0) {
+                skip(tile.k_begin, tile.k_end);
+            } else {
+                if (tiles < kTiles) multiply_some<kTiles - 1>(accumulators, tile, tiles);
+                else multiply<kTiles>(accumulators, tile);
+            }
+        }
+
+        __device__ __forceinline__ void skip(int k_begin, int k_end) {
+            for (int k = k_begin; k < k_end; k += BLOCK_K) {
+                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                release();
+            }
+        }
+
+        __device__ __forceinline__ void release() {
+            __syncwarp();  // every lane has read the stage
+            if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);
+            ring_.advance();
+        }
+
+        template <int kTiles>
+        __device__ __forceinline__ void multiply(Accumulators& accumulators, const schedule::Tile& tile) {
+            const int k_end = tile.k_end;
+            Fragments fragments[2];
+            Offsets offsets = offsets_;
+            if (BLOCK_M < 128) offsets.token_scales += tile.scale_row / 32 % 4;  // its words of the atom rows
+            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j)
+                load_part<kTiles>(fragments[0], shared_.stages[ring_.stage], offsets, 0, j);
+            int k = tile.k_begin;
+            for (; k + BLOCK_K < k_end; k += BLOCK_K)
+                multiply_stage<kTiles, false>(accumulators, fragments, offsets, k, k_end);
+            multiply_stage<kTiles, true>(accumulators, fragments, offsets, k, k_end);
+        }
+
+        // Loads part j of kTiles of the operands of a k64 step: token tile j (two at a time), a share of the weight
+        // tiles.
+        template <int kTiles>
+        __device__ __forceinline__ static void load_part(Fragments& fragments, const Stage& stage,
+                                                         const Offsets& offsets, int step, int j) {
+            const uint32_t step_bytes = step * MMA_K / 2;
+#pragma unroll
+            for (int t = 0; t < kWeightTiles; ++t) {
+                if (t * kTiles / kWeightTiles != j) continue;
+                ldmatrix::x4(fragments.weights[t],
+                             mbarrier::shared_address(stage.weights) +
+                                 (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes)));
+                fragments.weight_scales[t] =
+                    stage.weight_scales[step][offsets.weight_scales ^ scale_layout::word(2 * t)];
+            }
+            const uint32_t tokens = mbarrier::shared_address(stage.tokens[j / 2 * 64]) + (offsets.tokens ^ step_bytes);
+            if (j % 2 == 1) ldmatrix::x4(fragments.tokens[j - 1], fragments.tokens[j], tokens);
+            else if (j + 1 == kTiles) ldmatrix::x2(fragments.tokens[j], tokens);
+            if ((j + 1) % kScaleVector == 0 || j + 1 == kTiles) {
+                const int first = j / kScaleVector * kScaleVector;
+                scale_layout::load<kScaleVector>(&fragments.token_scales[first],
+                                                 &stage.token_scales[first / 4][step][offsets.token_scales]);
+            }
+        }
+
+        // Where K ends in the middle of a scale word, the other two scales of the word are padding: any byte, also NaN.
+        __device__ __forceinline__ static void clear_padding(Fragments& fragments, int k, int k_end) {
+            const uint32_t mask = k + MMA_K / 2 == k_end ? 0x0000FFFF : 0xFFFFFFFF;
+            for (uint32_t& scale : fragments.weight_scales) scale &= mask;
+            for (uint32_t& scale : fragments.token_scales) scale &= mask;
+        }
+
+        // Computes the stage of the ring, whose first fragments are loaded; unless it is the last one of its tile,
+        // loads the first fragments of the next stage.
+        template <int kTiles, bool kLast>
+        __device__ __forceinline__ void multiply_stage(Accumulators& accumulators, Fragments (&fragments)[2],
+                                                       const Offsets& offsets, int k, int k_end) {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                Fragments& current = fragments[step % 2];
+                Fragments& next = fragments[(step + 1) % 2];
+                const bool last_step = step + 1 == kSteps;
+                if (last_step) {
+                    release();
+                    if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                }
+                if (kLast) clear_padding(current, k + step * MMA_K, k_end);
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+                    for (int t = 0; t < kWeightTiles; ++t)
+                        mma_sync::nvfp4_m16n8k64(accumulators[j][t], current.weights[t], current.tokens[j],
+                                                 current.weight_scales[t], current.token_scales[j]);
+                    if (!(kLast && last_step))
+                        load_part<kTiles>(next, shared_.stages[ring_.stage], offsets, last_step ? 0 : step + 1, j);
+                }
+            }
+        }
+
+        Storage& shared_;
+        const typename Slots::Place place_;
+        const Offsets offsets_;
+        RingState<kNumStages> ring_;
+    };
+};
+
+}  // namespace mainloop

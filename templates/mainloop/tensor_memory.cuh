@@ -1,0 +1,42 @@
+// How a GEMM of sm_100 divides the 512 columns of tensor memory: two accumulators, then a ring of scales.
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_layout.cuh"
+#include "ptx/tcgen05.cuh"
+
+namespace mainloop {
+
+template <class Config>
+struct TensorMemory {
+    static constexpr int BLOCK_M = Config::BLOCK_M, kNumStages = Config::kNumStages;
+    static constexpr int kStepK = 64;  // of one instruction
+    static constexpr int kSteps = Config::BLOCK_K / kStepK;
+    static constexpr int kTokenAtoms = (BLOCK_M + scale_layout::ATOM_ROWS - 1) / scale_layout::ATOM_ROWS;
+
+    // A scale atom fills 4 columns. Nothing orders a copy after the products that read the columns it overwrites
+    // (9.7.16.6.2 lists mma -> mma and copy -> mma only), so scales have a ring of their own. As long as the ring of
+    // stages it needs no wait: the stage was only loaded again after the commit of those products.
+    static constexpr int kAtomColumns = 4;
+    static constexpr int kStepScaleColumns = kAtomColumns * (1 + kTokenAtoms);
+    static constexpr int kScaleColumns = kStepScaleColumns * kSteps;
+    static constexpr int kNumScaleBuffers = BLOCK_M <= 128 ? kNumStages : 2;
+    static constexpr int kFirstScaleColumn = tcgen05::kNumColumns - kNumScaleBuffers * kScaleColumns;
+    static_assert(kNumStages % kNumScaleBuffers == 0, "a stage keeps its scale buffer");
+
+    // Two accumulators of 256 columns and the scales exceed 512, so at BLOCK_M = 256 the accumulators overlap by
+    // kOverlapColumns. The epilogue reads these first and then frees the other accumulator. Smaller tiles do not
+    // overlap, and there a drained accumulator is itself free.
+    static constexpr bool kOverlap = BLOCK_M > 128;
+    static constexpr int kSecondAccumulator = kOverlap ? kFirstScaleColumn - BLOCK_M : BLOCK_M < 32 ? 32 : BLOCK_M;
+    static constexpr int kOverlapColumns = kOverlap ? BLOCK_M - kSecondAccumulator : 0;
+    static_assert(kSecondAccumulator + BLOCK_M <= kFirstScaleColumn, "accumulators and scales share 512 columns");
+
+    // First column of the scales of a stage.
+    __device__ __forceinline__ static uint32_t scales(int stage) {
+        const int buffer = kNumScaleBuffers < kNumStages ? stage % kNumScaleBuffers : stage;
+        return kFirstScaleColumn + buffer * kScaleColumns;
+    }
+};
+
+}  // namespace mainloop

@@ -1,0 +1,245 @@
+// Main loop of sm_100 for NVFP4 operands: weights . tokens^T by the block-scaled tcgen05 tensor core.
+//
+// The weights take the 128 rows of the instruction (lanes of tensor memory) and the tokens its columns, so a tile is as
+// narrow as an expert's rows and one kernel serves 1 to 256 of them.
+//
+// Roles: one thread loads by TMA, a warp copies scales and issues products. Where a tile has up to 32 tokens, another warp
+// moves their scales to the first column: products with scales at an odd one are legal, but no public kernel has them.
+// One ring of stages (weights, tokens, their scale blocks). Tensor memory: two accumulators, then a ring of scale columns.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout/scale_layout.cuh"
+#include "mainloop/tensor_memory.cuh"
+#include "number/integer.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tcgen05.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
+
+namespace mainloop {
+
+template <class Config>
+struct UmmaFp4 {
+    using Columns = TensorMemory<Config>;
+    static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
+    static constexpr int kNumStages = Config::kNumStages;
+    static constexpr int kRowBytes = BLOCK_K / 2;
+    static constexpr int kStepK = Columns::kStepK, kStepBytes = kStepK / 2, kSteps = Columns::kSteps;
+    static constexpr int kAtomRows = scale_layout::ATOM_ROWS, kAtomBytes = scale_layout::ATOM_WORDS * 4;
+    static constexpr int kTokenAtoms = Columns::kTokenAtoms;
+    static constexpr bool kMovesScales = BLOCK_M <= 32;
+
+    // CTA pairs (cta_group::2) would share the tokens of a tile between two CTAs' weights; a tile here is one CTA's.
+    static_assert(BLOCK_N == tcgen05::kNumLanes, "a row of the instruction's first operand is a lane of tensor memory");
+    static_assert(BLOCK_M % 16 == 0 && BLOCK_M <= 256, "with 128 rows the instruction has 16 to 256 columns");
+    static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
+    static_assert(BLOCK_K == 256, "a row of a stage is one span of the 128-byte swizzle");
+
+    struct Maps {
+        const tma::TensorMap &a, &b, &a_scale, &b_scale;
+    };
+    struct Stage {
+        uint8_t weights[BLOCK_N * kRowBytes];
+        uint8_t tokens[BLOCK_M * kRowBytes];
+        uint8_t weight_scales[kSteps][kAtomBytes];
+        uint8_t token_scales[kTokenAtoms][kSteps][kAtomBytes];
+    };
+    static_assert(sizeof(Stage) % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");
+    struct Storage {
+        Stage stages[kNumStages];
+        mbarrier::Barrier full[kNumStages];   // TMA has written the stage
+        mbarrier::Barrier ready[kNumStages];  // and its token scales are where products read them
+        mbarrier::Barrier empty[kNumStages];  // its products have completed
+        mbarrier::Barrier accumulator_full[2];
+        mbarrier::Barrier accumulator_empty[2];
+    };
+
+    // num_readers: threads of the epilogue.
+    __device__ __forceinline__ static void init(Storage& shared, int num_readers) {
+#pragma unroll 1
+        for (int i = 0; i < kNumStages; ++i) {
+            mbarrier::init(&shared.full[i], 1);
+            mbarrier::init(&shared.ready[i], 1);
+            mbarrier::init(&shared.empty[i], 1);
+        }
+        for (int i = 0; i < 2; ++i) {
+            mbarrier::init(&shared.accumulator_full[i], 1);
+            mbarrier::init(&shared.accumulator_empty[i], num_readers);
+        }
+    }
+
+    // One thread.
+    class Loader {
+    public:
+        __device__ __forceinline__ Loader(Storage& shared, const Maps& maps, int num_columns)
+            : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, kAtomRows)) {}
+
+        // The weights of the tile that is loaded next, as far as there are stages.
+        __device__ __forceinline__ void load_weights_ahead(const schedule::Tile& tile) {
+            const int blocks = min(kNumStages, ceil_div(tile.k_end - tile.k_begin, BLOCK_K));
+            for (; ahead_ < blocks; ++ahead_) load_weights(tile, ahead_, tile.k_begin + ahead_ * BLOCK_K);
+        }
+
+        __device__ __forceinline__ void load(const schedule::Tile& tile) {
+            // The box of scales starts at the 16 bytes of the tile's first row, which thus arrives in lane 0.
+            const int scale_word = tile.scale_row % 32 * 4;
+#pragma unroll 1
+            for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
+                Stage& stage = shared_.stages[ring_.stage];
+                mbarrier::Barrier* full = &shared_.full[ring_.stage];
+                if (ahead_ > 0) {
+                    --ahead_;
+                } else {
+                    mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+                    load_weights(tile, ring_.stage, k);
+                }
+                tma::load_2d(stage.tokens, &maps_.a, full, k / 2, tile.row);
+                tma::load_3d(stage.token_scales, &maps_.a_scale, full, scale_word, k / kStepK,
+                             tile.scale_row / kAtomRows);
+                ring_.advance();
+            }
+        }
+
+        // The last commits arrive on barriers of this CTA, which must still be there.
+        __device__ __forceinline__ void finish() {
+#pragma unroll 1
+            for (int i = 0; i < kNumStages; ++i) {
+                mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+                ring_.advance();
+            }
+        }
+
+    private:
+        __device__ __forceinline__ void load_weights(const schedule::Tile& tile, int s, int k) {
+            Stage& stage = shared_.stages[s];
+            mbarrier::Barrier* full = &shared_.full[s];
+            mbarrier::arrive_expect_tx(full, sizeof(Stage));
+            tma::load_3d(stage.weights, &maps_.b, full, k / 2, tile.column, tile.batch);
+            tma::load_3d(stage.weight_scales, &maps_.b_scale, full, 0, k / kStepK,
+                         tile.batch * weight_atoms_ + tile.column / kAtomRows);
+        }
+
+        Storage& shared_;
+        const Maps& maps_;
+        const int weight_atoms_;  // of one batch
+        int ahead_ = 0;           // stages that have their weights already
+        RingState<kNumStages> ring_;
+    };
+
+    // One warp: of the 16 bytes of a lane the word of the tile's row becomes the first.
+    template <class Tiles>
+    __device__ __forceinline__ static void move_scales(Storage& shared, Tiles tiles) {
+        const int lane = threadIdx.x % 32;
+        RingState<kNumStages> ring;
+        for (; tiles.wait(); tiles.release()) {
+            const int word = tiles.tile().scale_row / 32 % 4;
+            for (int k = tiles.tile().k_begin; k < tiles.tile().k_end; k += BLOCK_K) {
+                mbarrier::wait(&shared.full[ring.stage], ring.parity);
+                if (word != 0) {
+#pragma unroll
+                    for (int step = 0; step < kSteps; ++step) {
+                        uint8_t* scales = shared.stages[ring.stage].token_scales[0][step] + lane * 16;
+                        *reinterpret_cast<uint32_t*>(scales) = reinterpret_cast<const uint32_t*>(scales)[word];
+                    }
+                    mbarrier::fence_async_proxy();
+                }
+                __syncwarp();
+                if (lane == 0) mbarrier::arrive(&shared.ready[ring.stage]);
+                ring.advance();
+            }
+        }
+    }
+
+    // One warp, which stays together, so that all of it can clear padding; elect_one() always names the same lane.
+    class Multiplier {
+    public:
+        __device__ __forceinline__ Multiplier(Storage& shared, uint32_t tensor_memory)
+            : shared_(shared), tensor_memory_(tensor_memory) {}
+
+        __device__ __forceinline__ void multiply(const schedule::Tile& tile) {
+            const int depth = tile.k_end - tile.k_begin;
+            const int full_blocks = ceil_div(depth, BLOCK_K) - 1;  // the last block may be partial
+            const int last_steps = ceil_div(depth, kStepK) - full_blocks * kSteps;
+            const uint32_t instruction = tcgen05::mxf4nvf4_descriptor(ceil_div(tile.num_rows, 16) * 16);
+            const uint32_t token_column = BLOCK_M == 64 ? tile.scale_row / 32 % 4 : 0;  // 0 or 2
+            mbarrier::wait(&shared_.accumulator_empty[accumulator_.stage], accumulator_.parity);
+#pragma unroll 1
+            for (int block = 0; block < full_blocks; ++block) {
+                wait_for_stage();
+                if (elect_one()) issue_stage(kSteps, instruction, token_column, block > 0);
+                __syncwarp();
+                ring_.advance();
+            }
+            wait_for_stage();
+            if (depth % kStepK != 0) clear_scale_padding(shared_.stages[ring_.stage], last_steps - 1);
+            if (elect_one()) {
+                issue_stage(last_steps, instruction, token_column, full_blocks > 0);
+                tcgen05::commit(&shared_.accumulator_full[accumulator_.stage]);
+            }
+            __syncwarp();
+            ring_.advance();
+            accumulator_.advance();
+        }
+
+    private:
+        __device__ __forceinline__ void wait_for_stage() {
+            if constexpr (Columns::kNumScaleBuffers < kNumStages) {
+                mbarrier::wait(&shared_.empty[retired_.stage], retired_.parity);
+                retired_.advance();
+            }
+            mbarrier::wait(kMovesScales ? &shared_.ready[ring_.stage] : &shared_.full[ring_.stage], ring_.parity);
+            tcgen05::fence_after_sync();
+        }
+
+        // Where K is an odd multiple of 32, half of the last word of scales is padding: it meets zeros of the operands,
+        // but may hold a NaN. One warp clears it, after TMA has written the stage and before tcgen05.cp reads it.
+        __device__ __forceinline__ static void clear_scale_padding(Stage& stage, int step) {
+            for (int word = threadIdx.x % 32; word < kAtomRows; word += 32) {
+                reinterpret_cast<uint16_t*>(stage.weight_scales[step])[2 * word + 1] = 0;
+                for (int atom = 0; atom < kTokenAtoms; ++atom)
+                    reinterpret_cast<uint16_t*>(stage.token_scales[atom][step])[2 * word + 1] = 0;
+            }
+            mbarrier::fence_async_proxy();
+            __syncwarp();
+        }
+
+        // Copies the scales of the first num_steps steps of the stage, issues their products, and commits the stage;
+        // one thread.
+        __device__ __forceinline__ void issue_stage(int num_steps, uint32_t instruction, uint32_t token_column,
+                                                    bool accumulate) const {
+            const uint32_t stage = mbarrier::shared_address(&shared_.stages[ring_.stage]);
+            const uint64_t weights = tcgen05::swizzle128_descriptor(stage) + (offsetof(Stage, weights) >> 4);
+            const uint64_t tokens = tcgen05::swizzle128_descriptor(stage) + (offsetof(Stage, tokens) >> 4);
+            const uint64_t weight_scales = tcgen05::scale_descriptor(stage) + (offsetof(Stage, weight_scales) >> 4);
+            const uint64_t token_scales = tcgen05::scale_descriptor(stage) + (offsetof(Stage, token_scales) >> 4);
+            const uint32_t d = tensor_memory_ + accumulator_.stage * Columns::kSecondAccumulator;
+            const uint32_t scales = tensor_memory_ + Columns::scales(ring_.stage);
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                if (step == num_steps) break;
+                const uint32_t weight_columns = scales + step * Columns::kStepScaleColumns;
+                const uint32_t token_columns = weight_columns + Columns::kAtomColumns;
+                tcgen05::copy_scales(weight_columns, weight_scales + (step * kAtomBytes >> 4));
+#pragma unroll
+                for (int atom = 0; atom < kTokenAtoms; ++atom)
+                    tcgen05::copy_scales(token_columns + atom * Columns::kAtomColumns,
+                                         token_scales + ((atom * kSteps + step) * kAtomBytes >> 4));
+                tcgen05::mma_mxf4nvf4(d, weights + (step * kStepBytes >> 4), tokens + (step * kStepBytes >> 4),
+                                      instruction, weight_columns, token_columns + token_column,
+                                      accumulate || step > 0);
+            }
+            tcgen05::commit(&shared_.empty[ring_.stage]);
+        }
+
+        Storage& shared_;
+        const uint32_t tensor_memory_;
+        RingState<kNumStages> ring_, retired_{kNumStages - Columns::kNumScaleBuffers, 1};
+        RingState<2> accumulator_;
+    };
+};
+
+}  // namespace mainloop

@@ -1,0 +1,115 @@
+// The fifth-generation tensor core of sm_100 and its tensor memory (PTX ISA 9.0, section 9.7.16).
+//
+// Tensor memory: 128 lanes x 512 columns of 32 bits; address = lane << 16 | column. A CTA computes on its own
+// (cta_group::1); all tcgen05 instructions of a kernel name the same group.
+#pragma once
+#include <stdint.h>
+
+#include "ptx/mbarrier.cuh"
+
+namespace tcgen05 {
+
+constexpr int kNumLanes = 128;
+constexpr int kNumColumns = 512;
+
+// Allocates columns and writes their address to shared memory; one converged warp. Blocks while another CTA of the
+// SM holds them.
+template <int kColumns>
+__device__ __forceinline__ void allocate(uint32_t* address) {
+    static_assert(kColumns >= 32 && kColumns <= kNumColumns && (kColumns & (kColumns - 1)) == 0,
+                  "tensor memory is allocated in powers of two from 32 to 512 columns");
+    asm volatile("tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%0], %1;" ::"r"(
+                     mbarrier::shared_address(address)),
+                 "n"(kColumns)
+                 : "memory");
+}
+
+// No allocation may follow in this CTA; one converged warp.
+__device__ __forceinline__ void relinquish_allocation() {
+    asm volatile("tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;");
+}
+
+// Frees what allocate() gave; required before the CTA exits; one converged warp.
+template <int kColumns>
+__device__ __forceinline__ void free(uint32_t address) {
+    asm volatile("tcgen05.dealloc.cta_group::1.sync.aligned.b32 %0, %1;" ::"r"(address), "n"(kColumns));
+}
+
+// Order this thread's tcgen05 operations against a barrier that it arrives at next, or has waited for.
+__device__ __forceinline__ void fence_before_sync() { asm volatile("tcgen05.fence::before_thread_sync;" ::: "memory"); }
+__device__ __forceinline__ void fence_after_sync() { asm volatile("tcgen05.fence::after_thread_sync;" ::: "memory"); }
+
+// One arrival on `barrier` when all earlier mma and copy operations of this thread have completed.
+__device__ __forceinline__ void commit(mbarrier::Barrier* barrier) {
+    asm volatile("tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%0];" ::"r"(
+                     mbarrier::shared_address(barrier))
+                 : "memory");
+}
+
+// Shared-memory matrix descriptors (table 40) of a shared-memory address. Addresses and offsets are in units of 16
+// bytes, so offset bytes further on is + (offset >> 4); bits 46-48 hold the constant 1; the base offset is 0, so a tile
+// is aligned to the period of its swizzle.
+//
+// Rows of 128 bytes along K, 128-byte swizzle: 8 rows are 1024 bytes; the next k64 of FP4 is 32 bytes further on.
+__device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address) {
+    constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 2;
+    return kSwizzle128 << 61 | 1ull << 46 | kStride << 32 | address >> 4;
+}
+
+// Blocks of 32 rows of 16 bytes, contiguous, no swizzle: 8 rows are 128 bytes.
+__device__ __forceinline__ uint64_t scale_descriptor(uint32_t address) {
+    constexpr uint64_t kStride = 128 >> 4;
+    return 1ull << 46 | kStride << 32 | address >> 4;
+}
+
+// 32 rows x 16 bytes of shared memory to 4 columns, the same 32 rows for each quarter of the lanes: one 512-byte block
+// of the 128x4 scale layout becomes what mma expects (lane = row % 32, column = row / 32), without a shuffle.
+__device__ __forceinline__ void copy_scales(uint32_t columns, uint64_t descriptor) {
+    asm volatile("tcgen05.cp.cta_group::1.32x128b.warpx4 [%0], %1;" ::"r"(columns), "l"(descriptor) : "memory");
+}
+
+// Instruction descriptor of kind::mxf4nvf4 (table 44): E2M1 operands along K, UE4M3 scales, M = 128, K = 64.
+__device__ __forceinline__ constexpr uint32_t mxf4nvf4_descriptor(int n) {
+    constexpr uint32_t kE2M1 = 1, kM = 128;
+    return kM >> 7 << 27 | static_cast<uint32_t>(n) >> 3 << 17 | kE2M1 << 10 | kE2M1 << 7;
+}
+
+// D[128 lanes, n columns] (+)= A[128, 64] . B[n, 64]^T in fp32, a scale per 16 along K; one thread issues it.
+__device__ __forceinline__ void mma_mxf4nvf4(uint32_t d, uint64_t a, uint64_t b, uint32_t instruction, uint32_t a_scale,
+                                             uint32_t b_scale, bool accumulate) {
+    asm volatile(
+        "{\n"
+        ".reg .pred accumulate;\n"
+        "setp.ne.u32 accumulate, %6, 0;\n"
+        "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16 [%0], %1, %2, %3, [%4], [%5], accumulate;\n"
+        "}\n" ::"r"(d),
+        "l"(a), "l"(b), "r"(instruction), "r"(a_scale), "r"(b_scale), "r"(static_cast<uint32_t>(accumulate))
+        : "memory");
+}
+
+// Lane i of warp w reads lane 32 * (w % 4) + i of tensor memory, kCount consecutive columns. Asynchronous: the values
+// are there after wait_loads().
+template <int kCount>
+__device__ __forceinline__ void load(uint32_t (&values)[kCount], uint32_t address);
+
+template <>
+__device__ __forceinline__ void load<8>(uint32_t (&v)[8], uint32_t address) {
+    asm volatile("tcgen05.ld.sync.aligned.32x32b.x8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]), "=r"(v[4]), "=r"(v[5]), "=r"(v[6]), "=r"(v[7])
+                 : "r"(address));
+}
+
+template <>
+__device__ __forceinline__ void load<16>(uint32_t (&v)[16], uint32_t address) {
+    asm volatile(
+        "tcgen05.ld.sync.aligned.32x32b.x16.b32 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, [%16];"
+        : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]), "=r"(v[4]), "=r"(v[5]), "=r"(v[6]), "=r"(v[7]), "=r"(v[8]),
+          "=r"(v[9]), "=r"(v[10]), "=r"(v[11]), "=r"(v[12]), "=r"(v[13]), "=r"(v[14]), "=r"(v[15])
+        : "r"(address));
+}
+
+// Waits for this thread's loads.
+__device__ __forceinline__ void wait_loads() { asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory"); }
+
+}  // namespace tcgen05

@@ -1,0 +1,46 @@
+// Tensor memory accelerator: bulk tensor copies (PTX ISA 9.0, section 9.7.9.25).
+#pragma once
+#include <stdint.h>
+
+#include "ptx/mbarrier.cuh"
+
+// A box lands in this CTA's shared memory, said in the form that the target has: `.shared::cta` needs sm_100, and on
+// sm_12x ptxas guards `.shared::cluster` with a call, which costs a stack frame.
+#if __CUDA_ARCH__ >= 1200
+#define TMA_DESTINATION ".shared::cta"
+#else
+#define TMA_DESTINATION ".shared::cluster"
+#endif
+
+namespace tma {
+
+// The 128 opaque bytes that the host encodes; a kernel takes it as `const __grid_constant__ TensorMap`.
+struct alignas(64) TensorMap {
+    uint8_t bytes[128];
+};
+
+__device__ __forceinline__ void prefetch(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ void load_2d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x,
+                                        int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3, %4}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        "l"(map), "r"(mbarrier::shared_address(full)), "r"(x), "r"(y)
+        : "memory");
+}
+
+__device__ __forceinline__ void load_3d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x, int y,
+                                        int z) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        "l"(map), "r"(mbarrier::shared_address(full)), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+
+}  // namespace tma
+
+#undef TMA_DESTINATION

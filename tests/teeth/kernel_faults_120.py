@@ -1,0 +1,168 @@
+"""Faults in the GEMMs of sm_120."""
+
+from __future__ import annotations
+
+from kernel_fault import (
+    BLOCKS,
+    LDMATRIX,
+    LONG,
+    MBARRIER,
+    NARROW,
+    OUTPUT,
+    RING,
+    SMALL,
+    WHOLE,
+    WIDE_TILE,
+    planted,
+)
+from planting import Kernel, Problem
+
+MAINLOOP, STORE, KERNEL = "mainloop/mma_sync_fp4.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
+
+M8 = Kernel("120a", "m8n128k256_f32")
+M16 = Kernel("120a", "m16n128k256_f32")
+M32 = Kernel("120a", "m32n128k256_f32")
+M256 = Kernel("120a", "m256n128k128_f32")
+
+RELEASE = "if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);"
+NEXT_WAIT = "if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);"
+EMPTY_WAIT = "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);"
+INIT_EMPTY = "mbarrier::init(&shared.empty[stage], Slots::kNumWarps);"
+
+PIPELINE = planted(
+    MAINLOOP,
+    M8,
+    SMALL,
+    [
+        (
+            "first full wait missing",
+            "atom rows\n            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);",
+            "atom rows\n",
+        ),
+        ("next full wait missing", NEXT_WAIT, ""),
+        ("full wait of the other parity", NEXT_WAIT, NEXT_WAIT.replace("ring_.parity", "ring_.parity ^ 1")),
+        ("empty wait missing", EMPTY_WAIT, "", {"problem": NARROW}),
+        ("empty wait of the other parity", EMPTY_WAIT, EMPTY_WAIT.replace(" ^ 1", "")),
+        (
+            "the next stage released",
+            f"            {RELEASE}\n            ring_.advance();",
+            f"            ring_.advance();\n            {RELEASE}",
+            {"kernel": M16, "problem": NARROW},
+        ),
+        (
+            "stage released before its last step",
+            "                if (last_step) {\n                    release();",
+            "                if (step == 0 && threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);\n"
+            "                if (last_step) {\n                    ring_.advance();",
+            {"kernel": M32, "problem": Problem((32,) * 4, 128, 1120, 1)},
+        ),
+        ("stage never released", RELEASE, "", {"problem": NARROW}),
+        ("stage released by all lanes", RELEASE, "mbarrier::arrive(&shared_.empty[ring_.stage]);"),
+        ("empty expects one warp more", INIT_EMPTY, INIT_EMPTY.replace("s);", "s + 1);"), {"problem": NARROW}),
+        ("empty expects one warp less", INIT_EMPTY, INIT_EMPTY.replace("s);", "s - 1);"), {"problem": NARROW}),
+        ("fewer bytes expected", "arrive_expect_tx(full, kStageBytes)", "arrive_expect_tx(full, kStageBytes - 16)"),
+        ("no bytes expected", "arrive_expect_tx(full, kStageBytes)", "arrive_expect_tx(full, 0)"),
+        ("parity never turns", "parity ^= 1;", "", {"file": RING, "problem": NARROW}),
+        ("no warp barrier before the release", "__syncwarp();  // every lane has read the stage", ""),
+        ("try_wait not repeated", '"@!done bra WAIT;\\n"', "", {"file": MBARRIER}),
+    ],
+)
+
+OPERANDS = planted(
+    MAINLOOP,
+    M8,
+    SMALL,
+    [
+        ("scale padding not cleared", "if (kLast) clear_padding(current, k + step * MMA_K, k_end);", ""),
+        ("scale padding of tokens not cleared", "for (uint32_t& scale : fragments.token_scales) scale &= mask;", ""),
+        ("weights of the first expert", "k / 2, tile.column, tile.batch);", "k / 2, tile.column, 0);"),
+        (
+            "a partial scale block not counted",
+            "weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS))",
+            "weight_atoms_(num_columns / scale_layout::ATOM_ROWS)",
+        ),
+        ("k tail not loaded", "k < tile.k_end; k += BLOCK_K) {", "k + BLOCK_K <= tile.k_end; k += BLOCK_K) {"),
+        ("last block of k twice", "for (; k + BLOCK_K < k_end;", "for (; k + BLOCK_K <= k_end;", {"problem": WHOLE}),
+        (
+            "accumulators kept from the tile before",
+            "        for (; tiles.wait(); tiles.release()) {\n"
+            "            typename Mainloop::Accumulators accumulators = {};",
+            "        typename Mainloop::Accumulators accumulators = {};\n"
+            "        for (; tiles.wait(); tiles.release()) {",
+            {"file": KERNEL},
+        ),
+        (
+            "swizzle of half the lines",
+            "line % (ROW_BYTES / 16) * 16",
+            "line % (ROW_BYTES / 32) * 16",
+            {"file": LDMATRIX},
+        ),
+        (
+            "scales of the operands swapped",
+            "current.weight_scales[t], current.token_scales[j]);",
+            "current.token_scales[j], current.weight_scales[t]);",
+        ),
+        (
+            "step of k mistaken",
+            "const uint32_t step_bytes = step * MMA_K / 2;",
+            "const uint32_t step_bytes = (step ^ 1) * MMA_K / 2;",
+        ),
+        ("scale word of the first tile", "tile.scale_row % 32 * 4, k / MMA_K,", "0, k / MMA_K,"),
+        (
+            "scale word of the first 32 rows",
+            "offsets.token_scales += tile.scale_row / 32 % 4;",
+            "offsets.token_scales += 0;",
+            {"problem": LONG},
+        ),
+        (
+            "first scale block of an expert",
+            "tile.scale_row / scale_layout::ATOM_ROWS);",
+            "(tile.scale_row - scale_layout::ATOM_ROWS) / scale_layout::ATOM_ROWS);",
+            {"problem": BLOCKS},
+        ),
+        (
+            "weight scales of the first mma tile",
+            "[offsets.weight_scales ^ scale_layout::word(2 * t)]",
+            "[offsets.weight_scales]",
+        ),
+        (
+            "second atom of token scales at the first",
+            "stage.token_scales[first / 4][step]",
+            "stage.token_scales[0][step]",
+            {"kernel": M256, "problem": WIDE_TILE},
+        ),
+        ("token tiles rounded down", "ceil_div(max(own_rows, 0), 32)", "max(own_rows, 0) / 32"),
+        (
+            "one row fewer multiplied",
+            "static_cast<int>(place_.warp_m) * MMA_N;",
+            "static_cast<int>(place_.warp_m) * MMA_N - 1;",
+        ),
+        (
+            "stages of skipped tiles not released",
+            "ring_.parity);\n                release();",
+            "ring_.parity);\n                ring_.advance();",
+            {"kernel": M32, "problem": NARROW},
+        ),
+    ],
+)
+
+EPILOGUE = planted(
+    STORE,
+    M8,
+    SMALL,
+    [
+        ("no column guard", "column < num_columns ? tile.num_rows - first_token : 0", "tile.num_rows - first_token"),
+        ("no row guard", "if (token < num_tokens) store(", "store("),
+        ("one row too many", "if (token < num_tokens) store(", "if (token <= num_tokens) store("),
+        ("alpha of the first expert", "params.alpha[tile.batch]", "params.alpha[0]"),
+        ("outputs in the order of slots", "num_columns, values, Slots::order(place.g));", "num_columns, values, 0);"),
+        (
+            "halves of packed bf16 swapped",
+            'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));',
+            'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(low), "f"(high));',
+            {"file": OUTPUT, "kernel": Kernel("120a", "m8n128k256_bf16")},
+        ),
+    ],
+)
+
+CAUGHT = [*PIPELINE, *OPERANDS, *EPILOGUE]
