@@ -25,6 +25,7 @@ import hardware  # noqa: E402
 import packs  # noqa: E402
 import quantization  # noqa: E402
 import reference  # noqa: E402
+import schedules  # noqa: E402
 from raw_buffer import CUDA, NUMPY_TYPES, RawBuffer  # noqa: E402
 
 import loader  # noqa: E402
@@ -88,6 +89,21 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
         device.download(buffer, out.array)
         reference.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
     return f"{len(variants)} variants of grouped_fp4"
+
+
+def launch_schedules(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of the dense schedule, each element within its bound."""
+    problem = reference.grouped_problem(rng, [max(COUNTS) + 9], N, K)
+    expected = reference.grouped_reference(problem)
+    inputs = {name: device.upload(array) for name, array in schedules.dense_inputs(problem).items()}
+    dense = packs.output_types("gemm_fp4", hardware.runs_here)
+    for variant, out_type in dense.items():
+        out = reference.GuardedOutput(max(COUNTS) + 9, N, out_type)
+        buffer = device.upload(out.array)
+        loader.launch("gemm_fp4", **inputs, out=buffer, variant=variant)
+        device.download(buffer, out.array)
+        reference.verify(problem, expected, out, variant)
+    return f"{len(dense)} variants of gemm_fp4"
 
 
 def launch_fused(device: Device, rng: np.random.Generator) -> str:
@@ -163,7 +179,7 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    parts = launch_grouped, launch_fused, launch_quantising, launch_layer
+    parts = launch_grouped, launch_schedules, launch_fused, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kernel_fault import (
+    DENSE,
     GROUPED,
     LOAD_ROLE,
     MANY,
@@ -106,4 +107,20 @@ RING_OF_TILES = planted(
     ],
 )
 
-CAUGHT = [*SCHEDULE, *RING_OF_TILES]
+OF_DENSE = planted(
+    DENSE,
+    Kernel("120a", "m8n128k256_f32", "gemm_fp4"),
+    Problem((11,), 136, 352, gaps=False),
+    [
+        ("first row of a matrix skipped", "int row(int) const { return 0; }", "int row(int) const { return 1; }"),
+        (
+            "first scales of a matrix skipped",
+            "scale_row(int) const { return 0; }",
+            "scale_row(int) const { return 32; }",
+        ),
+        ("rows beyond the matrix", ROWS_OF_TILE, "BLOCK_M", {"file": GROUPED}),
+        ("last row of a matrix missing", "return num_rows;", "return num_rows - 1;"),
+    ],
+)
+
+CAUGHT = [*SCHEDULE, *RING_OF_TILES, *OF_DENSE]

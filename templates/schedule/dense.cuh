@@ -1,0 +1,16 @@
+// The rows of one matrix.
+#pragma once
+
+namespace schedule {
+
+struct Dense {
+    static constexpr int kMaxBatches = 1, num_batches = 1;
+
+    int num_rows;
+
+    __device__ __forceinline__ int row(int) const { return 0; }
+    __device__ __forceinline__ int count(int) const { return num_rows; }
+    __device__ __forceinline__ int scale_row(int) const { return 0; }
+};
+
+}  // namespace schedule

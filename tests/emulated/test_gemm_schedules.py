@@ -1,0 +1,55 @@
+"""Every variant of the dense schedule, executed from its PTX on the emulated device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import schedules
+from raw_buffer import RawBuffer
+
+import loader
+from generator.matrix import Variant, load
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHS = ("90a", "100a", "120a")
+MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+
+
+def every_variant(family: str) -> pytest.MarkDecorator:
+    variants = [variant for variant in MATRIX if variant.family == family]
+    return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v.arch}-{v.variant}")
+
+
+@every_variant("gemm_fp4")
+def test_dense(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """A tile and a few rows, tails of N and K, and a bias, which adds to each column."""
+    n = variant.axes["block_n"] + 8
+    problem = reference.grouped_problem(rng, [variant.axes["block_m"] + 3], n, 352)
+    out = reference.GuardedOutput(problem.shape[0], n, variant.axes["out"])
+    schedule = reschedule()
+    loader.launch("gemm_fp4", **schedules.dense_inputs(problem), out=RawBuffer.of(out.array), variant=variant.variant,
+                  device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+    reference.verify(problem, reference.grouped_reference(problem), out, f"{variant.label} {schedule}")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_bias_of_one_matrix(arch: str, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """Without a variant: selection finds one."""
+    problem = reference.grouped_problem(rng, [5], 72, 160)
+    bias = rng.standard_normal(72).astype(np.float32)
+    plain, biased = np.empty((2, 5, 72), np.float32)
+    for out, given in ((plain, {}), (biased, {"bias": bias})):
+        loader.launch("gemm_fp4", **schedules.dense_inputs(problem), **given, out=out, device=f"emulated:{arch}",
+                      packs=packs)  # fmt: skip
+    assert (biased == plain + bias).all()

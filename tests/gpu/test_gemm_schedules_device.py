@@ -1,0 +1,42 @@
+"""The dense schedule on a GPU: every variant right, and equal in every byte over 20 launches."""
+
+from __future__ import annotations
+
+import hardware
+import numpy as np
+import packs
+import pytest
+import reference
+import schedules
+
+torch = pytest.importorskip("torch")
+
+import loader  # noqa: E402
+
+TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+
+
+def variants(family: str) -> pytest.MarkDecorator:
+    """Those that run on device 0."""
+    found = packs.output_types(family, hardware.runs_here) if hardware.cuda_devices() else {"no device": ""}
+    return pytest.mark.parametrize(("name", "dtype"), found.items(), ids=list(found))
+
+
+def repeated(family: str, name: str, dtype: str, shape: tuple[int, ...], inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """``out`` of 20 launches, poisoned before each, all of them equal."""
+    on_device = {key: torch.from_numpy(value).cuda() for key, value in inputs.items()}
+    outs = [torch.full(shape, -1, dtype=torch.int32 if dtype == "f32" else torch.int16,
+                       device="cuda").view(TORCH_TYPES[dtype]) for _ in range(20)]  # fmt: skip
+    for out in outs:
+        loader.launch(family, **on_device, out=out, variant=name)
+    first = outs[0].view(torch.uint8).cpu()
+    assert all(torch.equal(out.view(torch.uint8).cpu(), first) for out in outs)
+    return first.numpy().view(reference.STORAGE[dtype]).reshape(shape)
+
+
+@variants("gemm_fp4")
+def test_dense(name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Tails of M, N and K."""
+    problem = reference.grouped_problem(rng, [531], 392, 1120)
+    out = repeated("gemm_fp4", name, dtype, (531, 392), schedules.dense_inputs(problem))
+    reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), 1120, dtype, name)
