@@ -1,4 +1,4 @@
-"""Every variant of the dense schedule, executed from its PTX on the emulated device."""
+"""Every variant of the dense and of the masked schedule, executed from its PTX on the emulated device."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ def every_variant(family: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v.arch}-{v.variant}")
 
 
+@every_variant("grouped_fp4_masked")
+def test_masked(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Masks of 0, of 1, of all rows, and around a tile; tails of N and K. No row from the mask on is written, and what
+    they hold does not matter."""
+    rows = variant.axes["block_m"]
+    problem = reference.grouped_problem(rng, [0, rows + 3, 1, max(rows - 1, 1)], variant.axes["block_n"] + 8, 352)
+    out = reference.GuardedOutput(4 * (rows + 3), problem.shape[1], variant.axes["out"])
+    schedule = reschedule()
+    array = out.array.reshape(4, rows + 3, -1)
+    loader.launch("grouped_fp4", **schedules.masked_inputs(problem, rng, rows + 3), out=RawBuffer.of(array),
+                  prefetch="weights", variant=variant.variant, device=f"emulated:{variant.arch}",
+                  packs=packs)  # fmt: skip
+    context = f"{variant.label} {schedule}"
+    schedules.verify_masked(problem, reference.grouped_reference(problem), array, out.out_type, context)
+    assert out.intact(len(out.array)), f"{context}: wrote outside of out"
+
+
 @every_variant("gemm_fp4")
 def test_dense(
     variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
@@ -53,3 +72,11 @@ def test_a_bias_of_one_matrix(arch: str, packs: list[str] | None, rng: np.random
         loader.launch("gemm_fp4", **schedules.dense_inputs(problem), **given, out=out, device=f"emulated:{arch}",
                       packs=packs)  # fmt: skip
     assert (biased == plain + bias).all()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_expected_rows_choose_the_tile(arch: str, packs: list[str] | None) -> None:
+    """By default the tile is one for full matrices."""
+    given = {"E": 8, "Mmax": 1024, "N": 2048, "K": 2048, "out": "bf16", "device": arch, "packs": packs}
+    few, full = (loader.explain("grouped_fp4_masked", **given, **rows).variant for rows in ({"expected_rows": 4}, {}))
+    assert int(few[1 : few.index("n")]) < int(full[1 : full.index("n")])

@@ -92,18 +92,29 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_schedules(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of the dense schedule, each element within its bound."""
-    problem = reference.grouped_problem(rng, [max(COUNTS) + 9], N, K)
+    """Every variant of the masked and of the dense schedule, each element within its bound."""
+    problem = reference.grouped_problem(rng, COUNTS, N, K)
+    expected, max_rows = reference.grouped_reference(problem), max(COUNTS)
+    inputs = {name: device.upload(array) for name, array in schedules.masked_inputs(problem, rng, max_rows).items()}
+    masked = packs.output_types("grouped_fp4_masked", hardware.runs_here)
+    for variant, out_type in masked.items():
+        out = reference.GuardedOutput(len(COUNTS) * max_rows, N, out_type)
+        array = out.array.reshape(len(COUNTS), max_rows, N)
+        buffer = device.upload(array)
+        loader.launch("grouped_fp4", **inputs, out=buffer, variant=variant)
+        device.download(buffer, array)
+        schedules.verify_masked(problem, expected, array, out_type, variant)
+    problem = reference.grouped_problem(rng, [max_rows + 9], N, K)
     expected = reference.grouped_reference(problem)
     inputs = {name: device.upload(array) for name, array in schedules.dense_inputs(problem).items()}
     dense = packs.output_types("gemm_fp4", hardware.runs_here)
     for variant, out_type in dense.items():
-        out = reference.GuardedOutput(max(COUNTS) + 9, N, out_type)
+        out = reference.GuardedOutput(max_rows + 9, N, out_type)
         buffer = device.upload(out.array)
         loader.launch("gemm_fp4", **inputs, out=buffer, variant=variant)
         device.download(buffer, out.array)
         reference.verify(problem, expected, out, variant)
-    return f"{len(dense)} variants of gemm_fp4"
+    return f"{len(masked)} variants of grouped_fp4_masked, {len(dense)} of gemm_fp4"
 
 
 def launch_fused(device: Device, rng: np.random.Generator) -> str:

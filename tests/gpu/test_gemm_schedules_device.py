@@ -1,4 +1,4 @@
-"""The dense schedule on a GPU: every variant right, and equal in every byte over 20 launches."""
+"""The dense and the masked schedule on a GPU: every variant right, and equal in every byte over 20 launches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import loader  # noqa: E402
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+COUNTS, MAX_ROWS = [0, 1, 300, 137, 0, 20, 301], 301
 
 
 def variants(family: str) -> pytest.MarkDecorator:
@@ -32,6 +33,15 @@ def repeated(family: str, name: str, dtype: str, shape: tuple[int, ...], inputs:
     first = outs[0].view(torch.uint8).cpu()
     assert all(torch.equal(out.view(torch.uint8).cpu(), first) for out in outs)
     return first.numpy().view(reference.STORAGE[dtype]).reshape(shape)
+
+
+@variants("grouped_fp4_masked")
+def test_masked(name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Masks of 0, of 1, of every row; tails of N and K."""
+    problem = reference.grouped_problem(rng, COUNTS, 392, 1120)
+    inputs = schedules.masked_inputs(problem, rng, MAX_ROWS)
+    out = repeated("grouped_fp4", name, dtype, (len(COUNTS), MAX_ROWS, 392), inputs)
+    schedules.verify_masked(problem, reference.grouped_reference(problem), out, dtype, name)
 
 
 @variants("gemm_fp4")

@@ -7,6 +7,7 @@ from kernel_fault import (
     GROUPED,
     LOAD_ROLE,
     MANY,
+    MASKED,
     OFFSETS,
     SCAN,
     SMALL,
@@ -107,6 +108,28 @@ RING_OF_TILES = planted(
     ],
 )
 
+# A batch of no rows, of a tile and some, of one; the last rows of a matrix are never valid.
+MASKS = Problem((0, 11, 1, 7), 136, 352)
+
+OF_MASKED = planted(
+    MASKED,
+    Kernel("120a", "m8n128k256_f32", "grouped_fp4_masked"),
+    MASKS,
+    [
+        ("count of the batch before", "__ldcg(mask + batch)", "__ldcg(mask + max(batch - 1, 0))"),
+        ("count of the first batch", "__ldcg(mask + batch)", "__ldcg(mask)", {"problem": Problem((5, 11), 136, 352)}),
+        ("all rows of a matrix", "return scan::clamp_rows(__ldcg(mask + batch), max_rows);", "return max_rows;"),
+        ("scales of the first matrix", "return batch * (ceil_div(", "return 0 * (ceil_div("),
+        (
+            "scales of matrices not in whole atoms",
+            "(ceil_div(max_rows, scale_layout::ATOM_ROWS) * scale_layout::ATOM_ROWS)",
+            "max_rows",
+        ),
+        ("rows of the matrix before", "return batch * max_rows;", "return max(batch - 1, 0) * max_rows;"),
+        ("rows packed as by offsets", "return batch * max_rows;", "return batch * count(batch);"),
+    ],
+)
+
 OF_DENSE = planted(
     DENSE,
     Kernel("120a", "m8n128k256_f32", "gemm_fp4"),
@@ -123,4 +146,4 @@ OF_DENSE = planted(
     ],
 )
 
-CAUGHT = [*SCHEDULE, *RING_OF_TILES, *OF_DENSE]
+CAUGHT = [*SCHEDULE, *RING_OF_TILES, *OF_MASKED, *OF_DENSE]
