@@ -125,9 +125,9 @@ class Runner:
         """The owned rows of grouped_fp4, stored as ``intermediate``, in fp32."""
         rows, columns, _, _ = problem.gemm.shape
         out = reference.GuardedOutput(rows, columns, intermediate)
-        # The tile with as many rows and columns; the order of a sum does not depend on its depth.
-        wanted = {"block_m": variant.axes["block_m"], "block_n": variant.axes["block_n"], "out": intermediate}
-        [unfused] = [
+        # A tile with as many rows; the order of a sum does not depend on its columns and depth.
+        wanted = {"block_m": variant.axes["block_m"], "out": intermediate}
+        unfused, *_ = [
             other.variant
             for other in MATRIX
             if other.family == "grouped_fp4" and other.arch == variant.arch and wanted.items() <= other.axes.items()
