@@ -1,4 +1,4 @@
-"""moe_fp4 beside the same layer in pieces: ``python benchmarks/moe.py --json benchmarks/results/moe-h200.json``.
+"""moe_fp4 beside the same layer in pieces: ``python benchmarks/moe.py --json benchmarks/results/moe-h100.json``.
 
 MoE layers of real models, tokens routed at random, bf16 in and out, L2 cold, median of CUDA-graph replays. moe_fp4 is
 one call; unfused are this registry's kernels one by one, L1 and its activation apart; torch is sort, index_select, two
