@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_recorded_counts_of_shipped_kernels(
     if compiler != record["nvcc"]:
         pytest.skip(f"recorded with nvcc {record['nvcc']}, the pack is of {compiler}")
     assert found[0] == record["counts"][f"{arch}/{variant}"]
+
+
+# Arch, variant, N of one tile, rows that exist, and the products: of sm_90 by their number of tokens, of sm_120 of 8.
+FEWER_ROWS = [
+    ("90a", "m16n256k256_f16", 256, 5, {"m64n8k16": 128}),
+    ("90a", "m128n256k256_f16", 256, 37, {"m64n64k16": 128}),
+    ("90a", "m96n256k128_f16", 256, 70, {"m64n80k16": 128}),
+    ("120a", "m128n128k128_f16", 128, 37, {"m16n8k64": 8 * 8 * 5}),
+    ("120a", "m256n128k128_f16", 128, 129, {"m16n8k64": 8 * 8 * 17}),
+]
+
+
+@pytest.mark.parametrize(("arch", "variant", "n", "rows", "products"), FEWER_ROWS)
+def test_rows_that_are_not_there_are_not_multiplied(
+    arch: str, variant: str, n: int, rows: int, products: dict[str, int], packs: list[str] | None  # noqa: F811
+) -> None:
+    """As far as the generation has main loops for fewer; K = 512, of which every product takes all or a part."""
+    tensor = profile_kernel("grouped_fp4", arch, variant, [rows], n, 512, "f16", 1, packs).counts()["tensor"]
+    assert {re.search(r"m\d+n\d+k\d+", name)[0]: count for name, count in tensor.items()} == products
 
 
 @pytest.mark.parametrize(
