@@ -3,9 +3,10 @@
 // The weights take the 128 rows of the instruction (lanes of tensor memory) and the tokens its columns, so a tile is as
 // narrow as an expert's rows and one kernel serves 1 to 256 of them.
 //
-// Roles: one thread loads by TMA, a warp copies scales and issues products. Where a tile has up to 32 tokens, another warp
-// moves their scales to the first column: products with scales at an odd one are legal, but no public kernel has them.
-// One ring of stages (weights, tokens, their scale blocks). Tensor memory: two accumulators, then a ring of scale columns.
+// Roles: one thread loads by TMA, a warp copies scales and issues products. Where a tile has up to 32 tokens, another
+// warp moves their scales to the first column: products with scales at an odd one are legal, but no public kernel has
+// them. One ring of stages (weights, tokens, their scale blocks). Tensor memory: two accumulators, then a ring of scale
+// columns.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,7 @@
 """The size and the order of the code: files of one idea, functions that a screen shows, imports that go one way."""
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -107,3 +108,19 @@ def test_rooms_of_the_emulator_are_in_order():
     for path, rank in ranks.items():
         above = [file for file in imported(path) if ranks.get(file, rank) > rank]
         assert not above, f"{path} imports {above}"
+
+
+TEMPLATES = [path for path in (ROOT / "templates").rglob("*") if path.is_file()]
+
+
+def test_templates_are_parts() -> None:
+    """A part has at most 250 lines, what a family makes of parts at most 60, and none inherits text of another."""
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in TEMPLATES}
+    assert not {name: count for name, count in lines.items() if count > (60 if name.endswith(".j2") else 250)}
+    assert not [path.name for path in TEMPLATES if re.search(r"{%-? *(extends|block) ", path.read_text())]
+
+
+def test_inline_ptx_has_its_place() -> None:
+    """One instruction a wrapper, in ptx/, and in number/ where it is arithmetic."""
+    assert not [path.relative_to(ROOT).as_posix() for path in TEMPLATES
+                if re.search(r"\basm\b", path.read_text()) and path.parent.name not in ("ptx", "number")]
