@@ -9,20 +9,10 @@ from generator import schema
 from generator.expression import parse
 from generator.measured import Measured
 from generator.problems import Problems
-from loader.expression import Expression, names
+from loader.expression import Expression, names, solving_order
 from loader.manifest import integer_inputs, is_reserved
 
 DEVICE_NAMES = frozenset({"sm_count"})
-
-
-def solvable_dimension(entry: Expression) -> str | None:
-    """The dimension that a buffer's extent gives through ``entry``: ``M``, ``K / 2``, ``E + 1``; else ``None``."""
-    if isinstance(entry, list) and entry[0] in ("+", "-", "*", "/"):
-        left, right = entry[1:]
-        if isinstance(left, int) and entry[0] in ("+", "*"):
-            left, right = right, left
-        return left if isinstance(left, str) and isinstance(right, int) else None
-    return entry if isinstance(entry, str) else None
 
 
 class Signature:
@@ -55,9 +45,8 @@ class Signature:
         arguments = [argument for argument in self.family.arguments
                      if of is None or argument.name == of or not argument.optional]
         entries = [entry for argument in arguments for entry in argument.shape]
-        return {name for name in map(solvable_dimension, entries) if name is not None} - {
-            scalar.name for scalar in self.family.scalars
-        }
+        order, _ = solving_order(entries, [scalar.name for scalar in self.family.scalars])
+        return {dimension for _, dimension in order if dimension is not None}
 
     def check_signature(self) -> None:
         """Everything but the targets; fills ``manifest``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from loader.errors import ExpressionError
@@ -234,3 +234,27 @@ def to_text(expression: Expression) -> str:
     if name == "not":
         return f"not {parts[0]}"
     return f"{name}({', '.join(parts)})"
+
+
+def solving_order(
+    shapes: Sequence[Expression], known: Iterable[str]
+) -> tuple[list[tuple[int, str | None]], set[str]]:
+    """In which order shape entries give the dimensions, each by those before it.
+
+    Returns ``(index of the entry, dimension that it gives)``, None where it gives none and can be checked, and the
+    dimensions that no entry gives.
+    """
+    given, order = set(known), []
+    pending, unsolved = list(enumerate(shapes)), set().union(*map(names, shapes)) - set(known)
+    while True:
+        later = []
+        for index, entry in pending:
+            missing = names(entry) - given
+            if not missing or (len(missing) == 1 and solvable(entry, *missing)):
+                given |= missing
+                order.append((index, next(iter(missing), None)))
+            else:
+                later.append((index, entry))
+        if len(later) == len(pending):
+            return order, unsolved - given
+        pending = later

@@ -20,7 +20,6 @@ from loader.errors import (
     PackPathError,
     SchemaError,
 )
-from loader.expression import Expression
 from loader.fields import Fields, decode, to_expression, to_integer, to_number, unique, wrong
 from loader.manifest import (
     DTYPE_BYTES,
@@ -154,28 +153,6 @@ def _measured(fields: Fields, features: Mapping[str, Any]) -> MeasuredRow:
     return row
 
 
-def solve_order(shapes: Iterable[Expression], known: Iterable[str]) -> tuple[set[str], list[tuple[int, str]]]:
-    """Which shape entry gives which dimension.
-
-    Returns the dimensions that no entry gives, and ``(index of the entry, dimension)`` in the order of solving.
-    """
-    shapes, solved = list(shapes), set(known)
-    unsolved = set().union(*map(expression.names, shapes)) - solved
-    order: list[tuple[int, str]] = []
-    progress = True
-    while unsolved and progress:
-        progress = False
-        for index, entry in enumerate(shapes):
-            missing = expression.names(entry) - solved
-            if len(missing) == 1 and expression.solvable(entry, *missing):
-                name = missing.pop()
-                order.append((index, name))
-                solved.add(name)
-                unsolved.discard(name)
-                progress = True
-    return unsolved, order
-
-
 def _family(name: str, fields: Fields) -> Family:
     signature = _signature(name, fields)
     known = _problem_names(signature)
@@ -224,11 +201,11 @@ def _dimensions(arguments: Sequence[Argument], scalars: Iterable[str], where: st
     required = [entry for argument in arguments if not argument.optional for entry in argument.shape]
     dimensions: dict[str, None] = {}
     for further in [(), *(argument.shape for argument in arguments if argument.optional)]:
-        unsolved, order = solve_order([*required, *further], scalars)
+        order, unsolved = expression.solving_order([*required, *further], scalars)
         if unsolved:
             raise ManifestError(f"{where}: no shape gives the dimension {', '.join(sorted(unsolved))}", where=where,
                                 expected="a shape that can be solved", got=sorted(unsolved))
-        dimensions |= dict.fromkeys(dimension for _, dimension in order)
+        dimensions |= dict.fromkeys(dimension for _, dimension in order if dimension is not None)
     return tuple(dimensions)
 
 

@@ -260,21 +260,10 @@ class _Step(NamedTuple):
 def _steps(family: Family, present: Sequence[bool]) -> tuple[_Step, ...]:
     """The shape entries of the arguments that are there, in an order in which each needs only what those before it
     gave; a manifest has one."""
-    given = {scalar.name for scalar in family.scalars}
-    pending = [(index, axis, entry) for index, argument in enumerate(family.arguments) if present[index]
+    entries = [(index, axis, entry) for index, argument in enumerate(family.arguments) if present[index]
                for axis, entry in enumerate(argument.shape)]
-    steps = []
-    while pending:
-        later = []
-        for index, axis, entry in pending:
-            missing = expression.names(entry) - given
-            if not missing or (len(missing) == 1 and expression.solvable(entry, *missing)):
-                given |= missing
-                steps.append(_Step(index, axis, entry, next(iter(missing), None), expression.function(entry)))
-            else:
-                later.append((index, axis, entry))
-        pending = later
-    return tuple(steps)
+    order, _ = expression.solving_order([entry for *_, entry in entries], [scalar.name for scalar in family.scalars])
+    return tuple(_Step(*entries[at], dimension, expression.function(entries[at][2])) for at, dimension in order)
 
 
 class Checker:

@@ -9,9 +9,8 @@ import yaml
 
 from generator.errors import MatrixError
 from generator.matrix import load
-from generator.signature import solvable_dimension
 from loader.arch import ARCHS
-from loader.expression import evaluate, names
+from loader.expression import evaluate, names, solving_order
 from loader.manifest import KEYWORDS, OWN_VALUES
 
 
@@ -153,14 +152,15 @@ def test_a_box_without_swizzle_may_be_wide(tmp_path):
     ("entry", "dimension"),
     [
         ("M", "M"), (["/", "K", 2], "K"), (["+", "E", 1], "E"), (["+", 1, "E"], "E"), (["*", 2, "E"], "E"),
-        (["-", "E", 1], "E"), (["-", 9, "E"], None), (["/", 12, "E"], None), (["//", "K", 2], None),
-        (["ceil_div", "K", 2], None), (["+", "A", "B"], None), (["*", ["+", "M", 1], 2], None), (["+", 1, 2], None),
+        (["-", "E", 1], "E"), (["-", 9, "E"], "E"), (["/", 12, "E"], "E"), (["//", "K", 2], None),
+        (["ceil_div", "K", 2], None), (["+", "A", "B"], None), (["*", ["+", "M", 1], 2], "M"), (["+", 1, 2], None),
         (3, None),
     ],
 )  # fmt: skip
 def test_which_shape_gives_a_dimension(entry, dimension):
-    """A name, alone or with one number beside it, on the side where the extent gives it back."""
-    assert solvable_dimension(entry) == dimension
+    """A name among numbers, where the extent gives it back."""
+    order, _ = solving_order([entry], ())
+    assert [name for _, name in order if name] == ([dimension] if dimension else [])
 
 
 def test_a_target_may_replace_the_parameters(tmp_path):
