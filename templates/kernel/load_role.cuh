@@ -5,8 +5,8 @@
 
 namespace kernel {
 
-// prefetch: the previous grid may still be running. Then this role waits for it, between the first weights and the
-// first tokens; the other roles wait for tokens, or themselves, before they touch what the previous grid may be at.
+// prefetch: the previous grid may still be running. Then this role waits for it, after the first weights and before it
+// tells anybody of a tile: the other roles have nothing more to wait for.
 template <class Schedule, class Tiles, class Loader>
 __device__ __forceinline__ void load_role(Schedule schedule, Tiles tiles, Loader&& loader, bool prefetch) {
     schedule::Tile tile;

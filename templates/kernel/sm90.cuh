@@ -72,7 +72,6 @@ struct Sm90 {
             if (extra >= Epilogue::kNumWarps) {
                 Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), 3 + extra - Epilogue::kNumWarps);
             } else if constexpr (Epilogue::kNumWarps > 0) {
-                if (prefetch) wait_for_previous_grid();  // it may read ahead of the tokens
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
         }
