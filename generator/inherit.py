@@ -26,12 +26,15 @@ def resolve(data: Any, file: str) -> dict[str, tuple[str, ...]]:
         if not isinstance(family, dict) or "extends" not in family:
             ancestors[name] = ()
             continue
-        base = family["extends"]
-        if base not in ancestors or not isinstance(families[base], dict):
+        base, without = family["extends"], family.get("without", [])
+        if base not in list(ancestors) or not isinstance(families[base], dict):
             raise MatrixError([f"{file}: families.{name}.extends: {base!r} is no family above this one"])
+        known = _names(families[base])
+        if not isinstance(without, list) or any(entry not in known for entry in without):
+            raise MatrixError([f"{file}: families.{name}.without: expected names that {base} has, got {without!r}"])
         ancestors[name] = (base, *ancestors[base])
         own = {key: value for key, value in family.items() if key not in ("extends", "without")}
-        families[name] = _merged(_without(families[base], family.get("without") or []), own)
+        families[name] = _merged(_without(families[base], without), own)
     return ancestors
 
 
@@ -49,6 +52,13 @@ def _merged(base: Any, own: Any) -> Any:
 
 def _name(entry: Any) -> Any:
     return next((entry[key] for key in _NAMES if key in entry), None) if isinstance(entry, dict) else None
+
+
+def _names(value: Any) -> list[Any]:
+    """Of the entries of all lists."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = [_name(entry) for entry in value if _name(entry) is not None] if isinstance(value, list) else []
+    return own + [name for entry in inner for name in _names(entry)]
 
 
 def _without(family: dict[str, Any], names: list[Any]) -> dict[str, Any]:

@@ -63,9 +63,16 @@ def test_ancestors_are_the_nearest_first():
     assert inherit.resolve(data, "")["two"] == ("one", "base")
 
 
-@pytest.mark.parametrize("base", ["own", "later", None, 3])
+@pytest.mark.parametrize("base", ["own", "later", None, 3, ["base"]])
 def test_the_base_stands_above(base):
     """A family cannot build on itself, on a later one, or on nothing."""
     data = {"families": {"own": {"extends": base}, "later": {}}}
     with pytest.raises(MatrixError, match=r"families.own.extends: .* is no family above this one"):
         inherit.resolve(data, "kernels.yaml")
+
+
+@pytest.mark.parametrize("without", ["b", ["c"], [["b"]], {"b": 1}])
+def test_what_is_left_out_was_there(without):
+    """A name that the base does not have is a mistake, not nothing."""
+    with pytest.raises(MatrixError, match=r"families.own.without: expected names that base has, got "):
+        merged(without=without)
