@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/store_params.cuh"
 #include "number/bias.cuh"
 #include "number/output.cuh"
 #include "schedule/tile.cuh"
@@ -16,11 +17,7 @@ struct StoreSm100 {
     static constexpr int kStagingTokens = kStagingBytes / (32 * sizeof(Out));
     static constexpr int kChunk = Config::BLOCK_M < kStagingTokens ? Config::BLOCK_M : kStagingTokens;  // tokens
 
-    struct Params {
-        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
-        Out* out;
-        int num_columns;
-    };
+    using Params = StoreParams<Out>;
 
     // What a warp has of a tile: 32 columns of out, one a lane.
     class Warp {

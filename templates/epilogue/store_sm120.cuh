@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/store_params.cuh"
 #include "layout/weight_slots.cuh"
 #include "number/bias.cuh"
 #include "number/output.cuh"
@@ -15,11 +16,7 @@ struct StoreSm120 {
     using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
     static constexpr int kVector = Slots::kVector, MMA_N = Slots::MMA_N;
 
-    struct Params {
-        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
-        Out* out;
-        int num_columns;
-    };
+    using Params = StoreParams<Out>;
 
     __device__ __forceinline__ static void finish(const typename Slots::Accumulators& accumulators,
                                                   const schedule::Tile& tile, const Params& params) {

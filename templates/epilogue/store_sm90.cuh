@@ -4,6 +4,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/store_params.cuh"
 #include "layout/weight_rows.cuh"
 #include "number/bias.cuh"
 #include "number/output.cuh"
@@ -21,11 +22,7 @@ struct StoreSm90 {
     static constexpr int ROW_BYTES = 16 * sizeof(Out) + 16;  // 16 weight rows; the pad keeps tokens off others' banks
     using WeightRows = layout::PlainRows<Config::BLOCK_K / 2, kTiles>;
 
-    struct Params {
-        const float *alpha, *bias;  // of each batch; bias of each column, too, or null
-        Out* out;
-        int num_columns;
-    };
+    using Params = StoreParams<Out>;
     struct alignas(16) Storage {
         uint8_t staging[kNumConsumerWarps][kTokens * ROW_BYTES];
     };

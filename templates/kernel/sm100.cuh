@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 #include "kernel/load_role.cuh"
+#include "mainloop/loader.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tcgen05.cuh"
-#include "ptx/tma.cuh"
 #include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
@@ -31,14 +31,14 @@ struct Sm100 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+    __device__ __forceinline__ static void run(const mainloop::OperandMaps& maps, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         const int warp = warp_index();
         if (warp == kLoadWarp && elect_one())
-            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+            maps.prefetch();
         if (warp == kMultiplyWarp && elect_one()) {
             Mainloop::init(shared.mainloop, 32 * kNumEpilogueWarps);
             shared.tiles.init();
@@ -52,10 +52,10 @@ struct Sm100 {
 
         if (warp == kLoadWarp) {
             if (elect_one()) {
-                typename Mainloop::Loader loader(shared.mainloop, maps, num_columns);
+                mainloop::Loader<Mainloop> loader(shared.mainloop, maps, num_columns);
                 load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
                           loader, prefetch);
-                loader.finish();
+                loader.wait_for_commits();
             }
             __syncwarp();
         } else {

@@ -3,10 +3,10 @@
 #include <stdint.h>
 
 #include "kernel/load_role.cuh"
+#include "mainloop/loader.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/registers.cuh"
-#include "ptx/tma.cuh"
 #include "schedule/tile.cuh"
 
 namespace kernel {
@@ -31,13 +31,13 @@ struct Sm120 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+    __device__ __forceinline__ static void run(const mainloop::OperandMaps& maps, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         if (threadIdx.x == 0) {
-            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+            maps.prefetch();
             Mainloop::init(shared.mainloop);
             shared.tiles.init();
             mbarrier::fence_init();
@@ -55,7 +55,7 @@ struct Sm120 {
             if constexpr (kMoveRegisters) registers::decrease<kProducerRegisters>();
             if (warp_index() == kNumConsumerWarps && elect_one())
                 load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
-                          typename Mainloop::Loader(shared.mainloop, maps, num_columns), prefetch);
+                          mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
         }
     }
 

@@ -7,10 +7,10 @@
 #include <stdint.h>
 
 #include "kernel/load_role.cuh"
+#include "mainloop/loader.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/registers.cuh"
-#include "ptx/tma.cuh"
 #include "schedule/tile.cuh"
 
 namespace kernel {
@@ -35,14 +35,14 @@ struct Sm90 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const typename Mainloop::Maps& maps, const Rows& rows,
+    __device__ __forceinline__ static void run(const mainloop::OperandMaps& maps, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         const int warp = warp_index();
         if (threadIdx.x == 0) {
-            for (const tma::TensorMap* map : {&maps.a, &maps.b, &maps.a_scale, &maps.b_scale}) tma::prefetch(map);
+            maps.prefetch();
             Mainloop::init(shared.mainloop);
             Epilogue::init(shared.epilogue);
             shared.tiles.init();
@@ -59,7 +59,7 @@ struct Sm90 {
             if (warp == 0) {
                 if (elect_one())
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
-                              typename Mainloop::Loader(shared.mainloop, maps, num_columns), prefetch);
+                              mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
             } else {
                 Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), warp - 1);
             }

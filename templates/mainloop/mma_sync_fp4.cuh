@@ -9,11 +9,11 @@
 
 #include "layout/scale_layout.cuh"
 #include "layout/weight_slots.cuh"
+#include "mainloop/loader.cuh"
 #include "number/integer.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/mma_sync.cuh"
-#include "ptx/tma.cuh"
 #include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
@@ -36,9 +36,6 @@ struct MmaSyncFp4 {
     static_assert(BLOCK_N == scale_layout::ATOM_ROWS, "the weights of a tile are one row of scale atoms");
     static_assert(kSteps % 2 == 0, "fragments are double-buffered: a stage starts with the first buffer");
 
-    struct Maps {
-        const tma::TensorMap &a, &b, &a_scale, &b_scale;
-    };
     struct alignas(1024) Stage {  // the swizzle pattern repeats every 1024 bytes of shared memory address
         uint8_t weights[BLOCK_N][ROW_BYTES];
         uint8_t tokens[BLOCK_M][ROW_BYTES];
@@ -57,54 +54,16 @@ struct MmaSyncFp4 {
         }
     }
 
-    // One thread.
-    class Loader {
-    public:
-        __device__ __forceinline__ Loader(Storage& shared, const Maps& maps, int num_columns)
-            : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS)) {}
+    static constexpr int WEIGHT_ATOMS = 1;
+    static constexpr int BYTES_PER_STAGE =
+        sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
 
-        // The weights of the tile that is loaded next, as far as there are stages.
-        __device__ __forceinline__ void load_weights_ahead(const schedule::Tile& tile) {
-            const int blocks = min(kNumStages, ceil_div(tile.k_end - tile.k_begin, BLOCK_K));
-            for (; ahead_ < blocks; ++ahead_) load_weights(tile, ahead_, tile.k_begin + ahead_ * BLOCK_K);
-        }
-
-        __device__ __forceinline__ void load(const schedule::Tile& tile) {
-#pragma unroll 1  // the instruction cache is for the other roles
-            for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
-                Stage& stage = shared_.stages[ring_.stage];
-                mbarrier::Barrier* full = &shared_.full[ring_.stage];
-                if (ahead_ > 0) {
-                    --ahead_;
-                } else {
-                    mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-                    load_weights(tile, ring_.stage, k);
-                }
-                tma::load_2d(stage.tokens, &maps_.a, full, k / 2, tile.row);
-                tma::load_3d(stage.token_scales, &maps_.a_scale, full, tile.scale_row % 32 * 4, k / MMA_K,
-                             tile.scale_row / scale_layout::ATOM_ROWS);
-                ring_.advance();
-            }
-        }
-
-    private:
-        __device__ __forceinline__ void load_weights(const schedule::Tile& tile, int s, int k) {
-            constexpr int kStageBytes = sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) +
-                                        sizeof(Stage::token_scales);
-            Stage& stage = shared_.stages[s];
-            mbarrier::Barrier* full = &shared_.full[s];
-            mbarrier::arrive_expect_tx(full, kStageBytes);
-            tma::load_3d(stage.weights, &maps_.b, full, k / 2, tile.column, tile.batch);
-            tma::load_3d(stage.weight_scales, &maps_.b_scale, full, 0, k / MMA_K,
-                         tile.batch * weight_atoms_ + tile.column / scale_layout::ATOM_ROWS);
-        }
-
-        Storage& shared_;
-        const Maps& maps_;
-        const int weight_atoms_;  // of one batch
-        int ahead_ = 0;           // stages that have their weights already
-        RingState<kNumStages> ring_;
-    };
+    __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
+        Stage& place = shared.stages[stage];
+        return {place.weights[0], place.tokens[0], reinterpret_cast<uint8_t*>(place.weight_scales),
+                reinterpret_cast<uint8_t*>(place.token_scales)};
+    }
+    __device__ __forceinline__ static int first_scale_word(int scale_row) { return scale_row % 32 * 4; }
 
     // Where a thread reads within a stage: bytes for ldmatrix, words for scales.
     struct Offsets {

@@ -12,12 +12,12 @@
 #include <stdint.h>
 
 #include "layout/scale_layout.cuh"
+#include "mainloop/loader.cuh"
 #include "mainloop/tensor_memory.cuh"
 #include "number/integer.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tcgen05.cuh"
-#include "ptx/tma.cuh"
 #include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
@@ -28,7 +28,7 @@ struct UmmaFp4 {
     using Columns = TensorMemory<Config>;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
-    static constexpr int kRowBytes = BLOCK_K / 2;
+    static constexpr int ROW_BYTES = BLOCK_K / 2;
     static constexpr int kStepK = Columns::kStepK, kStepBytes = kStepK / 2, kSteps = Columns::kSteps;
     static constexpr int kAtomRows = scale_layout::ATOM_ROWS, kAtomBytes = scale_layout::ATOM_WORDS * 4;
     static constexpr int kTokenAtoms = Columns::kTokenAtoms;
@@ -40,12 +40,9 @@ struct UmmaFp4 {
     static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
     static_assert(BLOCK_K == 256, "a row of a stage is one span of the 128-byte swizzle");
 
-    struct Maps {
-        const tma::TensorMap &a, &b, &a_scale, &b_scale;
-    };
     struct Stage {
-        uint8_t weights[BLOCK_N * kRowBytes];
-        uint8_t tokens[BLOCK_M * kRowBytes];
+        uint8_t weights[BLOCK_N * ROW_BYTES];
+        uint8_t tokens[BLOCK_M * ROW_BYTES];
         uint8_t weight_scales[kSteps][kAtomBytes];
         uint8_t token_scales[kTokenAtoms][kSteps][kAtomBytes];
     };
@@ -73,63 +70,14 @@ struct UmmaFp4 {
         }
     }
 
-    // One thread.
-    class Loader {
-    public:
-        __device__ __forceinline__ Loader(Storage& shared, const Maps& maps, int num_columns)
-            : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, kAtomRows)) {}
+    static constexpr int WEIGHT_ATOMS = 1, BYTES_PER_STAGE = sizeof(Stage);
 
-        // The weights of the tile that is loaded next, as far as there are stages.
-        __device__ __forceinline__ void load_weights_ahead(const schedule::Tile& tile) {
-            const int blocks = min(kNumStages, ceil_div(tile.k_end - tile.k_begin, BLOCK_K));
-            for (; ahead_ < blocks; ++ahead_) load_weights(tile, ahead_, tile.k_begin + ahead_ * BLOCK_K);
-        }
-
-        __device__ __forceinline__ void load(const schedule::Tile& tile) {
-            // The box of scales starts at the 16 bytes of the tile's first row, which thus arrives in lane 0.
-            const int scale_word = tile.scale_row % 32 * 4;
-#pragma unroll 1
-            for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
-                Stage& stage = shared_.stages[ring_.stage];
-                mbarrier::Barrier* full = &shared_.full[ring_.stage];
-                if (ahead_ > 0) {
-                    --ahead_;
-                } else {
-                    mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-                    load_weights(tile, ring_.stage, k);
-                }
-                tma::load_2d(stage.tokens, &maps_.a, full, k / 2, tile.row);
-                tma::load_3d(stage.token_scales, &maps_.a_scale, full, scale_word, k / kStepK,
-                             tile.scale_row / kAtomRows);
-                ring_.advance();
-            }
-        }
-
-        // The last commits arrive on barriers of this CTA, which must still be there.
-        __device__ __forceinline__ void finish() {
-#pragma unroll 1
-            for (int i = 0; i < kNumStages; ++i) {
-                mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-                ring_.advance();
-            }
-        }
-
-    private:
-        __device__ __forceinline__ void load_weights(const schedule::Tile& tile, int s, int k) {
-            Stage& stage = shared_.stages[s];
-            mbarrier::Barrier* full = &shared_.full[s];
-            mbarrier::arrive_expect_tx(full, sizeof(Stage));
-            tma::load_3d(stage.weights, &maps_.b, full, k / 2, tile.column, tile.batch);
-            tma::load_3d(stage.weight_scales, &maps_.b_scale, full, 0, k / kStepK,
-                         tile.batch * weight_atoms_ + tile.column / kAtomRows);
-        }
-
-        Storage& shared_;
-        const Maps& maps_;
-        const int weight_atoms_;  // of one batch
-        int ahead_ = 0;           // stages that have their weights already
-        RingState<kNumStages> ring_;
-    };
+    __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
+        Stage& place = shared.stages[stage];
+        return {place.weights, place.tokens, place.weight_scales[0], place.token_scales[0][0]};
+    }
+    // Of a box: it starts at the 16 bytes of the tile's first row, which thus arrives in lane 0.
+    __device__ __forceinline__ static int first_scale_word(int scale_row) { return scale_row % 32 * 4; }
 
     // One warp: of the 16 bytes of a lane the word of the tile's row becomes the first.
     template <class Tiles>

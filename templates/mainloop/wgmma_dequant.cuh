@@ -12,11 +12,10 @@
 
 #include "layout/scale_layout.cuh"
 #include "mainloop/dequant_fp4.cuh"
+#include "mainloop/loader.cuh"
 #include "mainloop/token_count.cuh"
-#include "mainloop/wgmma_dequant_loader.cuh"
 #include "number/integer.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
@@ -43,24 +42,21 @@ struct WgmmaDequant {
     static_assert(BLOCK_N == 128 || BLOCK_N == 256, "two consumer warpgroups of one or two m64 tiles");
     static_assert(kNumSlots >= 2, "a slot is freed while the next one is multiplied");
 
-    struct Maps {
-        const tma::TensorMap &a, &b, &a_scale, &b_scale;
-    };
     struct Storage {  // aligned to 1024 bytes, where the swizzles repeat
         uint8_t weights[kNumStages][BLOCK_N * ROW_BYTES];        // swizzled
         uint8_t packed_tokens[kNumStages][BLOCK_M * ROW_BYTES];  // swizzled
         uint8_t tokens[kNumSlots][2 * PANEL_BYTES];              // halves, 128-byte swizzle, as wgmma reads them
         uint8_t weight_scales[kNumStages][WEIGHT_ATOMS][SCALE_WORDS][512];
         uint8_t token_scales[kNumStages][TOKEN_ATOMS][SCALE_WORDS][TOKEN_SCALE_BYTES];
-        mbarrier::Barrier full_stage[kNumStages], empty_stage[kNumStages];
+        mbarrier::Barrier full[kNumStages], empty[kNumStages];
         mbarrier::Barrier full_slot[kNumSlots], empty_slot[kNumSlots];
     };
     using Accumulators = float[kTilesPerWarpgroup][BLOCK_M / 2];
 
     __device__ __forceinline__ static void init(Storage& shared) {
         for (int s = 0; s < kNumStages; ++s) {
-            mbarrier::init(&shared.full_stage[s], 1);
-            mbarrier::init(&shared.empty_stage[s], kNumTokenWarps + kNumConsumerWarps);
+            mbarrier::init(&shared.full[s], 1);
+            mbarrier::init(&shared.empty[s], kNumTokenWarps + kNumConsumerWarps);
         }
         for (int s = 0; s < kNumSlots; ++s) {
             mbarrier::init(&shared.full_slot[s], kNumTokenWarps);
@@ -68,7 +64,17 @@ struct WgmmaDequant {
         }
     }
 
-    using Loader = WgmmaDequantLoader<WgmmaDequant>;
+    static constexpr int BYTES_PER_STAGE = sizeof(Storage::weights[0]) + sizeof(Storage::packed_tokens[0]) +
+                                           sizeof(Storage::weight_scales[0]) + sizeof(Storage::token_scales[0]);
+
+    __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
+        return {shared.weights[stage], shared.packed_tokens[stage], shared.weight_scales[stage][0][0],
+                shared.token_scales[stage][0][0]};
+    }
+    // Of a box: one narrower than an atom starts at the tile's first row.
+    __device__ __forceinline__ static int first_scale_word(int scale_row) {
+        return TOKEN_SCALE_ROWS < 32 ? scale_row % 32 * 4 : 0;
+    }
 
     // Groups of GROUP_K in the block that starts at k: the last block of a row may hold fewer than BLOCK_K / GROUP_K.
     __device__ __forceinline__ static int groups_in_block(int k, int k_end) {
@@ -89,7 +95,7 @@ struct WgmmaDequant {
             const int scale_row = TOKEN_SCALE_ROWS < 32 ? tiles.tile().scale_row % 128 & ~31
                                                         : tiles.tile().scale_row % 128;
             for (int k = tiles.tile().k_begin; k < k_end; k += BLOCK_K) {
-                mbarrier::wait(&shared.full_stage[ring.stage], ring.parity);
+                mbarrier::wait(&shared.full[ring.stage], ring.parity);
                 const int num_groups = groups_in_block(k, k_end);
                 for (int group = 0; group < num_groups; ++group) {
                     mbarrier::wait(&shared.empty_slot[slots.stage], slots.parity ^ 1);
@@ -110,7 +116,7 @@ struct WgmmaDequant {
                     if (lane == 0) mbarrier::arrive(&shared.full_slot[slots.stage]);
                     slots.advance();
                 }
-                if (lane == 0) mbarrier::arrive(&shared.empty_stage[ring.stage]);
+                if (lane == 0) mbarrier::arrive(&shared.empty[ring.stage]);
                 ring.advance();
             }
         }
@@ -148,7 +154,7 @@ struct WgmmaDequant {
             Fragments fragments;
             bool first_slot = true;
             for (int k = k_begin; k < k_end; k += BLOCK_K) {
-                mbarrier::wait(&shared_.full_stage[ring_.stage], ring_.parity);
+                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
                 const int num_groups = groups_in_block(k, k_end);
 #pragma unroll
                 for (int group = 0; group < BLOCK_K / GROUP_K; ++group) {
@@ -158,7 +164,7 @@ struct WgmmaDequant {
                     slots_.advance();
                 }
                 __syncwarp();
-                if (lane == 0) mbarrier::arrive(&shared_.empty_stage[ring_.stage]);
+                if (lane == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);
                 ring_.advance();
             }
             wgmma::wait<0>();

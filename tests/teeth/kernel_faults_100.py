@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from kernel_fault import BLOCKS, LONG, TAILS, TCGEN05, WIDE_TILE, planted
+from kernel_fault import (
+    BLOCKS,
+    LOADER,
+    LOADER_BYTES,
+    LOADER_WAIT,
+    LONG,
+    TAILS,
+    TCGEN05,
+    WEIGHT_BATCH,
+    WIDE_TILE,
+    planted,
+)
 from planting import Kernel, Problem
 
 MAINLOOP, STORE, KERNEL = "mainloop/umma_fp4.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
@@ -14,7 +25,6 @@ M256 = Kernel("100a", "m256n128k256_f32")
 
 READY = "kMovesScales ? &shared_.ready[ring_.stage] : &shared_.full[ring_.stage]"
 FULL_WAIT = f"mbarrier::wait({READY}, ring_.parity);"
-STAGE_BYTES = "arrive_expect_tx(full, sizeof(Stage))"
 INIT_FREED = "mbarrier::init(&shared.accumulator_empty[i], num_readers);"
 
 PIPELINE = planted(
@@ -26,12 +36,12 @@ PIPELINE = planted(
         ("full wait of the other parity", FULL_WAIT, FULL_WAIT.replace("ring_.parity", "ring_.parity ^ 1")),
         (
             "empty wait missing",
-            "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);\n                    load_weights",
+            LOADER_WAIT,
             "load_weights",
-            {"problem": Problem((0, 8, 8, 9), 136, 1120)},
+            {"file": LOADER, "problem": Problem((0, 8, 8, 9), 136, 1120)},
         ),
         ("stage not committed", "tcgen05::commit(&shared_.empty[ring_.stage]);", ""),
-        ("fewer bytes expected", STAGE_BYTES, "arrive_expect_tx(full, sizeof(Stage) - 512)"),
+        ("fewer bytes expected", LOADER_BYTES, LOADER_BYTES.replace("STAGE", "STAGE - 512"), {"file": LOADER}),
         ("every lane issues", "if (elect_one()) issue_stage(kSteps,", "issue_stage(kSteps,"),
         (
             "no proxy fence after the padding",
@@ -96,7 +106,7 @@ OPERANDS = planted(
             "tile.num_rows / 16 * 16)",
             {"kernel": M32, "problem": Problem((17, 16), 136, 352)},
         ),
-        ("scale word of the first tile", "scale_word, k / kStepK,", "0, k / kStepK,"),
+        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;"),
         ("scale column of the first 32 rows", "if (word != 0) {", "if (false) {", {"problem": LONG}),
         (
             "scale column of the first 64 rows",
@@ -106,8 +116,8 @@ OPERANDS = planted(
         ),
         (
             "scale box not aligned to 16 bytes",
-            "tile.scale_row % 32 * 4;",
-            "scale_layout::word(tile.scale_row);",
+            "return scale_row % 32 * 4;",
+            "return scale_layout::word(scale_row);",
             {"problem": LONG},
         ),
         (
@@ -128,8 +138,8 @@ OPERANDS = planted(
             "&shared_.full[ring_.stage]",
             {"problem": LONG},
         ),
-        ("weights of the first expert", "k / 2, tile.column, tile.batch);", "k / 2, tile.column, 0);"),
-        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +"),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
+        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": LOADER}),
     ],
 )
 
@@ -245,9 +255,9 @@ NOT_CAUGHT = planted(
         ),
         (
             "no wait for the last commits",
-            "i < kNumStages; ++i) {\n                mbarrier::wait(&shared_.empty",
-            "i < 0; ++i) {\n                mbarrier::wait(&shared_.empty",
-            {"reason": "the commit of the accumulator, which is waited for, is the last of the queue"},
+            "i < kNumStages; ++i) {\n            mbarrier::wait(&shared_.empty",
+            "i < 0; ++i) {\n            mbarrier::wait(&shared_.empty",
+            {"file": LOADER, "reason": "the commit of the accumulator, which is waited for, is the last of the queue"},
         ),
         (
             "overlap freed before it is in registers",

@@ -5,12 +5,16 @@ from __future__ import annotations
 from kernel_fault import (
     BLOCKS,
     LDMATRIX,
+    LOADER,
+    LOADER_BYTES,
+    LOADER_WAIT,
     LONG,
     MBARRIER,
     NARROW,
     OUTPUT,
     RING,
     SMALL,
+    WEIGHT_BATCH,
     WHOLE,
     WIDE_TILE,
     planted,
@@ -26,7 +30,6 @@ M256 = Kernel("120a", "m256n128k128_f32")
 
 RELEASE = "if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);"
 NEXT_WAIT = "if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);"
-EMPTY_WAIT = "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);"
 INIT_EMPTY = "mbarrier::init(&shared.empty[stage], Slots::kNumWarps);"
 
 PIPELINE = planted(
@@ -41,8 +44,8 @@ PIPELINE = planted(
         ),
         ("next full wait missing", NEXT_WAIT, ""),
         ("full wait of the other parity", NEXT_WAIT, NEXT_WAIT.replace("ring_.parity", "ring_.parity ^ 1")),
-        ("empty wait missing", EMPTY_WAIT, "", {"problem": NARROW}),
-        ("empty wait of the other parity", EMPTY_WAIT, EMPTY_WAIT.replace(" ^ 1", "")),
+        ("empty wait missing", LOADER_WAIT, "load_weights", {"file": LOADER, "problem": NARROW}),
+        ("empty wait of the other parity", LOADER_WAIT, LOADER_WAIT.replace(" ^ 1", ""), {"file": LOADER}),
         (
             "the next stage released",
             f"            {RELEASE}\n            ring_.advance();",
@@ -60,8 +63,8 @@ PIPELINE = planted(
         ("stage released by all lanes", RELEASE, "mbarrier::arrive(&shared_.empty[ring_.stage]);"),
         ("empty expects one warp more", INIT_EMPTY, INIT_EMPTY.replace("s);", "s + 1);"), {"problem": NARROW}),
         ("empty expects one warp less", INIT_EMPTY, INIT_EMPTY.replace("s);", "s - 1);"), {"problem": NARROW}),
-        ("fewer bytes expected", "arrive_expect_tx(full, kStageBytes)", "arrive_expect_tx(full, kStageBytes - 16)"),
-        ("no bytes expected", "arrive_expect_tx(full, kStageBytes)", "arrive_expect_tx(full, 0)"),
+        ("fewer bytes expected", LOADER_BYTES, LOADER_BYTES.replace("STAGE", "STAGE - 16"), {"file": LOADER}),
+        ("no bytes expected", LOADER_BYTES, "arrive_expect_tx(full, 0)", {"file": LOADER}),
         ("parity never turns", "parity ^= 1;", "", {"file": RING, "problem": NARROW}),
         ("no warp barrier before the release", "__syncwarp();  // every lane has read the stage", ""),
         ("try_wait not repeated", '"@!done bra WAIT;\\n"', "", {"file": MBARRIER}),
@@ -75,13 +78,19 @@ OPERANDS = planted(
     [
         ("scale padding not cleared", "if (kLast) clear_padding(current, k + step * MMA_K, k_end);", ""),
         ("scale padding of tokens not cleared", "for (uint32_t& scale : fragments.token_scales) scale &= mask;", ""),
-        ("weights of the first expert", "k / 2, tile.column, tile.batch);", "k / 2, tile.column, 0);"),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
         (
             "a partial scale block not counted",
             "weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS))",
             "weight_atoms_(num_columns / scale_layout::ATOM_ROWS)",
+            {"file": LOADER},
         ),
-        ("k tail not loaded", "k < tile.k_end; k += BLOCK_K) {", "k + BLOCK_K <= tile.k_end; k += BLOCK_K) {"),
+        (
+            "k tail not loaded",
+            "k < tile.k_end; k += BLOCK_K) {",
+            "k + BLOCK_K <= tile.k_end; k += BLOCK_K) {",
+            {"file": LOADER},
+        ),
         ("last block of k twice", "for (; k + BLOCK_K < k_end;", "for (; k + BLOCK_K <= k_end;", {"problem": WHOLE}),
         (
             "accumulators kept from the tile before",
@@ -107,7 +116,7 @@ OPERANDS = planted(
             "const uint32_t step_bytes = step * MMA_K / 2;",
             "const uint32_t step_bytes = (step ^ 1) * MMA_K / 2;",
         ),
-        ("scale word of the first tile", "tile.scale_row % 32 * 4, k / MMA_K,", "0, k / MMA_K,"),
+        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;"),
         (
             "scale word of the first 32 rows",
             "offsets.token_scales += tile.scale_row / 32 % 4;",
@@ -118,7 +127,7 @@ OPERANDS = planted(
             "first scale block of an expert",
             "tile.scale_row / scale_layout::ATOM_ROWS);",
             "(tile.scale_row - scale_layout::ATOM_ROWS) / scale_layout::ATOM_ROWS);",
-            {"problem": BLOCKS},
+            {"file": LOADER, "problem": BLOCKS},
         ),
         (
             "weight scales of the first mma tile",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kernel_fault import FP4, MIDDLE, WEIGHT_ROWS, WGMMA, planted
+from kernel_fault import FP4, LOADER, LOADER_WAIT, MIDDLE, WEIGHT_ROWS, WGMMA, planted
 from planting import Kernel, Problem
 
-MAINLOOP, LOADER = "mainloop/wgmma_dequant.cuh", "mainloop/wgmma_dequant_loader.cuh"
-DEQUANT, TOKEN_COUNT = "mainloop/dequant_fp4.cuh", "mainloop/token_count.cuh"
+MAINLOOP, DEQUANT = "mainloop/wgmma_dequant.cuh", "mainloop/dequant_fp4.cuh"
+TOKEN_COUNT = "mainloop/token_count.cuh"
 STORE, HAND_OVER, SWIGLU = (
     f"epilogue/{name}.cuh" for name in ("store_sm90", "swiglu_quantize_sm90", "swiglu_quantize")
 )
@@ -16,7 +16,6 @@ M16 = Kernel("90a", "m16n128k256_f32")
 M64 = Kernel("90a", "m64n256k256_f32")
 M256 = Kernel("90a", "m256n128k128_f32")
 
-EMPTY_STAGE_WAIT = "mbarrier::wait(&shared_.empty_stage[s], ring_.parity ^ 1);"
 BEFORE_GROUPS = (
     "                const int num_groups = groups_in_block(k, k_end);\n"
     "                for (int group = 0; group < num_groups; ++group) {\n"
@@ -31,28 +30,28 @@ PIPELINE = planted(
     [
         (
             "tokens read before they arrive",
-            "mbarrier::wait(&shared.full_stage[ring.stage], ring.parity);",
+            "mbarrier::wait(&shared.full[ring.stage], ring.parity);",
             "",
         ),
         (
             "weights read before they arrive",
-            "mbarrier::wait(&shared_.full_stage[ring_.stage], ring_.parity);",
+            "mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);",
             "",
         ),
         ("slot read before it is full", "mbarrier::wait(&shared_.full_slot[slots_.stage], slots_.parity);", ""),
         ("slot filled while it is read", "mbarrier::wait(&shared.empty_slot[slots.stage], slots.parity ^ 1);", ""),
         (
             "stage filled while it is read",
-            EMPTY_STAGE_WAIT,
-            "",
+            LOADER_WAIT,
+            "load_weights",
             {"file": LOADER, "problem": Problem((8, 8, 8), 136, 1120)},
         ),
         (
             "stage released before its tokens are read",
             BEFORE_GROUPS,
-            "                if (lane == 0) mbarrier::arrive(&shared.empty_stage[ring.stage]);\n" + BEFORE_GROUPS,
+            "                if (lane == 0) mbarrier::arrive(&shared.empty[ring.stage]);\n" + BEFORE_GROUPS,
         ),
-        ("stage of the other parity", EMPTY_STAGE_WAIT, EMPTY_STAGE_WAIT.replace(" ^ 1", ""), {"file": LOADER}),
+        ("stage of the other parity", LOADER_WAIT, LOADER_WAIT.replace(" ^ 1", ""), {"file": LOADER}),
         ("no wait between products", "wgmma::wait<1>();", ""),
         (
             "one product too many in flight",
@@ -105,9 +104,8 @@ OPERANDS = planted(
         ("scale row of a narrow box counted twice", "scale_row % 128 & ~31", "scale_row % 128"),
         (
             "token scales of the first tile",
-            "Mainloop::TOKEN_SCALE_ROWS < 32 ? tile.scale_row % 32 * 4 : 0,",
-            "0,",
-            {"file": LOADER},
+            "TOKEN_SCALE_ROWS < 32 ? scale_row % 32 * 4 : 0;",
+            "0;",
         ),
         ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": LOADER}),
         ("descriptor stride of 4 rows", "uint64_t{1024 >> 4} << 32", "uint64_t{512 >> 4} << 32", {"file": WGMMA}),
@@ -249,7 +247,7 @@ AHEAD = planted(
             {"problem": Problem((0, 1, 70, 0, 7, 0), 264, 352, prefetch="weights")},
         ),
         ("another block ahead", "tile.k_begin + ahead_ * BLOCK_K)", "tile.k_begin + (ahead_ ^ 1) * BLOCK_K)"),
-        ("weights ahead loaded again", "--ahead_;", "--ahead_, load_weights(tile, s, k);"),
+        ("weights ahead loaded again", "--ahead_;", "--ahead_, load_weights(tile, ring_.stage, k);"),
         ("weights ahead not counted down", "--ahead_;", ";"),
         ("weights ahead in one stage", "load_weights(tile, ahead_, ", "load_weights(tile, 0, "),
     ],
