@@ -39,18 +39,19 @@ FAMILIES = {
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]  # of each expert on average
 EXPERTS = [8, 32, 128]
 MAX_ROWS = 32768  # of all experts together
-REPLAYS = 15
+REPLAYS = 10
 
 
 def measure(timer: Timer, family: str, rows: int, n: int, k: int, experts: int) -> dict:
-    """One row of ``select.measured``: what a tile takes on average, with rows that are routed at random, which count
-    twice since real routing is uneven, and with as many for each expert."""
+    """One row of ``select.measured``: what a tile takes on average, with rows that are routed at random, twice since
+    real routing is uneven and one draw may suit a tile, and with as many for each expert."""
     tiles = runnable(family, torch.cuda.get_device_capability(), **FAMILIES[family].axes)
     times = dict.fromkeys(tiles, 0.0)
-    for counts, weight in ((routed_counts(rows, experts), 2), ([rows] * experts, 1)):
+    routings = [routed_counts(rows, experts, seed=0), routed_counts(rows, experts, seed=1), [rows] * experts]
+    for counts in routings:
         problem = make_problem(counts, n, k)
         for tile, artifact in tiles.items():
-            times[tile] += FAMILIES[family].time(timer, problem, artifact.variant, REPLAYS) * weight / 3
+            times[tile] += FAMILIES[family].time(timer, problem, artifact.variant, REPLAYS) / len(routings)
     return {
         "arch": next(iter(tiles.values())).arch,
         "device": torch.cuda.get_device_name(),
