@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -114,14 +114,14 @@ class Build:
                     result.dropped.append(pack.label(artifact))
 
     def _compile(self, compiler: Compiler, sources: list[Source], result: Result) -> None:
-        pending = []
+        pending: dict[str, list[Source]] = {}  # families may have kernels in common
         for source in sources:
             stored = compiler.stored(source)
             if stored:
                 result.kernels.append(stored)
                 result.reused.add(source.variant.label)
             else:
-                pending.append(source)
+                pending.setdefault(source.digest, []).append(source)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         console = Console(stderr=True)
         shown = pending and console.is_terminal  # elsewhere it would leave an empty line
@@ -130,15 +130,15 @@ class Build:
             ThreadPoolExecutor(self.jobs) as pool,
         ):
             task = progress.add_task("compiling", total=len(pending))
-            futures = {pool.submit(compiler.compile, source): source for source in pending}
+            futures = {pool.submit(compiler.compile, same[0]): same for same in pending.values()}
             try:
                 for future in as_completed(futures):
-                    variant = futures[future].variant
+                    same = futures[future]
                     try:
-                        result.kernels.append(future.result())
+                        result.kernels += [replace(future.result(), source=source) for source in same]
                     except CompileError as error:
-                        result.failures.append((variant, error))
-                    progress.update(task, advance=1, description=f"compiled {variant.label}")
+                        result.failures += [(source.variant, error) for source in same]
+                    progress.update(task, advance=1, description=f"compiled {same[0].variant.label}")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

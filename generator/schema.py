@@ -77,6 +77,7 @@ class Scalar(Model):
 
 class Pointer(Model):
     pointer: Name
+    argument: Name | None = None
 
 
 class ScalarParameter(Model):
@@ -176,6 +177,7 @@ class Values(Model):
 class Family(Model):
     summary: str
     overloads: Name | None = None
+    kernels: Name | None = None
     arguments: Annotated[list[Argument], Field(min_length=1)]
     scalars: list[Scalar] = []
     constraints: list[str] = []

@@ -195,9 +195,9 @@ class TargetExpander:
                 self.problems.add(f"{at}.{kind}", f"duplicate name {name!r}")
                 ok = False
             seen.add(name)
-            argument = getattr(parameter, "argument", name) if kind != "scalar" else None
+            argument = None if kind == "scalar" else parameter.argument or name
             if argument is not None and argument not in self.parent.arguments:
-                key = "argument" if kind == "tensor_map" else kind
+                key = "argument" if parameter.argument else kind
                 self.problems.add(f"{at}.{key}", f"unknown argument {argument!r}; "
                                   f"known are {', '.join(self.parent.arguments)}")  # fmt: skip
                 ok = False
@@ -255,7 +255,8 @@ class TargetExpander:
         return [
             Variant(
                 family=self.parent.name, variant=variant, tile=tile, arch=arch, template=target.template,
-                symbol=re.sub(r"[^0-9A-Za-z_]", "_", f"{self.parent.name}_{variant}"), flags=tuple(target.flags),
+                symbol=re.sub(r"[^0-9A-Za-z_]", "_", f"{self.parent.family.kernels or self.parent.name}_{variant}"),
+                flags=tuple(target.flags),
                 may_use_local_memory=variant in target.local_memory, axes=point.axes, constants=constants,
                 parameters=parameters, parameter_bytes=parameter_bytes, launch=launch, choices=self.parent.choices,
                 cost=cost, declaration=declaration,
@@ -305,7 +306,7 @@ class TargetExpander:
             kind, name = _kind_and_name(parameter)
             entry: dict[str, Any] = {"kind": kind, "name": name, "offset": offsets[index], "size": abi[index][0]}
             if kind == "pointer":
-                entry["argument"] = name
+                entry["argument"] = parameter.argument or name
             elif kind == "scalar":
                 value = self._fold(f"{at}.value", parameter.value, values, variant)
                 entry |= {"dtype": parameter.dtype, "value": value}

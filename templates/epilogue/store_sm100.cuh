@@ -25,7 +25,7 @@ struct StoreSm100 {
         __device__ __forceinline__ Warp(const Params& params, const schedule::Tile& tile, int warp, uint8_t* staging)
             : staging_(staging), stride_(params.num_columns), num_rows_(tile.num_rows) {
             const int column = tile.column + warp * 32, own_column = column + threadIdx.x % 32;
-            alpha_ = params.alpha[tile.batch];
+            alpha_ = params.factor(tile.batch);
             bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * stride_ + own_column,
                                own_column < stride_);
             num_columns_ = stride_ - column;

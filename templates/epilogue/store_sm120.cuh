@@ -22,7 +22,7 @@ struct StoreSm120 {
                                                   const schedule::Tile& tile, const Params& params) {
         const typename Slots::Place place;
         const int num_columns = params.num_columns;
-        const float alpha = params.alpha[tile.batch];
+        const float alpha = params.factor(tile.batch);
         const int column = tile.column + place.warp_n * Slots::WARP_N + place.g * kVector;
         const int first_token = place.warp_m * MMA_N + 2 * place.l;
         const int num_tokens = column < num_columns ? tile.num_rows - first_token : 0;

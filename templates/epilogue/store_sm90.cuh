@@ -1,4 +1,4 @@
-// out = alpha * sums + bias from the accumulators of wgmma, whose rows are columns of out.
+// out = alpha * sums + bias from the accumulators of wgmma, whose rows are columns of out; zeros in rows of padding.
 //
 // A warp has 16 weight rows of each token. It turns a few tokens at a time in shared memory and stores 16-byte vectors.
 #pragma once
@@ -13,14 +13,14 @@
 
 namespace epilogue {
 
-template <class Config, class Out>
+template <class Config, class Out, class Rows = layout::PlainRows<Config::BLOCK_K / 2, Config::BLOCK_N / 128>>
 struct StoreSm90 {
     static constexpr int BLOCK_M = Config::BLOCK_M;
     static constexpr int kNumConsumerWarps = 8, kTiles = Config::BLOCK_N / 128;
     static constexpr int kNumWarps = 0;  // of its own
     static constexpr int kTokens = BLOCK_M < 16 || sizeof(Out) == 4 ? 8 : 16;  // one vector a lane where possible
     static constexpr int ROW_BYTES = 16 * sizeof(Out) + 16;  // 16 weight rows; the pad keeps tokens off others' banks
-    using WeightRows = layout::PlainRows<Config::BLOCK_K / 2, kTiles>;
+    using WeightRows = Rows;
 
     using Params = StoreParams<Out>;
     struct alignas(16) Storage {
@@ -45,8 +45,8 @@ struct StoreSm90 {
         // Of 16 columns of out.
         __device__ __forceinline__ void store(const float (&accumulators)[BLOCK_M / 2], const schedule::Tile& tile,
                                               int column, int warp) {
-            const int lane = thread_index_again() % 32, num_tokens = tile.num_rows, num_columns = params_.num_columns;
-            const float alpha = params_.alpha[tile.batch];
+            const int lane = thread_index_again() % 32, num_tokens = tile.num_stored, num_columns = params_.num_columns;
+            const float alpha = params_.factor(tile.batch);
             uint8_t* const staging = shared_.staging[warp];
             float bias[2];
 #pragma unroll
@@ -56,39 +56,59 @@ struct StoreSm90 {
                                      row < num_columns);
             }
             Out* const out = params_.out + static_cast<int64_t>(tile.row) * num_columns + column;
-            constexpr int VECTOR = 16 / sizeof(Out), VECTORS_PER_TOKEN = 16 / VECTOR;
 #pragma unroll
             for (int first = 0; first < BLOCK_M; first += kTokens) {
                 if (first < num_tokens) {
+                    if (params_.accumulate) {
+                        each_vector(lane, [&](int token, int part) {
+                            const bool exists = first + token < tile.num_rows && column + part < num_columns;
+                            place(staging, token, part) = exists ? *vector_of(out, first + token, part) : uint4{};
+                        });
+                        __syncwarp();
+                    }
                     stage(staging, &accumulators[first / 2], alpha, bias, lane);
                     __syncwarp();
-#pragma unroll
-                    for (int v = lane; v < kTokens * VECTORS_PER_TOKEN; v += 32) {
-                        // Neighbouring lanes read neighbouring tokens: with the pad, eight of them touch every bank
-                        // once.
-                        const int token = v % kTokens, part = v / kTokens * VECTOR;
-                        if (first + token < num_tokens && column + part < num_columns) {
-                            *reinterpret_cast<uint4*>(out + static_cast<int64_t>(first + token) * num_columns + part) =
-                                *reinterpret_cast<const uint4*>(staging + token * ROW_BYTES + part * sizeof(Out));
-                        }
-                    }
+                    each_vector(lane, [&](int token, int part) {
+                        if (first + token < num_tokens && column + part < num_columns)
+                            *vector_of(out, first + token, part) =
+                                first + token < tile.num_rows ? place(staging, token, part) : uint4{};
+                    });
                     __syncwarp();
                 }
             }
         }
 
-        __device__ __forceinline__ static void stage(uint8_t* staging, const float* sums, float alpha,
-                                                     const float (&bias)[2], int lane) {
-            const int g = lane / 4, l = lane % 4;
+        // Calls with every token of kTokens and every first column of 16 that a lane has a vector of. Neighbouring
+        // lanes have neighbouring tokens: with the pad, eight of them touch every bank once.
+        template <class Function>
+        __device__ __forceinline__ static void each_vector(int lane, const Function& function) {
+            constexpr int VECTOR = 16 / sizeof(Out), VECTORS_PER_TOKEN = 16 / VECTOR;
 #pragma unroll
-            for (int j = 0; j < kTokens; j += 8) {
+            for (int v = lane; v < kTokens * VECTORS_PER_TOKEN; v += 32) function(v % kTokens, v / kTokens * VECTOR);
+        }
+        __device__ __forceinline__ static uint4& place(uint8_t* staging, int token, int part) {
+            return *reinterpret_cast<uint4*>(staging + token * ROW_BYTES + part * sizeof(Out));
+        }
+        __device__ __forceinline__ uint4* vector_of(Out* out, int token, int part) const {
+            return reinterpret_cast<uint4*>(out + static_cast<int64_t>(token) * params_.num_columns + part);
+        }
+
+        __device__ __forceinline__ void stage(uint8_t* staging, const float* sums, float alpha, const float (&bias)[2],
+                                              int lane) const {
+            float values[kTokens / 2];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int token = j + 2 * l + i % 2, row = WeightRows::permuted(g) + i / 2 * 8;
-                    *reinterpret_cast<Out*>(staging + token * ROW_BYTES + row * sizeof(Out)) =
-                        output::convert<Out>(bias::apply(alpha, sums[j / 2 + i], bias[i / 2]));
-                }
+            for (int i = 0; i < kTokens / 2; ++i) {
+                values[i] = bias::apply(alpha, sums[i], bias[i / 2 % 2]);
+                if (params_.accumulate) values[i] += static_cast<float>(element(staging, i, lane));
             }
+            if (params_.accumulate) __syncwarp();
+#pragma unroll
+            for (int i = 0; i < kTokens / 2; ++i) element(staging, i, lane) = output::convert<Out>(values[i]);
+        }
+        // Of sum i of a lane.
+        __device__ __forceinline__ static Out& element(uint8_t* staging, int i, int lane) {
+            const int token = i / 4 * 8 + lane % 4 * 2 + i % 2, row = WeightRows::permuted(lane / 4) + i / 2 % 2 * 8;
+            return *reinterpret_cast<Out*>(staging + token * ROW_BYTES + row * sizeof(Out));
         }
 
         Storage& shared_;

@@ -35,14 +35,14 @@ struct Sm90 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const mainloop::OperandMaps& maps, const Rows& rows,
+    __device__ __forceinline__ static void run(const typename Mainloop::Operands& operands, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         const int warp = warp_index();
         if (threadIdx.x == 0) {
-            maps.prefetch();
+            operands.prefetch();
             Mainloop::init(shared.mainloop);
             Epilogue::init(shared.epilogue);
             shared.tiles.init();
@@ -59,9 +59,9 @@ struct Sm90 {
             if (warp == 0) {
                 if (elect_one())
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
-                              mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
+                              mainloop::Loader<Mainloop>(shared.mainloop, operands, num_columns), prefetch);
             } else {
-                Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), warp - 1);
+                assist(shared, operands, num_columns, depth, warp - 1);
             }
         } else if (warp < kFirstExtraWarp) {
             registers::increase<Config::kConsumerRegisters>();
@@ -70,7 +70,7 @@ struct Sm90 {
             registers::decrease<Config::kExtraRegisters>();
             const int extra = warp - kFirstExtraWarp;
             if (extra >= Epilogue::kNumWarps) {
-                Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), 3 + extra - Epilogue::kNumWarps);
+                assist(shared, operands, num_columns, depth, 3 + extra - Epilogue::kNumWarps);
             } else if constexpr (Epilogue::kNumWarps > 0) {
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
@@ -78,6 +78,11 @@ struct Sm90 {
     }
 
 private:
+    __device__ __forceinline__ static void assist(Storage& shared, const typename Mainloop::Operands& operands,
+                                                  int num_columns, int depth, int assistant) {
+        Mainloop::assist(shared.mainloop, operands, schedule::TileReader(shared.tiles), num_columns, depth, assistant);
+    }
+
     __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {
         schedule::TileReader tiles(shared.tiles);
         typename Mainloop::Multiplier mainloop(shared.mainloop);

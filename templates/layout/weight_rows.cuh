@@ -25,6 +25,11 @@ struct PlainRows {
     __device__ __forceinline__ static int scale_place(int first, int t, int i) { return first + t * 8 + i * 128; }
 };
 
+// Rows as wgmma reads them from shared memory.
+struct MatrixRows {
+    __device__ __forceinline__ static int permuted(int g) { return g; }
+};
+
 // Rows that are gate and up in turn. A warp has 32 neighbouring ones, the gates and ups of one scale group of results.
 // Lane quad g has two elements of it, 8 apart; in m64 tile 0 some quads have the gates and the others the ups, in tile
 // 1 what the first lacks. Which ones is chosen so that the scales of a warp lie in as many banks as there are rows,

@@ -1,10 +1,13 @@
-// The loading thread of every main loop: weights and tokens with their scales, by TMA, into a ring of stages.
+// The loading thread of every main loop: weights and tokens, by TMA, into a ring of stages; with scales in blocks of
+// 128 rows these, too.
 //
 // A main loop says where they go, and how many bytes a stage has:
-//     static constexpr int WEIGHT_ATOMS, ROW_BYTES, BYTES_PER_STAGE;  Storage::full, empty;
-//     static StagePlaces places(Storage&, int stage);  static int first_scale_word(int scale_row);
+//     struct Operands;  static constexpr int WEIGHT_ATOMS, ROW_BYTES, BYTES_PER_STAGE;  Storage::full, empty;
+//     static StagePlaces places(Storage&, int stage);  static int coordinate(int k), first_scale_word(int scale_row);
 #pragma once
 #include <stdint.h>
+
+#include <type_traits>
 
 #include "layout/scale_layout.cuh"
 #include "number/integer.cuh"
@@ -15,8 +18,8 @@
 
 namespace mainloop {
 
-// Of tokens (a) and weights (b).
-struct OperandMaps {
+// Of tokens (a) and weights (b), with scales in blocks.
+struct BlockScaledOperands {
     const tma::TensorMap &a, &b, &a_scale, &b_scale;
 
     __device__ __forceinline__ void prefetch() const {
@@ -31,11 +34,13 @@ struct StagePlaces {
 template <class Mainloop>
 class Loader {
     using Storage = typename Mainloop::Storage;
+    using Operands = typename Mainloop::Operands;
+    static constexpr bool kLoadsScales = std::is_same_v<Operands, BlockScaledOperands>;
     static constexpr int kNumStages = Mainloop::kNumStages, BLOCK_K = Mainloop::BLOCK_K;
     static constexpr int SCALE_K = 64, SCALE_BYTES = BLOCK_K / SCALE_K * scale_layout::ATOM_WORDS * 4;  // of an atom
 
 public:
-    __device__ __forceinline__ Loader(Storage& shared, const OperandMaps& maps, int num_columns)
+    __device__ __forceinline__ Loader(Storage& shared, const Operands& maps, int num_columns)
         : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS)) {}
 
     // The weights of the tile that is loaded next, as far as there are stages.
@@ -45,7 +50,6 @@ public:
     }
 
     __device__ __forceinline__ void load(const schedule::Tile& tile) {
-        const int scale_word = Mainloop::first_scale_word(tile.scale_row);
 #pragma unroll 1  // the instruction cache is for the other roles
         for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
             if (ahead_ > 0) {
@@ -56,9 +60,10 @@ public:
             }
             const StagePlaces places = Mainloop::places(shared_, ring_.stage);
             mbarrier::Barrier* full = &shared_.full[ring_.stage];
-            tma::load_2d(places.tokens, &maps_.a, full, k / 2, tile.row);
-            tma::load_3d(places.token_scales, &maps_.a_scale, full, scale_word, k / SCALE_K,
-                         tile.scale_row / scale_layout::ATOM_ROWS);
+            tma::load_2d(places.tokens, &maps_.a, full, Mainloop::coordinate(k), tile.row);
+            if constexpr (kLoadsScales)
+                tma::load_3d(places.token_scales, &maps_.a_scale, full, Mainloop::first_scale_word(tile.scale_row),
+                             k / SCALE_K, tile.scale_row / scale_layout::ATOM_ROWS);
             ring_.advance();
         }
     }
@@ -79,14 +84,15 @@ private:
         const int atom = tile.batch * weight_atoms_ + tile.column / scale_layout::ATOM_ROWS;
         mbarrier::arrive_expect_tx(full, Mainloop::BYTES_PER_STAGE);
         for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i) {
-            tma::load_3d(places.weights + i * scale_layout::ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full, k / 2,
+            tma::load_3d(places.weights + i * scale_layout::ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full, Mainloop::coordinate(k),
                          tile.column + i * scale_layout::ATOM_ROWS, tile.batch);
-            tma::load_3d(places.weight_scales + i * SCALE_BYTES, &maps_.b_scale, full, 0, k / SCALE_K, atom + i);
+            if constexpr (kLoadsScales)
+                tma::load_3d(places.weight_scales + i * SCALE_BYTES, &maps_.b_scale, full, 0, k / SCALE_K, atom + i);
         }
     }
 
     Storage& shared_;
-    const OperandMaps& maps_;
+    const Operands& maps_;
     const int weight_atoms_;  // of one batch
     int ahead_ = 0;           // stages that have their weights already
     RingState<kNumStages> ring_;

@@ -21,6 +21,7 @@ namespace mainloop {
 
 template <class Config>
 struct MmaSyncFp4 {
+    using Operands = BlockScaledOperands;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
     using Slots = layout::WeightSlots<BLOCK_M, BLOCK_N>;
@@ -58,6 +59,8 @@ struct MmaSyncFp4 {
     static constexpr int BYTES_PER_STAGE =
         sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
 
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];
         return {place.weights[0], place.tokens[0], reinterpret_cast<uint8_t*>(place.weight_scales),

@@ -26,6 +26,7 @@ namespace mainloop {
 template <class Config>
 struct UmmaFp4 {
     using Columns = TensorMemory<Config>;
+    using Operands = BlockScaledOperands;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
     static constexpr int ROW_BYTES = BLOCK_K / 2;
@@ -72,6 +73,8 @@ struct UmmaFp4 {
 
     static constexpr int WEIGHT_ATOMS = 1, BYTES_PER_STAGE = sizeof(Stage);
 
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];
         return {place.weights, place.tokens, place.weight_scales[0], place.token_scales[0][0]};

@@ -24,6 +24,7 @@ namespace mainloop {
 
 template <class Config, class WeightRows>
 struct WgmmaDequant {
+    using Operands = BlockScaledOperands;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages, kNumSlots = Config::kNumSlots;
     static constexpr int kNumTokenWarps = Config::kNumTokenWarps, kNumConsumerWarps = 8;
@@ -67,6 +68,8 @@ struct WgmmaDequant {
     static constexpr int BYTES_PER_STAGE = sizeof(Storage::weights[0]) + sizeof(Storage::packed_tokens[0]) +
                                            sizeof(Storage::weight_scales[0]) + sizeof(Storage::token_scales[0]);
 
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return {shared.weights[stage], shared.packed_tokens[stage], shared.weight_scales[stage][0][0],
                 shared.token_scales[stage][0][0]};
@@ -83,7 +86,8 @@ struct WgmmaDequant {
 
     // Warp token_warp of kNumTokenWarps.
     template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage& shared, Tiles tiles, int token_warp) {
+    __device__ __forceinline__ static void assist(Storage& shared, const Operands&, Tiles tiles, int, int,
+                                                  int token_warp) {
         const int lane = threadIdx.x % 32;
         RingState<kNumStages> ring;
         RingState<kNumSlots> slots;

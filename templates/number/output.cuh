@@ -48,4 +48,11 @@ __device__ __forceinline__ uint32_t pack<__half>(float low, float high) {
     return packed;
 }
 
+// Two neighbours, rounded, in one access.
+template <typename T>
+__device__ __forceinline__ void store_pair(T* place, float low, float high) {
+    if constexpr (sizeof(T) == 4) *reinterpret_cast<float2*>(place) = make_float2(low, high);
+    else *reinterpret_cast<uint32_t*>(place) = pack<T>(low, high);
+}
+
 }  // namespace output

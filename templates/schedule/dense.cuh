@@ -1,5 +1,6 @@
 // The rows of one matrix.
 #pragma once
+#include "schedule/tile.cuh"
 
 namespace schedule {
 
@@ -11,6 +12,7 @@ struct Dense {
     __device__ __forceinline__ int row(int) const { return 0; }
     __device__ __forceinline__ int count(int) const { return num_rows; }
     __device__ __forceinline__ int scale_row(int) const { return 0; }
+    __device__ __forceinline__ static void settle(Tile&) {}
 };
 
 }  // namespace schedule

@@ -3,12 +3,13 @@
 // `Rows` says which rows a batch has, as known on the device only:
 //     static constexpr int kMaxBatches;  int num_batches;
 //     int count(int batch) const, row(int batch) const, scale_row(int batch) const;
+//     void settle(Tile& tile) const: what it knows of the tile beyond that, of rows which are padding.
 // Every CTA scans the counts once, in parallel, into a prefix of row tiles in shared memory; the batch of a tile is
 // then found by binary search. Empty batches own no tile, so they cost nothing.
 //
-// Order: batch, column tile, row tile (fastest). CTAs that run at the same time thus share one weight tile, which is
-// read from memory once; the activations of one batch stay in L2. Row tiles start at another one in each column, or a
-// CTA could get the last one, which is short, every time, and another never.
+// Order: batch, swath of row tiles, column tile, row tile (fastest). CTAs that run at the same time thus share a few
+// weight tiles, which are read from memory once; the activations of a swath stay in L2. Row tiles start at another one
+// in each column, or a CTA could get the last one, which is short, every time, and another never.
 #pragma once
 #include <stdint.h>
 
@@ -20,6 +21,8 @@ namespace schedule {
 
 template <class Rows, int BLOCK_M, int BLOCK_N>
 class Grouped {
+    static constexpr int kSwathTiles = 16;
+
 public:
     struct Storage {
         int tiles_before[Rows::kMaxBatches + 1];  // row tiles of the batches before
@@ -47,15 +50,18 @@ public:
         next_ += gridDim.x;
         const int batch = scan::find(storage_.tiles_before, rows_.num_batches, index, column_tiles_);
         const int first = storage_.tiles_before[batch], row_tiles = storage_.tiles_before[batch + 1] - first;
-        const int local = index - first * column_tiles_, column_tile = local / row_tiles;
+        const int place = index - first * column_tiles_, swath = place / (kSwathTiles * column_tiles_) * kSwathTiles;
+        const int width = min(kSwathTiles, row_tiles - swath), local = place - swath * column_tiles_;
+        const int column_tile = local / width;
         tile.batch = batch;
-        const int row = (local + column_tile) % row_tiles * BLOCK_M;  // within the batch
+        const int row = (swath + (local + column_tile) % width) * BLOCK_M;  // within the batch
         tile.row = rows_.row(batch) + row;
-        tile.num_rows = min(BLOCK_M, rows_.count(batch) - row);
+        tile.num_rows = tile.num_stored = min(BLOCK_M, rows_.count(batch) - row);
         tile.column = column_tile * BLOCK_N;
         tile.scale_row = rows_.scale_row(batch) + row;
         tile.k_begin = 0;
         tile.k_end = depth_;
+        rows_.settle(tile);
         return true;
     }
 

@@ -3,6 +3,7 @@
 #include "layout/scale_layout.cuh"
 #include "number/integer.cuh"
 #include "schedule/scan.cuh"
+#include "schedule/tile.cuh"
 
 namespace schedule {
 
@@ -17,6 +18,7 @@ struct Masked {
     __device__ __forceinline__ int scale_row(int batch) const {
         return batch * (ceil_div(max_rows, scale_layout::ATOM_ROWS) * scale_layout::ATOM_ROWS);
     }
+    __device__ __forceinline__ static void settle(Tile&) {}
 };
 
 }  // namespace schedule

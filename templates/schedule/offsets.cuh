@@ -1,6 +1,7 @@
 // Rows of a grouped GEMM that are packed, sorted by batch.
 #pragma once
 #include "schedule/scan.cuh"
+#include "schedule/tile.cuh"
 
 namespace schedule {
 
@@ -19,6 +20,7 @@ struct Offsets {
         return max(0, scan::clamp_rows(__ldcg(expert_offsets + batch + 1), num_rows) - row(batch));
     }
     __device__ __forceinline__ int scale_row(int batch) const { return __ldcg(scale_offsets + batch); }
+    __device__ __forceinline__ static void settle(Tile&) {}
 };
 
 }  // namespace schedule

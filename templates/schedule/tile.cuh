@@ -14,7 +14,8 @@ namespace schedule {
 struct Tile {
     int batch;      // expert, or matrix; -1 after the last tile
     int row;        // first row in a and out
-    int num_rows;   // that exist; no other row counts for its value, or is stored
+    int num_rows;    // that exist; no other row counts for its value
+    int num_stored;  // rows of out that are written: zeros from num_rows on
     int column;     // first column in out: row of the weights
     int scale_row;  // first row in a_scale
     int k_begin, k_end;

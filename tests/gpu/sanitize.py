@@ -21,6 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
 import packs  # noqa: E402
 import quantization  # noqa: E402
@@ -117,6 +118,32 @@ def launch_schedules(device: Device, rng: np.random.Generator) -> str:
     return f"{len(masked)} variants of grouped_fp4_masked, {len(dense)} of gemm_fp4"
 
 
+def launch_rows(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of the FP8 and bf16 GEMMs in every form of rows, each element within its bound."""
+    count = 0
+    for fmt, (suffix, place, padding) in itertools.product(("fp8", "bf16"), (
+        ("", gemm_problem.by_offsets, "as before"), ("_ends", gemm_problem.by_ends, "zeros"),
+        ("_labels", gemm_problem.by_labels, "zeros"),
+        ("_masked", lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before"),
+        (None, gemm_problem.dense, ""),
+    )):  # fmt: skip
+        dense = suffix is None
+        problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, K)
+        arrays, places = place(problem)
+        inputs = {name: device.upload(array) for name, array in arrays.items()}
+        *lead, _ = arrays["a"].shape
+        name = f"gemm_{fmt}" if dense else f"grouped_{fmt}"
+        for variant, out_type in packs.output_types(name + (suffix or ""), hardware.runs_here).items():
+            out = reference.GuardedOutput(int(np.prod(lead)), N, out_type)
+            array = out.array.reshape(*lead, N)
+            buffer = device.upload(array)
+            loader.launch(name, **inputs, out=buffer, variant=variant)
+            device.download(buffer, array)
+            gemm_problem.verify(problem, places, out, len(out.array), padding, f"{name}{suffix} {variant}")
+            count += 1
+    return f"{count} variants of FP8 and bf16 GEMMs"
+
+
 def launch_fused(device: Device, rng: np.random.Generator) -> str:
     """Every variant of grouped_fp4_swiglu for every type in between: all variants write the same bytes."""
     problem = reference.grouped_problem(rng, COUNTS, 2 * BETWEEN, K, gaps=True)
@@ -190,7 +217,7 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    parts = launch_grouped, launch_schedules, launch_fused, launch_quantising, launch_layer
+    parts = launch_grouped, launch_schedules, launch_rows, launch_fused, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

@@ -1,0 +1,313 @@
+"""DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
+fp32 scales (tokens per 1 x 128, weights per 128 x 128) and bf16, dense, grouped and masked, K-major operands.
+
+``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
+``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
+Differences that a caller can see: rows of padding become zeros in every layout, masked rows need no multiple of a tile,
+nothing is written past a group's end, and results are the same bytes every time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+import loader
+
+ALIGNMENT = 128  # of the first row of a group in the contiguous layouts
+SCALE_BLOCK = 128
+
+Scaled = tuple[torch.Tensor, torch.Tensor]
+Recipe = tuple[int, ...] | None
+
+_settings: dict[str, Any] = {"pdl": True, "tc_util": 100}
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    covered = ", ".join(sorted(key for key, value in globals().items() if callable(value) and key[0].islower()))
+    raise NotImplementedError(f"deep_gemm.{name} is not covered; covered are {covered}")
+
+
+# Dense
+
+
+def fp8_fp4_gemm_nt(
+    a: Scaled, b: Scaled, d: torch.Tensor, c: torch.Tensor | None = None, recipe: Recipe = None,
+    recipe_a: Recipe = None, recipe_b: Recipe = None, compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
+) -> None:  # fmt: skip
+    """d [M, N] = a [M, K] . b [N, K]^T (+ c); scales of a [M, K / 128], of b [N / 128, K / 128], fp32.
+
+    ``compiled_dims`` and ``disable_ue8m0_cast`` change nothing: no dimension is compiled in, and fp32 scales stay fp32.
+    """
+    _check_recipe(recipe, recipe_a, recipe_b)
+    (a, a_scale), (b, b_scale) = a, b
+    if _is_done(a, b, d, c):
+        return
+    loader.launch("gemm_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), a_scale=mn_major_scale(a_scale, *a.shape, 1),
+                  b_scale=_block_scale(b_scale, *b.shape), out=d, accumulate=_accumulate(c, d))  # fmt: skip
+
+
+def bf16_gemm_nt(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
+) -> None:
+    """d [M, N] = a [M, K] . b [N, K]^T (+ c)."""
+    if not _is_done(a, b, d, c):
+        loader.launch("gemm_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d, accumulate=_accumulate(c, d))
+
+
+# Groups of rows
+
+
+def m_grouped_fp8_fp4_gemm_nt_contiguous(
+    a: Scaled, b: Scaled, d: torch.Tensor, grouped_layout: torch.Tensor, recipe: Recipe = None,
+    recipe_a: Recipe = None, recipe_b: Recipe = None, compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
+    use_psum_layout: bool = False, ensure_zero_padding: bool = True, expected_m_for_psum_layout: int | None = None,
+) -> None:  # fmt: skip
+    """d [M, N] = a [M, K] . b[g] [N, K]^T for the rows of each group g.
+
+    grouped_layout: the group of each row, -1 in padding; with ``use_psum_layout`` the end of each group. A group starts
+    at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says.
+    """
+    _check_recipe(recipe, recipe_a, recipe_b)
+    (a, a_scale), (b, b_scale) = a, b
+    if a.shape[0] == 0:
+        return
+    loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
+                  a_scale=mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
+                  **_groups(grouped_layout, use_psum_layout))  # fmt: skip
+
+
+def m_grouped_bf16_gemm_nt_contiguous(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor, compiled_dims: str = "nk",
+    use_psum_layout: bool = False, ensure_zero_padding: bool = True, expected_m_for_psum_layout: int | None = None,
+) -> None:  # fmt: skip
+    """As ``m_grouped_fp8_fp4_gemm_nt_contiguous``, in bf16."""
+    if a.shape[0]:
+        loader.launch("grouped_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
+                      **_groups(grouped_layout, use_psum_layout))  # fmt: skip
+
+
+def m_grouped_fp8_fp4_gemm_nt_masked(
+    a: Scaled, b: Scaled, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int, recipe: Recipe = None,
+    recipe_a: Recipe = None, recipe_b: Recipe = None, compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
+) -> None:  # fmt: skip
+    """d [G, Mmax, N] = a [G, Mmax, K] . b[g] [N, K]^T for the first masked_m[g] rows of each group; the others stay.
+
+    ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed.
+    """
+    _check_recipe(recipe, recipe_a, recipe_b)
+    (a, a_scale), (b, b_scale) = a, b
+    loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"),
+                  a_scale=mn_major_scale(a_scale, *a.shape[-2:], a.shape[0]), b_scale=_block_scale(b_scale, *b.shape),
+                  out=d, mask=masked_m, expected_rows=expected_m)  # fmt: skip
+
+
+def m_grouped_bf16_gemm_nt_masked(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int,
+    compiled_dims: str = "nk",
+) -> None:  # fmt: skip
+    """As ``m_grouped_fp8_fp4_gemm_nt_masked``, in bf16."""
+    loader.launch("grouped_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d, mask=masked_m,
+                  expected_rows=expected_m)  # fmt: skip
+
+
+fp8_gemm_nt = fp8_fp4_gemm_nt
+m_grouped_fp8_gemm_nt_contiguous = m_grouped_fp8_fp4_gemm_nt_contiguous
+m_grouped_fp8_gemm_nt_masked = fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_fp4_gemm_nt_masked
+bf16_m_grouped_gemm_nt_masked = m_grouped_bf16_gemm_nt_masked
+
+
+# Scales
+
+
+def get_tma_aligned_size(x: int, element_size: int) -> int:
+    """x, rounded up until that many elements are a multiple of 16 bytes."""
+    per = 16 // element_size
+    return -(-x // per) * per
+
+
+def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
+    """fp32 scales [.., MN, K] with MN innermost, a column padded to 16 bytes; as they are where they lie so already."""
+    *lead, mn, k = sf.shape
+    return _padded(sf, mn, k, lead)[..., :mn].transpose(-1, -2)
+
+
+def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> torch.Tensor:
+    """Exponents of fp32 scales [.., MN, K], four of K in an int32 (the first in the lowest byte), with MN innermost.
+
+    Scales must be powers of two: exponents are taken, nothing is rounded. On the host others raise; on a GPU, where
+    no call waits for values, their fractions are lost.
+    """
+    *lead, mn, k = sf.shape
+    bits = sf.contiguous().view(torch.int32)
+    if sf.device.type == "cpu" and bool((bits & 0x807FFFFF).any()):
+        raise ValueError("scales: expected positive powers of two, got others; quantise with them, do not round them")
+    exponents = torch.nn.functional.pad((bits >> 23).to(torch.uint8), (0, -k % 4))
+    packed = exponents.view(torch.int32)
+    return _padded(packed, mn, packed.shape[-1], lead)[..., :mn].transpose(-1, -2)
+
+
+def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(
+    sf: torch.Tensor, grouped_layout: torch.Tensor, ks_cpu: list[int], gran_k: int, k_alignment: int,
+    use_psum_layout: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The same of scales [sum of K_g / gran_k, MN] of groups along K: every group starts with an int32 of its own."""
+    if use_psum_layout:
+        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
+    if sum(-(-k // gran_k) for k in ks_cpu) != len(sf):
+        raise ValueError(f"scales: expected {sum(-(-k // gran_k) for k in ks_cpu)} rows for ks_cpu, got {len(sf)}")
+    groups = sf.split([-(-k // gran_k) for k in ks_cpu])
+    return torch.cat([get_mn_major_tma_aligned_packed_ue8m0_tensor(group.T).T for group in groups if len(group)])
+
+
+def transform_sf_into_required_layout(
+    sf: torch.Tensor, mn: int, k: int, recipe: tuple[int, ...], num_groups: int | None = None,
+    is_sfa: bool | None = None, disable_ue8m0_cast: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """fp32 scales as the kernels of Hopper read them: per 1 x 128 with MN innermost, per 128 x 128 as they are."""
+    if (len(recipe) == 3) != (is_sfa is not None):
+        raise ValueError(f"is_sfa goes with a recipe of three, and with no other; got {recipe} and is_sfa={is_sfa}")
+    granularity = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else tuple(recipe)
+    if sf.dtype != torch.float32 or granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
+        raise NotImplementedError("scales: expected float32 per 1 x 128 or 128 x 128, got "
+                                  f"{sf.dtype} per {granularity}")  # fmt: skip
+    expected = tuple([num_groups] * (num_groups is not None)) + (-(-mn // granularity[0]), -(-k // granularity[1]))
+    if tuple(sf.shape) != expected:
+        raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
+    return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
+
+
+def mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int) -> torch.Tensor:
+    """Scales [.., MN, K / 128] as kernels take them, [.., K / 128, MN up to a multiple of 4]: a view where that is
+    how they lie, else a copy."""
+    if sf.dtype != torch.float32:
+        raise NotImplementedError(f"scales: expected float32 on Hopper, got {sf.dtype}")
+    blocks = -(-k // SCALE_BLOCK)
+    lead = list(sf.shape[:-2])
+    if tuple(sf.shape[-2:]) != (mn, blocks) or lead not in ([groups], [] if groups == 1 else [groups]):
+        raise ValueError(f"scales of a: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
+    return _padded(sf, mn, blocks, lead)
+
+
+def _padded(sf: torch.Tensor, mn: int, k: int, lead: list[int]) -> torch.Tensor:
+    pitch = get_tma_aligned_size(mn, sf.element_size())
+    strides = [k * pitch] * len(lead) + [pitch, 1]
+    size = (lead[0] if lead else 1) * k * pitch
+    in_place = [*sf.stride()[:-2], sf.stride(-1), sf.stride(-2)] == strides or (mn == 1 and sf.stride(-1) == pitch)
+    if in_place and sf.untyped_storage().nbytes() // sf.element_size() - sf.storage_offset() >= size:
+        return sf.as_strided([*lead, k, pitch], strides)
+    # Padding is read by nothing, but compared by tests and copied by users.
+    padded = sf.new_zeros([*lead, k, pitch])
+    padded[..., :mn] = sf.transpose(-1, -2)
+    return padded
+
+
+# Settings
+
+
+def get_num_sms() -> int:
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+def set_num_sms(num_sms: int) -> None:
+    """All of them: a launch's grid follows from the problem and the device."""
+    if num_sms not in (0, get_num_sms()):
+        raise NotImplementedError(f"num_sms: expected all {get_num_sms()} multiprocessors of the device, got {num_sms}")
+
+
+def set_pdl(enabled: bool) -> None:
+    """Accepted for callers' sake: every kernel may start while the one before it on the stream still runs."""
+    _settings["pdl"] = bool(enabled)
+
+
+def get_pdl() -> bool:
+    return _settings["pdl"]
+
+
+def set_tc_util(percent: int) -> None:
+    """Accepted for callers' sake; nothing is throttled."""
+    _settings["tc_util"] = percent
+
+
+def get_tc_util() -> int:
+    return _settings["tc_util"]
+
+
+def set_ignore_compile_dims(ignored: bool) -> None:
+    """Accepted for callers' sake: no dimension is compiled in."""
+
+
+def set_block_size_multiple_of(multiple: int | tuple[int, int]) -> None:
+    """Accepted for callers' sake: tiles are those of the pack."""
+
+
+def get_mk_alignment_for_contiguous_layout() -> int:
+    return ALIGNMENT
+
+
+def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
+    if alignment != ALIGNMENT:
+        raise NotImplementedError(f"alignment of groups: expected {ALIGNMENT}, got {alignment}")
+
+
+def get_theoretical_mk_alignment_for_contiguous_layout(expected_m: int | None = None) -> int:
+    return ALIGNMENT
+
+
+get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = get_mk_alignment_for_contiguous_layout
+
+
+# What the functions share
+
+
+def _check_recipe(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> None:
+    if recipe is not None and (recipe_a is not None or recipe_b is not None):
+        raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
+    given = tuple(recipe or (*(recipe_a or (1, SCALE_BLOCK))[:1], *(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))))
+    if given != (1, SCALE_BLOCK, SCALE_BLOCK) or (recipe_a and tuple(recipe_a) != (1, SCALE_BLOCK)):
+        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
+                                  f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
+
+
+def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:
+    if not x.is_contiguous():
+        raise NotImplementedError(
+            f"{name}: expected K-major and contiguous, got strides {x.stride()} of {tuple(x.shape)}")
+    return x
+
+
+def _block_scale(sf: torch.Tensor, *shape: int) -> torch.Tensor:
+    *lead, n, k = shape
+    expected = (*lead, -(-n // SCALE_BLOCK), -(-k // SCALE_BLOCK))
+    if sf.dtype != torch.float32 or tuple(sf.shape) != expected:
+        raise ValueError(
+            f"scales of b: expected float32 {expected}, one for 128 x 128, got {sf.dtype} {tuple(sf.shape)}")
+    return sf.contiguous()
+
+
+def _is_done(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None) -> bool:
+    """Whether nothing is left to multiply; d is c, or zeros, where K is 0."""
+    if 0 in d.shape:
+        return True
+    if a.shape[-1] == 0:
+        d.zero_() if c is None else d.copy_(c)
+        return True
+    return False
+
+
+def _accumulate(c: torch.Tensor | None, d: torch.Tensor) -> str:
+    """c is in d when the kernel adds to it."""
+    if c is None:
+        return "overwrite"
+    if c.shape != d.shape or c.dtype != d.dtype:
+        raise ValueError(f"c: expected {d.dtype} {tuple(d.shape)} like d, got {c.dtype} {tuple(c.shape)}")
+    if c.data_ptr() != d.data_ptr():
+        d.copy_(c)
+    return "add"
+
+
+def _groups(grouped_layout: torch.Tensor, use_psum_layout: bool) -> dict[str, torch.Tensor]:
+    return {"group_ends" if use_psum_layout else "row_groups": grouped_layout}

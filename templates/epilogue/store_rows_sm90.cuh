@@ -1,0 +1,110 @@
+// out = alpha * sums + bias from the accumulators of wgmma, whose rows are rows of out; zeros in rows of padding.
+//
+// A warp has 16 rows. It brings a few columns at a time in order in shared memory and stores 16-byte vectors.
+#pragma once
+#include <stdint.h>
+
+#include "epilogue/store_params.cuh"
+#include "number/bias.cuh"
+#include "number/output.cuh"
+#include "ptx/launch.cuh"
+#include "schedule/tile.cuh"
+
+namespace epilogue {
+
+template <class Config, class Out>
+struct StoreRowsSm90 {
+    static constexpr int kNumConsumerWarps = 8;
+    static constexpr int kNumWarps = 0;  // of its own
+    static constexpr int kVector = 16 / sizeof(Out), kColumns = 8 * kVector;  // staged: 128 bytes of a row
+    static constexpr int ROW_BYTES = 128 + 16;                                // the pad keeps rows off others' banks
+
+    using Params = StoreParams<Out>;
+    struct alignas(16) Storage {
+        uint8_t staging[kNumConsumerWarps][16 * ROW_BYTES];
+    };
+    __device__ __forceinline__ static void init(Storage&) {}
+
+    // What a warp that multiplies does with its tiles.
+    class Consumer {
+    public:
+        __device__ __forceinline__ Consumer(Storage& shared, const Params& params) : shared_(shared), params_(params) {}
+
+        // Of each tile of a warpgroup kSums.
+        template <int kTiles, int kSums>
+        __device__ __forceinline__ void finish(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
+            if (params_.bias == nullptr && !params_.accumulate) store<false>(accumulators, tile);
+            else store<true>(accumulators, tile);
+        }
+
+    private:
+        // Two neighbouring columns of a row.
+        struct alignas(2 * sizeof(Out)) Pair {
+            Out low, high;
+        };
+
+        template <bool kAdds, int kTiles, int kSums>
+        __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
+            const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
+            const int num_rows = tile.num_rows - warp * 16, num_stored = tile.num_stored - warp * 16;
+            const int stride = params_.num_columns;
+            const float alpha = params_.factor(tile.batch);
+            const float* const bias =
+                params_.bias == nullptr ? nullptr : params_.bias + static_cast<int64_t>(tile.batch) * stride;
+            // Of a lane: vector lane % 8 of rows lane / 8, and every fourth one below.
+            const int vector_row = lane / 8, part = lane % 8 * kVector;
+            uint8_t* const staging = shared_.staging[warp];
+            uint4* const place = reinterpret_cast<uint4*>(staging + vector_row * ROW_BYTES + lane % 8 * 16);
+            Out* const out = params_.out + static_cast<int64_t>(tile.row + warp * 16 + vector_row) * stride + part;
+#pragma unroll
+            for (int first = 0; first < Config::BLOCK_N; first += kColumns) {
+                const int column = tile.column + first;
+                const bool exists = column + part < stride;
+                if (kAdds && params_.accumulate) {
+#pragma unroll
+                    for (int row = 0; row < 16; row += 4)
+                        place[row * ROW_BYTES / 16] = exists && row + vector_row < num_rows
+                                                          ? *reinterpret_cast<uint4*>(out + column + row * int64_t(stride))
+                                                          : uint4{};
+                    __syncwarp();
+                }
+                stage<kAdds>(staging, &accumulators[first / 2 / kSums][first / 2 % kSums], alpha, bias, column, lane);
+                __syncwarp();
+#pragma unroll
+                for (int row = 0; row < 16; row += 4)
+                    if (exists && row + vector_row < num_stored)
+                        *reinterpret_cast<uint4*>(out + column + row * int64_t(stride)) =
+                            row + vector_row < num_rows ? place[row * ROW_BYTES / 16] : uint4{};
+                __syncwarp();
+            }
+        }
+
+        // kColumns columns of the warp's rows, from `column` on.
+        template <bool kAdds>
+        __device__ __forceinline__ void stage(uint8_t* staging, const float* sums, float alpha, const float* bias,
+                                              int column, int lane) const {
+            Pair* const pairs = reinterpret_cast<Pair*>(staging + lane / 4 * ROW_BYTES) + lane % 4;
+#pragma unroll
+            for (int i = 0; i < kColumns / 2; i += 2) {  // sums i and i + 1 are neighbours
+                Pair& pair = pairs[i / 2 % 2 * 8 * (ROW_BYTES / sizeof(Pair)) + i / 4 * 4];
+                float low = alpha * sums[i], high = alpha * sums[i + 1];
+                if constexpr (kAdds) {
+                    const int own_column = column + i / 4 * 8 + lane % 4 * 2;
+                    const float2 biases = bias::load_pair(bias, own_column, own_column < params_.num_columns);
+                    low = bias::apply(alpha, sums[i], biases.x);
+                    high = bias::apply(alpha, sums[i + 1], biases.y);
+                    if (params_.accumulate) {
+                        low += static_cast<float>(pair.low);
+                        high += static_cast<float>(pair.high);
+                    }
+                }
+                output::store_pair(&pair.low, low, high);
+            }
+        }
+
+        Storage& shared_;
+        const Params& params_;
+    };
+};
+
+}  // namespace epilogue

@@ -1,0 +1,73 @@
+// Main loop of sm_90 for operands without scales (BF16): weights . tokens^T by wgmma on shared memory.
+//
+// Roles: one thread loads by TMA, two warpgroups multiply.
+#pragma once
+#include <stdint.h>
+
+#include "mainloop/shared_operands.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/wgmma.cuh"
+#include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
+
+namespace mainloop {
+
+struct PlainOperands {
+    const tma::TensorMap &a, &b;
+
+    __device__ __forceinline__ void prefetch() const {
+        tma::prefetch(&a);
+        tma::prefetch(&b);
+    }
+};
+
+template <class Config>
+struct WgmmaShared : SharedOperands<Config, 0, Config::BLOCK_N> {
+    using Base = SharedOperands<Config, 0, Config::BLOCK_N>;
+    using Operands = PlainOperands;
+    using typename Base::Accumulators, typename Base::Storage;
+    static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;
+
+    template <class Tiles>
+    __device__ __forceinline__ static void assist(Storage&, const Operands&, Tiles tiles, int, int, int) {
+        while (tiles.wait()) tiles.release();
+    }
+
+    // The two warpgroups that multiply.
+    class Multiplier {
+    public:
+        __device__ __forceinline__ explicit Multiplier(Storage& shared) : shared_(shared), products_(shared) {}
+
+        // The sums of the tile; those of rows that it does not have are anything.
+        __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {
+            const bool has_warp_lead = threadIdx.x % 32 == 0;
+            const int k_begin = tile.k_begin, k_end = tile.k_end;
+#pragma unroll
+            for (auto& of_tile : sums)
+#pragma unroll
+                for (float& sum : of_tile) sum = 0;
+            for (int k = k_begin; k < k_end; k += BLOCK_K) {
+                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                wgmma::fence();
+#pragma unroll
+                for (int t = 0; t < kTiles; ++t)
+                    products_.issue(sums[t], ring_.stage, t, true);
+                wgmma::commit();
+                // The products of the stage before are over, so it is free.
+                wgmma::wait<1>();
+                if (k > k_begin && has_warp_lead) mbarrier::arrive(&shared_.empty[ring_.previous()]);
+                ring_.advance();
+            }
+            wgmma::wait<0>();
+            if (k_begin < k_end && has_warp_lead) mbarrier::arrive(&shared_.empty[ring_.previous()]);
+            __syncwarp();
+        }
+
+    private:
+        Storage& shared_;
+        const typename Base::Products products_;
+        RingState<Base::kNumStages> ring_;
+    };
+};
+
+}  // namespace mainloop

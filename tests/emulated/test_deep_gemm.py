@@ -1,0 +1,160 @@
+"""DeepGEMM's functions on CPU tensors: each against float64, and what they refuse."""
+
+from __future__ import annotations
+
+import functools
+
+import gemm_problem
+import numpy as np
+import pytest
+import reference
+import torch
+
+import loader
+from integrations import deep_gemm
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors", "on_hopper"),
+]
+COUNTS, N, K = [5, 0, 130], 136, 400
+
+
+@pytest.fixture
+def on_hopper(monkeypatch, packs):
+    """Launches of this test go to an emulated Hopper."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:90a"))
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array).view(torch.float8_e4m3fn) if array.dtype == np.uint8 else torch.from_numpy(array)
+
+
+def operands(inputs: dict[str, np.ndarray], rows: int) -> tuple:
+    """a and b as DeepGEMM takes them: FP8 with scales [.., rows, K / 128] row after row, as a quantiser leaves them."""
+    a, b = to_torch(inputs["a"]), to_torch(inputs["b"])
+    if "a_scale" not in inputs:
+        return a, b
+    scale = torch.from_numpy(inputs["a_scale"]).mT[..., :rows, :].contiguous()
+    return (a, scale), (b, torch.from_numpy(inputs["b_scale"]))
+
+
+def verify(problem: gemm_problem.GemmProblem, d: torch.Tensor, places: np.ndarray, padding: str | None) -> None:
+    value, bound = gemm_problem.expected(problem)
+    d = d.reshape(-1, d.shape[-1])
+    bound = gemm_problem.rounded_bound(value, bound, "bf16")
+    reference.check_within(d.double().numpy()[places], value, bound)
+    if padding == "zeros":
+        assert not np.delete(d.float().numpy(), places, axis=0).any()
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_dense(fmt: str, with_c: bool, rng: np.random.Generator) -> None:
+    """d = a . b^T, and with c = d added to what d holds."""
+    problem = gemm_problem.gemm_problem(rng, fmt, [37], N, K)
+    inputs, places = gemm_problem.dense(problem)
+    d = torch.zeros(37, N, dtype=torch.bfloat16) if with_c else torch.full((37, N), torch.nan, dtype=torch.bfloat16)
+    function = deep_gemm.fp8_gemm_nt if fmt == "fp8" else deep_gemm.bf16_gemm_nt
+    function(*operands(inputs, 37), d, c=d if with_c else None)
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+@pytest.mark.parametrize("psum", [False, True])
+def test_contiguous(fmt: str, psum: bool, rng: np.random.Generator) -> None:
+    """By labels and by ends; padding becomes zeros."""
+    problem = gemm_problem.gemm_problem(rng, fmt, COUNTS, N, K)
+    inputs, places = (gemm_problem.by_ends if psum else gemm_problem.by_labels)(problem)
+    rows = len(inputs["a"])
+    d = torch.full((rows, N), torch.nan, dtype=torch.bfloat16)
+    layout = torch.from_numpy(inputs["group_ends" if psum else "row_groups"])
+    function = (deep_gemm.m_grouped_fp8_gemm_nt_contiguous if fmt == "fp8"
+                else deep_gemm.m_grouped_bf16_gemm_nt_contiguous)  # fmt: skip
+    function(*operands(inputs, rows), d, layout, use_psum_layout=psum)
+    verify(problem, d, places, "zeros")
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+def test_masked(fmt: str, rng: np.random.Generator) -> None:
+    """A number of rows that no tile divides."""
+    problem = gemm_problem.gemm_problem(rng, fmt, COUNTS, N, K)
+    inputs, places = gemm_problem.masked(problem, 131)
+    d = torch.full((3, 131, N), torch.nan, dtype=torch.bfloat16)
+    function = deep_gemm.m_grouped_fp8_gemm_nt_masked if fmt == "fp8" else deep_gemm.m_grouped_bf16_gemm_nt_masked
+    function(*operands(inputs, 131), d, torch.from_numpy(inputs["mask"]), 50)
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (8, 2), (2, 7, 3), (1, 4)])
+def test_scale_layout(shape: tuple[int, ...]) -> None:
+    """The same values with MN innermost and columns of 16 bytes; what lies so already is not copied."""
+    sf = torch.rand(shape)
+    moved = deep_gemm.get_mn_major_tma_aligned_tensor(sf)
+    pitch = -(-shape[-2] // 4) * 4
+    assert torch.equal(moved, sf)
+    assert moved.stride()[-2:] == (1, pitch)
+    assert deep_gemm.get_mn_major_tma_aligned_tensor(moved).data_ptr() == moved.data_ptr()
+    transformed = deep_gemm.transform_sf_into_required_layout(
+        sf, shape[-2], shape[-1] * 128, (1, 128), num_groups=shape[0] if len(shape) == 3 else None
+    )
+    assert torch.equal(transformed, sf)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (8, 8), (2, 7, 9)])
+def test_packed_exponents(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Byte i of an int32 is the exponent of scale 4 j + i; what is no power of two is refused."""
+    exponents = rng.integers(1, 255, shape)
+    sf = torch.from_numpy(np.ldexp(1.0, exponents - 127).astype(np.float32))
+    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
+    assert packed.stride()[-2:] == (1, -(-shape[-2] // 4) * 4)
+    found = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
+    assert (found[..., : shape[-1]] == exponents).all()
+    assert not found[..., shape[-1] :].any()
+    with pytest.raises(ValueError, match="expected positive powers of two"):
+        deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf * 1.5)
+
+
+def test_packed_exponents_of_groups(rng: np.random.Generator) -> None:
+    """Each group along K as if it were alone; none of no K."""
+    ks = [640, 0, 128]
+    sf = torch.from_numpy(np.ldexp(1.0, rng.integers(-9, 9, (6, 8))).astype(np.float32))
+    pack = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor
+    packed = deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf, torch.tensor(ks), ks, 128, 128)
+    assert torch.equal(packed, torch.cat([pack(sf[:5].T).T, pack(sf[5:].T).T]))
+    with pytest.raises(ValueError, match="expected 6 rows for ks_cpu, got 5"):
+        deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf[:5], torch.tensor(ks), ks, 128, 128)
+
+
+def test_no_depth() -> None:
+    """Of no K, d is c, or zeros; of no row, nothing happens."""
+    d = torch.ones(3, 8, dtype=torch.bfloat16)
+    a, b = torch.empty(3, 0, dtype=torch.bfloat16), torch.empty(8, 0, dtype=torch.bfloat16)
+    deep_gemm.bf16_gemm_nt(a, b, d, c=torch.full_like(d, 2))
+    assert (d == 2).all()
+    deep_gemm.bf16_gemm_nt(a, b, d)
+    assert (d == 0).all()
+    deep_gemm.bf16_gemm_nt(torch.empty(0, 64, dtype=torch.bfloat16), torch.empty(8, 64, dtype=torch.bfloat16), d[:0])
+
+
+def test_refusals() -> None:
+    """Other recipes, scales per row of b, exponents for scales, transposed operands, settings, functions."""
+    a, b = torch.empty(8, 128, dtype=torch.float8_e4m3fn), torch.empty(16, 128, dtype=torch.float8_e4m3fn)
+    d, one, two = torch.empty(8, 16, dtype=torch.bfloat16), torch.ones(8, 1), torch.ones(1, 1)
+    for recipes in ({"recipe": (1, 1, 128)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 128)}):
+        with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 128, 128\)"):
+            deep_gemm.fp8_gemm_nt((a, one), (b, two), d, **recipes)
+    with pytest.raises(ValueError, match="expected recipe, or recipe_a and recipe_b, got both"):
+        deep_gemm.fp8_gemm_nt((a, one), (b, two), d, recipe=(1, 128, 128), recipe_a=(1, 128))
+    with pytest.raises(ValueError, match=r"scales of b: expected float32 \(1, 1\)"):
+        deep_gemm.fp8_gemm_nt((a, one), (b, torch.ones(16, 1)), d)
+    with pytest.raises(NotImplementedError, match="expected float32 on Hopper, got torch.int32"):
+        deep_gemm.fp8_gemm_nt((a, one.int()), (b, two), d)
+    with pytest.raises(NotImplementedError, match=r"b: expected K-major and contiguous, got strides \(1, 16\)"):
+        deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(128, 16).T, d)
+    with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
+        deep_gemm.set_mk_alignment_for_contiguous_layout(64)
+    with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nt, "):
+        _ = deep_gemm.fp8_einsum

@@ -1,0 +1,137 @@
+"""Every variant of the FP8 and bf16 GEMMs, executed from its PTX on the emulated device, with rows in every form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gemm_problem
+import numpy as np
+import pytest
+import reference
+from raw_buffer import RawBuffer
+
+import loader
+from generator.matrix import Variant, load
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch == "90a"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+
+
+def variants(form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32")) -> pytest.MarkDecorator:
+    """Of a form of rows, in both formats."""
+    families = [f"{prefix}_{fmt}{suffix}" for prefix, suffix in [form.split("*")] for fmt in ("fp8", "bf16")]
+    found = [v for v in MATRIX if v.family in families and v.axes["out"] in dtypes]
+    return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.family}-{v.variant}")
+
+
+def problem_of(
+    variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int
+) -> gemm_problem.GemmProblem:
+    return gemm_problem.gemm_problem(rng, "bf16" if "bf16" in variant.family else "fp8", counts, n, k)
+
+
+def buffers(inputs: dict[str, np.ndarray]) -> dict[str, object]:
+    """numpy has no bf16."""
+    return {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
+
+
+class Run:
+    """Launches one variant, and verifies what came out."""
+
+    def __init__(self, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
+        self.packs, self.reschedule = packs, reschedule
+
+    def __call__(
+        self,
+        variant: Variant,
+        problem: gemm_problem.GemmProblem,
+        form: tuple[dict[str, np.ndarray], np.ndarray],
+        padding: str = "as before",
+        **scalars: str,
+    ) -> None:
+        inputs, places = form
+        *lead, _ = inputs["a"].shape
+        rows, n = int(np.prod(lead)), problem.b.shape[1]
+        out = reference.GuardedOutput(rows, n, variant.axes["out"])
+        context = f"{variant.label} {self.reschedule()}"
+        name = "_".join(variant.family.split("_")[:2])
+        loader.launch(
+            name,
+            **buffers(inputs),
+            out=RawBuffer.of(out.array.reshape(*lead, n)),
+            variant=variant.variant,
+            device=f"emulated:{variant.arch}",
+            packs=self.packs,
+            **scalars,
+        )
+        gemm_problem.verify(problem, places, out, rows, padding, context)
+
+
+@pytest.fixture
+def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Run:
+    return Run(packs, reschedule)
+
+
+@variants("grouped*")
+def test_offsets(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Groups of no row, of one, of a tile and a few; tails of N and K; NaN behind the last row."""
+    problem = problem_of(variant, rng, [0, variant.axes["block_m"] + 3, 1, 0, 9], variant.axes["block_n"] + 8, 400)
+    run(variant, problem, gemm_problem.by_offsets(problem), prefetch="weights")
+
+
+@variants("grouped*_ends", ("bf16",))
+def test_ends(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Padding of every group becomes zeros; a group of no row has none."""
+    problem = problem_of(variant, rng, [7, 0, 130, 128], variant.axes["block_n"] + 8, 272)
+    run(variant, problem, gemm_problem.by_ends(problem), "zeros")
+
+
+@variants("grouped*_labels", ("bf16",))
+def test_labels(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Padding, also whole tiles of it at the end, becomes zeros."""
+    problem = problem_of(variant, rng, [1, 0, 100, 128], variant.axes["block_n"] + 8, 272)
+    run(variant, problem, gemm_problem.by_labels(problem), "zeros")
+
+
+@variants("grouped*_masked", ("bf16",))
+def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Masks of 0, 1, all rows; a number of rows that no tile divides. Rows from the mask on are left as they are."""
+    rows = variant.axes["block_m"] + 5
+    problem = problem_of(variant, rng, [0, rows, 1, rows - 6], variant.axes["block_n"] + 8, 272)
+    run(variant, problem, gemm_problem.masked(problem, rows))
+
+
+@variants("gemm*")
+def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """A tile and a few rows."""
+    problem = problem_of(variant, rng, [variant.axes["block_m"] + 3], variant.axes["block_n"] + 8, 400)
+    run(variant, problem, gemm_problem.dense(problem))
+
+
+@pytest.mark.parametrize("tile", ["m64n128", "m128n128"])
+@pytest.mark.parametrize("out_type", ["bf16", "f32"])
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+def test_accumulate(fmt: str, out_type: str, tile: str, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """add: alpha times the product, a bias and what out held, rounded once; with tokens as rows and as columns."""
+    problem = gemm_problem.gemm_problem(rng, fmt, [21, 5], 72, 160)
+    inputs, _ = gemm_problem.by_offsets(problem, spare=0)
+    before = rng.standard_normal((26, 72)).astype(np.float32)
+    held = (before.view(np.uint32) >> 16).astype(np.uint16) if out_type == "bf16" else before
+    out = held.copy()
+    alpha, bias = np.float32([0.5, -2]), rng.standard_normal((2, 72)).astype(np.float32)
+    loader.launch(f"grouped_{fmt}", **buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias, accumulate="add",
+                  variant=f"{tile}_{out_type}", device="emulated:90a", packs=packs)  # fmt: skip
+    value, bound = gemm_problem.expected(problem)
+    factor = alpha[problem.groups, None].astype(np.float64)
+    before = reference.as_float64(held, out_type)
+    value = factor * value + bias[problem.groups] + before
+    bound = abs(factor) * bound + (abs(before) + abs(value) + 8) * 2.0**-22
+    reference.check_within(
+        reference.as_float64(out, out_type), value, gemm_problem.rounded_bound(value, bound, out_type)
+    )

@@ -1,0 +1,195 @@
+"""GEMM problems in FP8 (fp32 scales for 128 of K) and in bf16: float64 reference, bound, and each form of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import reference
+
+BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
+ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
+NAN = {"fp8": 0x7F, "bf16": 0x7FC0}
+STORAGE = {"fp8": np.uint8, "bf16": np.uint16}
+# Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
+FRACTION = 13
+
+
+def _value(byte: int) -> float:
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    magnitude = (mantissa / 8 if exponent == 0 else 1 + mantissa / 8) * 2.0 ** (max(exponent, 1) - 7)
+    return float("nan") if byte & 0x7F == 0x7F else -magnitude if byte & 0x80 else magnitude
+
+
+E4M3 = np.array([_value(byte) for byte in range(256)])
+
+
+@dataclass
+class GemmProblem:
+    """Bits of a [M, K], b [E, N, K]; of fp8 also a_scale [M, blocks], b_scale [E, N blocks, blocks]; rows a group."""
+
+    format: str  # fp8, bf16
+    a: np.ndarray
+    b: np.ndarray
+    a_scale: np.ndarray
+    b_scale: np.ndarray
+    counts: list[int]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Of each row."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def gemm_problem(rng: np.random.Generator, fmt: str, counts: list[int], n: int, k: int) -> GemmProblem:
+    """FP8: any bytes but NaN; every scale another one. bf16: exponents over a range of 2^8."""
+
+    def elements(*shape: int) -> np.ndarray:
+        if fmt == "bf16":
+            wide = rng.standard_normal(shape) * np.exp2(rng.integers(-8, 1, shape))
+            return (wide.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        bytes_ = rng.integers(0, 256, shape, dtype=np.uint8)
+        return np.where(bytes_ & 0x7F == NAN[fmt], np.uint8(0x38), bytes_)
+
+    def scales(*shape: int) -> np.ndarray:
+        return np.exp2(rng.uniform(-14, -4, shape)).astype(np.float32)
+
+    m, blocks = sum(counts), reference.ceil_div(k, BLOCK)
+    return GemmProblem(
+        fmt,
+        elements(m, k),
+        elements(len(counts), n, k),
+        scales(m, blocks),
+        scales(len(counts), reference.ceil_div(n, BLOCK), blocks),
+        counts,
+    )
+
+
+def expected(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [M, N]: the product, and how far fp32 sums of the tensor core's may be from it."""
+    return _expected_fp8(problem) if problem.format == "fp8" else _expected_bf16(problem)
+
+
+def _expected_bf16(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
+    """A step of 16 products cuts them and the sum so far off at 25 bits below the largest, and the sum to fp32."""
+    a, b = reference.as_float64(problem.a, "bf16"), reference.as_float64(problem.b, "bf16")
+    groups = problem.groups
+    if not len(a):
+        return np.zeros((0, b.shape[1])), np.zeros((0, b.shape[1]))
+    value = np.stack([b[e] @ row for row, e in zip(a, groups, strict=True)])
+    magnitude = np.stack([abs(b[e]) @ abs(row) for row, e in zip(a, groups, strict=True)])
+    return value, magnitude * reference.ceil_div(a.shape[1], 16) * (17 * 2.0**-25 + 2.0**-23)
+
+
+def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
+    """A step of 32 products cuts them and the sum so far off at 13 bits below the largest; fp32 adds the blocks."""
+    m, k = problem.a.shape
+    n = problem.b.shape[1]
+    value, bound, magnitude = (np.zeros((m, n)) for _ in range(3))
+    for e, count in enumerate(problem.counts):
+        first = sum(problem.counts[:e])
+        rows = slice(first, first + count)
+        for block in range(reference.ceil_div(k, BLOCK)):
+            span = slice(block * BLOCK, min(k, (block + 1) * BLOCK))
+            a, b = E4M3[problem.a[rows, span]], E4M3[problem.b[e, :, span]]
+            scale = (
+                problem.a_scale[rows, block, None].astype(np.float64)
+                * np.repeat(problem.b_scale[e, :, block].astype(np.float64), BLOCK)[:n]
+            )
+            total, largest = np.zeros((count, n)), np.zeros((count, n))
+            for begin in range(0, a.shape[1], STEP):
+                products = a[:, None, begin : begin + STEP] * b[None, :, begin : begin + STEP]
+                total = total + products.sum(-1)
+                largest = np.maximum(largest, np.maximum(abs(products).max(-1), abs(total)))
+            cut = (BLOCK // STEP) * (STEP + 1) * 2.0**-FRACTION * largest * 1.05  # sums so far have errors, too
+            value[rows] += scale * total
+            bound[rows] += scale * cut
+            magnitude[rows] += scale * (abs(total) + cut)
+    return value, bound + magnitude * (reference.ceil_div(k, BLOCK) + 3) * 2.0**-23
+
+
+def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.ndarray:
+    """The bound of what is stored: one rounding more, or two where alpha or a bias was applied."""
+    return (
+        bound
+        + (abs(value) + bound) * (2.0 ** -reference.PRECISION[out_type] + 2.0**-22)
+        + (reference.HALF_SUBNORMAL_STEP[out_type])
+    )
+
+
+# Forms of rows: inputs of a launch, and where in out the rows of the problem are.
+
+
+def _placed(problem: GemmProblem, places: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """a and its scales with row i at places[i] of ``rows``; the rest is NaN."""
+    a = np.full((rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
+    a[places] = problem.a
+    if problem.format == "bf16":
+        return {"a": a, "b": problem.b}
+    scale = np.full((problem.a_scale.shape[1], reference.round_up(rows, 4)), np.nan, np.float32)
+    scale[:, places] = problem.a_scale.T
+    return {"a": a, "a_scale": scale, "b": problem.b, "b_scale": problem.b_scale}
+
+
+def by_offsets(problem: GemmProblem, spare: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Packed, with ``spare`` rows behind the last group."""
+    places = np.arange(len(problem.a))
+    offsets = np.concatenate([[0], np.cumsum(problem.counts)]).astype(np.int32)
+    return {**_placed(problem, places, len(places) + spare), "expert_offsets": offsets}, places
+
+
+def _aligned_places(problem: GemmProblem) -> tuple[np.ndarray, int]:
+    starts = np.cumsum([0, *(reference.round_up(count, ROW_ALIGNMENT) for count in problem.counts)])
+    places = [np.arange(start, start + count) for start, count in zip(starts[:-1], problem.counts, strict=True)]
+    return np.concatenate(places), int(starts[-1])
+
+
+def by_ends(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Each group at the next multiple of 128."""
+    places, rows = _aligned_places(problem)
+    starts = np.cumsum([0, *(reference.round_up(count, ROW_ALIGNMENT) for count in problem.counts)])[:-1]
+    return {**_placed(problem, places, rows), "group_ends": (starts + problem.counts).astype(np.int32)}, places
+
+
+def by_labels(problem: GemmProblem, spare: int = ROW_ALIGNMENT + 5) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Each group at the next multiple of 128, -1 between, and ``spare`` rows of -1 at the end."""
+    places, rows = _aligned_places(problem)
+    labels = np.full(rows + spare, -1, np.int32)
+    labels[places] = problem.groups
+    return {**_placed(problem, places, rows + spare), "row_groups": labels}, places
+
+
+def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A matrix of ``max_rows`` a group; the places are those in out as [E * max_rows, N]."""
+    groups, blocks = len(problem.counts), problem.a_scale.shape[1]
+    within = np.concatenate([np.arange(count) for count in problem.counts])
+    a = np.full((groups, max_rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
+    a[problem.groups, within] = problem.a
+    inputs = {"a": a, "b": problem.b, "mask": np.array(problem.counts, np.int32)}
+    if problem.format == "fp8":
+        scale = np.full((groups, blocks, reference.round_up(max_rows, 4)), np.nan, np.float32)
+        scale[problem.groups, :, within] = problem.a_scale
+        inputs |= {"a_scale": scale, "b_scale": problem.b_scale}
+    return inputs, problem.groups * max_rows + within
+
+
+def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Of a problem with one group."""
+    inputs = _placed(problem, np.arange(len(problem.a)), len(problem.a))
+    return {name: value[0] if name.startswith("b") else value for name, value in inputs.items()}, np.arange(
+        len(problem.a)
+    )
+
+
+def verify(
+    problem: GemmProblem, places: np.ndarray, out: reference.GuardedOutput, rows: int, padding: str, context: str
+) -> float:
+    """Every row of the problem within its bound; other rows of out zeros, or as they were. Returns the largest error
+    over its bound."""
+    value, bound = expected(problem)
+    stored = reference.as_float64(out.array, out.out_type)
+    ratio = reference.check_within(stored[places], value, rounded_bound(value, bound, out.out_type), context)
+    rest = np.delete(out.array[:rows], places, axis=0).view(np.uint8)
+    assert (rest == (0 if padding == "zeros" else out.POISON)).all(), f"{context}: rows of padding are not {padding}"
+    assert out.intact(rows), f"{context}: wrote outside of out"
+    return ratio
