@@ -31,7 +31,7 @@ struct Sm100 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const typename Mainloop::Operands& maps, const Rows& rows,
+    __device__ __forceinline__ static void run(const typename Mainloop::Sources& maps, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];

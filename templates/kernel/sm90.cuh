@@ -1,4 +1,4 @@
-// A persistent GEMM of sm_90: a warpgroup that loads and prepares operands, two that multiply, and one more that
+// A persistent GEMM of sm_90: a warpgroup that loads and prepares sources, two that multiply, and one more that
 // prepares operands, too, and does the epilogue where that asks for warps.
 //
 // Roles: warp 0 loads, warps 1-3 assist the main loop, warps 4-11 multiply; of warps 12-15, if there are any, the first
@@ -35,14 +35,14 @@ struct Sm90 {
     };
     static_assert(sizeof(Storage) == Config::kSharedBytes, "kernels.yaml computes another size for this layout");
 
-    __device__ __forceinline__ static void run(const typename Mainloop::Operands& operands, const Rows& rows,
+    __device__ __forceinline__ static void run(const typename Mainloop::Sources& sources, const Rows& rows,
                                                const typename Epilogue::Params& params, int num_columns, int depth,
                                                bool prefetch) {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         const int warp = warp_index();
         if (threadIdx.x == 0) {
-            operands.prefetch();
+            sources.prefetch();
             Mainloop::init(shared.mainloop);
             Epilogue::init(shared.epilogue);
             shared.tiles.init();
@@ -59,9 +59,9 @@ struct Sm90 {
             if (warp == 0) {
                 if (elect_one())
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
-                              mainloop::Loader<Mainloop>(shared.mainloop, operands, num_columns), prefetch);
+                              mainloop::Loader<Mainloop>(shared.mainloop, sources, num_columns), prefetch);
             } else {
-                assist(shared, operands, num_columns, depth, warp - 1);
+                assist(shared, sources, num_columns, depth, warp - 1);
             }
         } else if (warp < kFirstExtraWarp) {
             registers::increase<Config::kConsumerRegisters>();
@@ -70,7 +70,7 @@ struct Sm90 {
             registers::decrease<Config::kExtraRegisters>();
             const int extra = warp - kFirstExtraWarp;
             if (extra >= Epilogue::kNumWarps) {
-                assist(shared, operands, num_columns, depth, 3 + extra - Epilogue::kNumWarps);
+                assist(shared, sources, num_columns, depth, 3 + extra - Epilogue::kNumWarps);
             } else if constexpr (Epilogue::kNumWarps > 0) {
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
@@ -78,9 +78,9 @@ struct Sm90 {
     }
 
 private:
-    __device__ __forceinline__ static void assist(Storage& shared, const typename Mainloop::Operands& operands,
+    __device__ __forceinline__ static void assist(Storage& shared, const typename Mainloop::Sources& sources,
                                                   int num_columns, int depth, int assistant) {
-        Mainloop::assist(shared.mainloop, operands, schedule::TileReader(shared.tiles), num_columns, depth, assistant);
+        Mainloop::assist(shared.mainloop, sources, schedule::TileReader(shared.tiles), num_columns, depth, assistant);
     }
 
     __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {

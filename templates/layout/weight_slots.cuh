@@ -12,7 +12,7 @@ namespace layout {
 
 template <int BLOCK_M, int BLOCK_N>
 struct WeightSlots {
-    static constexpr int MMA_M = 16, MMA_N = 8, MMA_K = 64;
+    static constexpr int MMA_M = 16, MMA_N = 8;
     static constexpr int kVector = 8;  // neighbouring outputs of a thread: rows g and g + 8 of 4 MMA tiles
     static constexpr int kWeightTiles = kVector / 2;
     static constexpr int WARP_N = kWeightTiles * MMA_M;

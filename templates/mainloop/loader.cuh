@@ -2,8 +2,9 @@
 // 128 rows these, too.
 //
 // A main loop says where they go, and how many bytes a stage has:
-//     struct Operands;  static constexpr int WEIGHT_ATOMS, ROW_BYTES, BYTES_PER_STAGE;  Storage::full, empty;
-//     static StagePlaces places(Storage&, int stage);  static int coordinate(int k), first_scale_word(int scale_row);
+//     struct Sources;  static constexpr int WEIGHT_ATOMS, ROW_BYTES, BYTES_PER_STAGE, SCALE_K (of an atom);
+//     Storage::full, empty;  static StagePlaces places(Storage&, int stage);
+//     static int coordinate(int k), of element k of a row in its tensor map, first_scale_word(int scale_row);
 #pragma once
 #include <stdint.h>
 
@@ -19,7 +20,7 @@
 namespace mainloop {
 
 // Of tokens (a) and weights (b), with scales in blocks.
-struct BlockScaledOperands {
+struct BlockScaledSources {
     const tma::TensorMap &a, &b, &a_scale, &b_scale;
 
     __device__ __forceinline__ void prefetch() const {
@@ -34,13 +35,14 @@ struct StagePlaces {
 template <class Mainloop>
 class Loader {
     using Storage = typename Mainloop::Storage;
-    using Operands = typename Mainloop::Operands;
-    static constexpr bool kLoadsScales = std::is_same_v<Operands, BlockScaledOperands>;
+    using Sources = typename Mainloop::Sources;
+    static constexpr bool kLoadsScales = std::is_same_v<Sources, BlockScaledSources>;
     static constexpr int kNumStages = Mainloop::kNumStages, BLOCK_K = Mainloop::BLOCK_K;
-    static constexpr int SCALE_K = 64, SCALE_BYTES = BLOCK_K / SCALE_K * scale_layout::ATOM_WORDS * 4;  // of an atom
+    static constexpr int SCALE_K = Mainloop::SCALE_K;
+    static constexpr int SCALE_BYTES = BLOCK_K / SCALE_K * scale_layout::ATOM_WORDS * 4;
 
 public:
-    __device__ __forceinline__ Loader(Storage& shared, const Operands& maps, int num_columns)
+    __device__ __forceinline__ Loader(Storage& shared, const Sources& maps, int num_columns)
         : shared_(shared), maps_(maps), weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS)) {}
 
     // The weights of the tile that is loaded next, as far as there are stages.
@@ -84,15 +86,15 @@ private:
         const int atom = tile.batch * weight_atoms_ + tile.column / scale_layout::ATOM_ROWS;
         mbarrier::arrive_expect_tx(full, Mainloop::BYTES_PER_STAGE);
         for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i) {
-            tma::load_3d(places.weights + i * scale_layout::ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full, Mainloop::coordinate(k),
-                         tile.column + i * scale_layout::ATOM_ROWS, tile.batch);
+            tma::load_3d(places.weights + i * scale_layout::ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full,
+                         Mainloop::coordinate(k), tile.column + i * scale_layout::ATOM_ROWS, tile.batch);
             if constexpr (kLoadsScales)
                 tma::load_3d(places.weight_scales + i * SCALE_BYTES, &maps_.b_scale, full, 0, k / SCALE_K, atom + i);
         }
     }
 
     Storage& shared_;
-    const Operands& maps_;
+    const Sources& maps_;
     const int weight_atoms_;  // of one batch
     int ahead_ = 0;           // stages that have their weights already
     RingState<kNumStages> ring_;

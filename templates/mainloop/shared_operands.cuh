@@ -22,6 +22,7 @@ struct SharedOperands {
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
     static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns : BLOCK_N / 128;  // of a warpgroup
     static constexpr int WEIGHT_ATOMS = BLOCK_N / 128, kSteps = ROW_BYTES / 32;      // boxes; products of a stage
+    static constexpr int SCALE_K = BLOCK_K;  // no scales in blocks
     static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");

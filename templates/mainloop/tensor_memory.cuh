@@ -7,20 +7,19 @@
 
 namespace mainloop {
 
-template <class Config>
+template <class Config, class Operands>
 struct TensorMemory {
     static constexpr int BLOCK_M = Config::BLOCK_M, kNumStages = Config::kNumStages;
-    static constexpr int kStepK = 64;  // of one instruction
-    static constexpr int kSteps = Config::BLOCK_K / kStepK;
+    static constexpr int kScaleWords = Config::BLOCK_K / Operands::SCALE_K;  // of a row and a stage
     static constexpr int kTokenAtoms = (BLOCK_M + scale_layout::ATOM_ROWS - 1) / scale_layout::ATOM_ROWS;
 
     // A scale atom fills 4 columns. Nothing orders a copy after the products that read the columns it overwrites
     // (9.7.16.6.2 lists mma -> mma and copy -> mma only), so scales have a ring of their own. As long as the ring of
     // stages it needs no wait: the stage was only loaded again after the commit of those products.
     static constexpr int kAtomColumns = 4;
-    static constexpr int kStepScaleColumns = kAtomColumns * (1 + kTokenAtoms);
-    static constexpr int kScaleColumns = kStepScaleColumns * kSteps;
-    static constexpr int kNumScaleBuffers = BLOCK_M <= 128 ? kNumStages : 2;
+    static constexpr int kWordColumns = kAtomColumns * (1 + kTokenAtoms);
+    static constexpr int kScaleColumns = kWordColumns * kScaleWords;
+    static constexpr int kNumScaleBuffers = BLOCK_M <= 128 || kScaleWords < 4 ? kNumStages : 2;
     static constexpr int kFirstScaleColumn = tcgen05::kNumColumns - kNumScaleBuffers * kScaleColumns;
     static_assert(kNumStages % kNumScaleBuffers == 0, "a stage keeps its scale buffer");
 

@@ -24,7 +24,7 @@ namespace mainloop {
 
 template <class Config, class WeightRows>
 struct WgmmaDequant {
-    using Operands = BlockScaledOperands;
+    using Sources = BlockScaledSources;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages, kNumSlots = Config::kNumSlots;
     static constexpr int kNumTokenWarps = Config::kNumTokenWarps, kNumConsumerWarps = 8;
@@ -32,7 +32,7 @@ struct WgmmaDequant {
     static constexpr int GROUP_K = dequant::GROUP_K;
     static constexpr int PANEL_BYTES = BLOCK_M * dequant::PANEL_K * 2;
     static constexpr int ROW_BYTES = BLOCK_K / 2;  // of packed elements
-    static constexpr int SCALE_WORDS = BLOCK_K / 64;
+    static constexpr int SCALE_K = 64, SCALE_WORDS = BLOCK_K / SCALE_K;
     static constexpr int TOKEN_SCALE_ROWS = BLOCK_M < 32 ? BLOCK_M : 32;  // 16-byte rows of an atom that a tile needs
     static constexpr int TOKEN_SCALE_BYTES = TOKEN_SCALE_ROWS * 16;
     static constexpr int TOKEN_ATOMS = Config::kTokenAtoms, WEIGHT_ATOMS = BLOCK_N / scale_layout::ATOM_ROWS;
@@ -68,12 +68,12 @@ struct WgmmaDequant {
     static constexpr int BYTES_PER_STAGE = sizeof(Storage::weights[0]) + sizeof(Storage::packed_tokens[0]) +
                                            sizeof(Storage::weight_scales[0]) + sizeof(Storage::token_scales[0]);
 
-    // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return {shared.weights[stage], shared.packed_tokens[stage], shared.weight_scales[stage][0][0],
                 shared.token_scales[stage][0][0]};
     }
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     // Of a box: one narrower than an atom starts at the tile's first row.
     __device__ __forceinline__ static int first_scale_word(int scale_row) {
         return TOKEN_SCALE_ROWS < 32 ? scale_row % 32 * 4 : 0;
@@ -86,7 +86,7 @@ struct WgmmaDequant {
 
     // Warp token_warp of kNumTokenWarps.
     template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage& shared, const Operands&, Tiles tiles, int, int,
+    __device__ __forceinline__ static void assist(Storage& shared, const Sources&, Tiles tiles, int, int,
                                                   int token_warp) {
         const int lane = threadIdx.x % 32;
         RingState<kNumStages> ring;

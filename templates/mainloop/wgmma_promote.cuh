@@ -18,7 +18,7 @@
 namespace mainloop {
 
 // Scales are fp32: of tokens [K / 128, rows up to a multiple of 4], of weights [batch, N / 128, K / 128].
-struct PromotedOperands {
+struct PromotedSources {
     const tma::TensorMap &a, &b;
     const float *a_scale, *b_scale;
     int token_stride;  // from a block of K to the next
@@ -32,7 +32,7 @@ struct PromotedOperands {
 template <class Config>
 struct WgmmaPromote : SharedOperands<Config, 32, 128> {
     using Base = SharedOperands<Config, 32, 128>;
-    using Operands = PromotedOperands;
+    using Sources = PromotedSources;
     using typename Base::Accumulators;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_N = Base::BLOCK_N, BLOCK_K = Base::BLOCK_K;
     using typename Base::Sums;
@@ -48,7 +48,7 @@ struct WgmmaPromote : SharedOperands<Config, 32, 128> {
 
     // Warp token_warp of kNumAssistants: every kNumAssistants-th stage, so that loads of several are on their way.
     template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage& shared, const Operands& operands, Tiles tiles,
+    __device__ __forceinline__ static void assist(Storage& shared, const Sources& sources, Tiles tiles,
                                                   int num_columns, int depth, int token_warp) {
         const int lane = threadIdx.x % 32, blocks_of_row = ceil_div(depth, BLOCK_K);
         const int blocks_of_batch = ceil_div(num_columns, 128);
@@ -60,8 +60,8 @@ struct WgmmaPromote : SharedOperands<Config, 32, 128> {
             for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
                 if (turn == 0) {
                     const int block = k / BLOCK_K;
-                    const float* weights = operands.b_scale + int64_t(row_block) * blocks_of_row + block;
-                    const float* tokens = operands.a_scale + tile.scale_row + int64_t(block) * operands.token_stride;
+                    const float* weights = sources.b_scale + int64_t(row_block) * blocks_of_row + block;
+                    const float* tokens = sources.a_scale + tile.scale_row + int64_t(block) * sources.token_stride;
                     float of_weights[WEIGHT_BLOCKS], of_tokens[(BLOCK_M + 31) / 32];
 #pragma unroll
                     for (int i = 0; i < WEIGHT_BLOCKS; ++i)  // the last block of columns may be past the matrix

@@ -12,7 +12,7 @@
 
 namespace mainloop {
 
-struct PlainOperands {
+struct PlainSources {
     const tma::TensorMap &a, &b;
 
     __device__ __forceinline__ void prefetch() const {
@@ -24,12 +24,12 @@ struct PlainOperands {
 template <class Config>
 struct WgmmaShared : SharedOperands<Config, 0, Config::BLOCK_N> {
     using Base = SharedOperands<Config, 0, Config::BLOCK_N>;
-    using Operands = PlainOperands;
+    using Sources = PlainSources;
     using typename Base::Accumulators, typename Base::Storage;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;
 
     template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage&, const Operands&, Tiles tiles, int, int, int) {
+    __device__ __forceinline__ static void assist(Storage&, const Sources&, Tiles tiles, int, int, int) {
         while (tiles.wait()) tiles.release();
     }
 

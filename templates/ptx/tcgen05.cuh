@@ -50,7 +50,7 @@ __device__ __forceinline__ void commit(mbarrier::Barrier* barrier) {
 // bytes, so offset bytes further on is + (offset >> 4); bits 46-48 hold the constant 1; the base offset is 0, so a tile
 // is aligned to the period of its swizzle.
 //
-// Rows of 128 bytes along K, 128-byte swizzle: 8 rows are 1024 bytes; the next k64 of FP4 is 32 bytes further on.
+// Rows of 128 bytes along K, 128-byte swizzle: 8 rows are 1024 bytes; the next step of K is 32 bytes further on.
 __device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address) {
     constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 2;
     return kSwizzle128 << 61 | 1ull << 46 | kStride << 32 | address >> 4;
@@ -68,24 +68,39 @@ __device__ __forceinline__ void copy_scales(uint32_t columns, uint64_t descripto
     asm volatile("tcgen05.cp.cta_group::1.32x128b.warpx4 [%0], %1;" ::"r"(columns), "l"(descriptor) : "memory");
 }
 
-// Instruction descriptor of kind::mxf4nvf4 (table 44): E2M1 operands along K, UE4M3 scales, M = 128, K = 64.
-__device__ __forceinline__ constexpr uint32_t mxf4nvf4_descriptor(int n) {
-    constexpr uint32_t kE2M1 = 1, kM = 128;
-    return kM >> 7 << 27 | static_cast<uint32_t>(n) >> 3 << 17 | kE2M1 << 10 | kE2M1 << 7;
+// Instruction descriptor of the block-scaled kinds (table 44): operands along K, M = 128.
+template <class Operands>
+__device__ __forceinline__ constexpr uint32_t block_scaled_descriptor(int n) {
+    constexpr uint32_t kE2M1 = Operands::PACKED ? 1 : 5, kE4M3 = 0, kM = 128;
+    constexpr uint32_t kA = Operands::WEIGHTS == decltype(Operands::WEIGHTS)::E2M1 ? kE2M1 : kE4M3;
+    constexpr uint32_t kB = Operands::TOKENS == decltype(Operands::TOKENS)::E2M1 ? kE2M1 : kE4M3;
+    return kM >> 7 << 27 | static_cast<uint32_t>(Operands::POWER_SCALES) << 23 |
+           static_cast<uint32_t>(n) >> 3 << 17 | kB << 10 | kA << 7;
 }
 
-// D[128 lanes, n columns] (+)= A[128, 64] . B[n, 64]^T in fp32, a scale per 16 along K; one thread issues it.
-__device__ __forceinline__ void mma_mxf4nvf4(uint32_t d, uint64_t a, uint64_t b, uint32_t instruction, uint32_t a_scale,
-                                             uint32_t b_scale, bool accumulate) {
-    asm volatile(
-        "{\n"
-        ".reg .pred accumulate;\n"
-        "setp.ne.u32 accumulate, %6, 0;\n"
-        "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16 [%0], %1, %2, %3, [%4], [%5], accumulate;\n"
-        "}\n" ::"r"(d),
-        "l"(a), "l"(b), "r"(instruction), "r"(a_scale), "r"(b_scale), "r"(static_cast<uint32_t>(accumulate))
-        : "memory");
+// The fields of it that name the first byte of a word of scales, of both operands.
+__device__ __forceinline__ constexpr uint32_t scale_ids(uint32_t byte) { return byte << 29 | byte << 4; }
+
+#define BLOCK_SCALED_MMA(kind)                                                                               \
+    asm volatile(                                                                                            \
+        "{\n"                                                                                                \
+        ".reg .pred accumulate;\n"                                                                           \
+        "setp.ne.u32 accumulate, %6, 0;\n"                                                                   \
+        "tcgen05.mma.cta_group::1.kind::" kind " [%0], %1, %2, %3, [%4], [%5], accumulate;\n"                \
+        "}\n" ::"r"(d),                                                                                      \
+        "l"(a), "l"(b), "r"(instruction), "r"(a_scale), "r"(b_scale), "r"(static_cast<uint32_t>(accumulate)) \
+        : "memory")
+
+// D[128 lanes, n columns] (+)= A[128, 32 bytes] . B[n, 32 bytes]^T in fp32; one thread issues it.
+template <class Operands>
+__device__ __forceinline__ void mma_block_scaled(uint32_t d, uint64_t a, uint64_t b, uint32_t instruction,
+                                                 uint32_t a_scale, uint32_t b_scale, bool accumulate) {
+    if constexpr (!Operands::PACKED) BLOCK_SCALED_MMA("mxf8f6f4.block_scale.block32");
+    else if constexpr (Operands::POWER_SCALES) BLOCK_SCALED_MMA("mxf4.block_scale.block32");
+    else BLOCK_SCALED_MMA("mxf4nvf4.block_scale.block16");
 }
+
+#undef BLOCK_SCALED_MMA
 
 // Lane i of warp w reads lane 32 * (w % 4) + i of tensor memory, kCount consecutive columns. Asynchronous: the values
 // are there after wait_loads().

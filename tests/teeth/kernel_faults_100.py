@@ -16,7 +16,7 @@ from kernel_fault import (
 )
 from planting import Kernel, Problem
 
-MAINLOOP, STORE, KERNEL = "mainloop/umma_fp4.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
+MAINLOOP, STORE, KERNEL = "mainloop/umma_block_scaled.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
 
 M16 = Kernel("100a", "m16n128k256_f32")
 M32 = Kernel("100a", "m32n128k256_f32")
@@ -63,11 +63,11 @@ OPERANDS = planted(
     M16,
     TAILS,
     [
-        ("scale padding not cleared", "if (depth % kStepK != 0) clear_scale", "if (false) clear_scale"),
+        ("scale padding not cleared", "if (kStepK > 32 && depth % kStepK != 0) clear_scale", "if (false) clear_scale"),
         (
             "scale padding of tokens not cleared",
-            "token_scales[atom][step])[2 * word + 1] = 0;",
-            "token_scales[atom][step])[2 * word + 1] |= 0;",
+            "token_scales[i][atom])[kHalves * word + half] = 0;",
+            "token_scales[i][atom])[kHalves * word + half] |= 0;",
         ),
         ("products added to the tile before", "accumulate || step > 0);", "true);"),
         ("products of the block before lost", "accumulate || step > 0);", "step > 0);"),
@@ -77,8 +77,8 @@ OPERANDS = planted(
         ("scale stride of 16 rows", "kStride = 128 >> 4", "kStride = 256 >> 4", {"file": TCGEN05}),
         (
             "scales of the operands swapped",
-            "instruction, weight_columns, token_columns + token_column,",
-            "instruction, token_columns + token_column, weight_columns,",
+            "weight_columns,\n                    token_columns + token_column, accumulate",
+            "token_columns + token_column,\n                    weight_columns, accumulate",
         ),
         (
             "second block of token scales over the first",
@@ -91,7 +91,7 @@ OPERANDS = planted(
             "tcgen05::copy_scales(weight_columns,",
             "if (step < 0) tcgen05::copy_scales(weight_columns,",
         ),
-        ("weight scales of the first step", "weight_scales + (step * kAtomBytes >> 4)", "weight_scales"),
+        ("weight scales of the first step", "weight_scales + (word * kAtomBytes >> 4)", "weight_scales"),
         ("tokens of the first step", "tokens + (step * kStepBytes >> 4),", "tokens,"),
         (
             "one accumulator for two tiles",

@@ -21,7 +21,7 @@ from kernel_fault import (
 )
 from planting import Kernel, Problem
 
-MAINLOOP, STORE, KERNEL = "mainloop/mma_sync_fp4.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
+MAINLOOP, STORE, KERNEL = "mainloop/mma_sync_block_scaled.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
 
 M8 = Kernel("120a", "m8n128k256_f32")
 M16 = Kernel("120a", "m16n128k256_f32")
@@ -30,6 +30,7 @@ M256 = Kernel("120a", "m256n128k128_f32")
 
 RELEASE = "if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);"
 NEXT_WAIT = "if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);"
+CLEAR_PADDING = "if (kLast) clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);"
 INIT_EMPTY = "mbarrier::init(&shared.empty[stage], Slots::kNumWarps);"
 
 PIPELINE = planted(
@@ -76,7 +77,7 @@ OPERANDS = planted(
     M8,
     SMALL,
     [
-        ("scale padding not cleared", "if (kLast) clear_padding(current, k + step * MMA_K, k_end);", ""),
+        ("scale padding not cleared", CLEAR_PADDING, ""),
         ("scale padding of tokens not cleared", "for (uint32_t& scale : fragments.token_scales) scale &= mask;", ""),
         ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
         (
@@ -108,13 +109,13 @@ OPERANDS = planted(
         ),
         (
             "scales of the operands swapped",
-            "current.weight_scales[t], current.token_scales[j]);",
-            "current.token_scales[j], current.weight_scales[t]);",
+            "current.weight_scales[t], current.token_scales[j],",
+            "current.token_scales[j], current.weight_scales[t],",
         ),
         (
             "step of k mistaken",
-            "const uint32_t step_bytes = step * MMA_K / 2;",
-            "const uint32_t step_bytes = (step ^ 1) * MMA_K / 2;",
+            "const uint32_t step_bytes = step * Operands::STEP_BYTES;",
+            "const uint32_t step_bytes = (step ^ 1) * Operands::STEP_BYTES;",
         ),
         ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;"),
         (
@@ -136,8 +137,8 @@ OPERANDS = planted(
         ),
         (
             "second atom of token scales at the first",
-            "stage.token_scales[first / 4][step]",
-            "stage.token_scales[0][step]",
+            "stage.token_scales[first / 4][word]",
+            "stage.token_scales[0][word]",
             {"kernel": M256, "problem": WIDE_TILE},
         ),
         ("token tiles rounded down", "ceil_div(max(own_rows, 0), 32)", "max(own_rows, 0) / 32"),

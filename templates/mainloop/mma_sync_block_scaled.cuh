@@ -1,4 +1,4 @@
-// Main loop of sm_12x for NVFP4 operands: weights . tokens^T by block-scaled mma.sync.
+// Main loop of sm_12x: weights . tokens^T by block-scaled mma.sync.
 //
 // The weights are always the 16-row operand and the tokens the 8-column one: few tokens waste no tensor core rows, and
 // one orientation serves every tile. A warp multiplies the token tiles that have a row, by a main loop for that many.
@@ -11,6 +11,7 @@
 #include "layout/weight_slots.cuh"
 #include "mainloop/loader.cuh"
 #include "number/integer.cuh"
+#include "number/operands.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/mma_sync.cuh"
@@ -19,29 +20,31 @@
 
 namespace mainloop {
 
-template <class Config>
-struct MmaSyncFp4 {
-    using Operands = BlockScaledOperands;
+template <class Config, class Operands>
+struct MmaSyncBlockScaled {
+    using Sources = BlockScaledSources;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
     using Slots = layout::WeightSlots<BLOCK_M, BLOCK_N>;
     using Accumulators = typename Slots::Accumulators;
-    static constexpr int MMA_N = Slots::MMA_N, MMA_K = Slots::MMA_K, WARP_N = Slots::WARP_N;
+    static constexpr int MMA_N = Slots::MMA_N, MMA_K = Operands::STEP_K, WARP_N = Slots::WARP_N;
     static constexpr int kWeightTiles = Slots::kWeightTiles, kTokenTiles = Slots::kTokenTiles;
-    static constexpr int ROW_BYTES = BLOCK_K / 2;
+    static constexpr int ROW_BYTES = Operands::byte(BLOCK_K);
     static constexpr int kSteps = BLOCK_K / MMA_K;  // of a stage
+    static constexpr int SCALE_K = Operands::SCALE_K, kScaleWords = BLOCK_K / SCALE_K;  // of a row and a stage
     static constexpr int kAtoms = (BLOCK_M + scale_layout::ATOM_ROWS - 1) / scale_layout::ATOM_ROWS;
     static constexpr int kScaleRows = BLOCK_M < 32 ? BLOCK_M : 32;  // atom rows of 4 words that a tile needs
     static constexpr int kScaleVector = kTokenTiles < 4 ? kTokenTiles : 4;  // words of an atom row that a tile needs
 
     static_assert(BLOCK_N == scale_layout::ATOM_ROWS, "the weights of a tile are one row of scale atoms");
+    static_assert(BLOCK_K % SCALE_K == 0, "a stage has whole scale atoms");
     static_assert(kSteps % 2 == 0, "fragments are double-buffered: a stage starts with the first buffer");
 
     struct alignas(1024) Stage {  // the swizzle pattern repeats every 1024 bytes of shared memory address
         uint8_t weights[BLOCK_N][ROW_BYTES];
         uint8_t tokens[BLOCK_M][ROW_BYTES];
-        uint32_t weight_scales[kSteps][scale_layout::ATOM_WORDS];
-        uint32_t token_scales[kAtoms][kSteps][kScaleRows * 4];
+        uint32_t weight_scales[kScaleWords][scale_layout::ATOM_WORDS];
+        uint32_t token_scales[kAtoms][kScaleWords][kScaleRows * 4];
     };
     struct Storage {
         Stage stages[kNumStages];
@@ -59,13 +62,13 @@ struct MmaSyncFp4 {
     static constexpr int BYTES_PER_STAGE =
         sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
 
-    // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];
         return {place.weights[0], place.tokens[0], reinterpret_cast<uint8_t*>(place.weight_scales),
                 reinterpret_cast<uint8_t*>(place.token_scales)};
     }
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return Operands::byte(k); }
     __device__ __forceinline__ static int first_scale_word(int scale_row) { return scale_row % 32 * 4; }
 
     // Where a thread reads within a stage: bytes for ldmatrix, words for scales.
@@ -140,12 +143,13 @@ struct MmaSyncFp4 {
             multiply_stage<kTiles, true>(accumulators, fragments, offsets, k, k_end);
         }
 
-        // Loads part j of kTiles of the operands of a k64 step: token tile j (two at a time), a share of the weight
+        // Loads part j of kTiles of the operands of a step: token tile j (two at a time), a share of the weight
         // tiles.
         template <int kTiles>
         __device__ __forceinline__ static void load_part(Fragments& fragments, const Stage& stage,
                                                          const Offsets& offsets, int step, int j) {
-            const uint32_t step_bytes = step * MMA_K / 2;
+            const uint32_t step_bytes = step * Operands::STEP_BYTES;
+            const int word = step / Operands::STEPS_PER_WORD;
 #pragma unroll
             for (int t = 0; t < kWeightTiles; ++t) {
                 if (t * kTiles / kWeightTiles != j) continue;
@@ -153,7 +157,7 @@ struct MmaSyncFp4 {
                              mbarrier::shared_address(stage.weights) +
                                  (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes)));
                 fragments.weight_scales[t] =
-                    stage.weight_scales[step][offsets.weight_scales ^ scale_layout::word(2 * t)];
+                    stage.weight_scales[word][offsets.weight_scales ^ scale_layout::word(2 * t)];
             }
             const uint32_t tokens = mbarrier::shared_address(stage.tokens[j / 2 * 64]) + (offsets.tokens ^ step_bytes);
             if (j % 2 == 1) ldmatrix::x4(fragments.tokens[j - 1], fragments.tokens[j], tokens);
@@ -161,13 +165,13 @@ struct MmaSyncFp4 {
             if ((j + 1) % kScaleVector == 0 || j + 1 == kTiles) {
                 const int first = j / kScaleVector * kScaleVector;
                 scale_layout::load<kScaleVector>(&fragments.token_scales[first],
-                                                 &stage.token_scales[first / 4][step][offsets.token_scales]);
+                                                 &stage.token_scales[first / 4][word][offsets.token_scales]);
             }
         }
 
-        // Where K ends in the middle of a scale word, the other two scales of the word are padding: any byte, also NaN.
+        // Where K ends in the middle of a scale word, the other scales of the word are padding: any byte, also NaN.
         __device__ __forceinline__ static void clear_padding(Fragments& fragments, int k, int k_end) {
-            const uint32_t mask = k + MMA_K / 2 == k_end ? 0x0000FFFF : 0xFFFFFFFF;
+            const uint32_t mask = Operands::scale_mask(k, k_end);
             for (uint32_t& scale : fragments.weight_scales) scale &= mask;
             for (uint32_t& scale : fragments.token_scales) scale &= mask;
         }
@@ -186,13 +190,14 @@ struct MmaSyncFp4 {
                     release();
                     if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
                 }
-                if (kLast) clear_padding(current, k + step * MMA_K, k_end);
+                if (kLast) clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);
 #pragma unroll
                 for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
                     for (int t = 0; t < kWeightTiles; ++t)
-                        mma_sync::nvfp4_m16n8k64(accumulators[j][t], current.weights[t], current.tokens[j],
-                                                 current.weight_scales[t], current.token_scales[j]);
+                        mma_sync::block_scaled<Operands>(accumulators[j][t], current.weights[t], current.tokens[j],
+                                                         current.weight_scales[t], current.token_scales[j],
+                                                         Operands::scale_byte(step));
                     if (!(kLast && last_step))
                         load_part<kTiles>(next, shared_.stages[ring_.stage], offsets, last_step ? 0 : step + 1, j);
                 }

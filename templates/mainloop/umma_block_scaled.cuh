@@ -1,4 +1,4 @@
-// Main loop of sm_100 for NVFP4 operands: weights . tokens^T by the block-scaled tcgen05 tensor core.
+// Main loop of sm_100: weights . tokens^T by the block-scaled tcgen05 tensor core.
 //
 // The weights take the 128 rows of the instruction (lanes of tensor memory) and the tokens its columns, so a tile is as
 // narrow as an expert's rows and one kernel serves 1 to 256 of them.
@@ -11,10 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "layout/scale_layout.cuh"
 #include "mainloop/loader.cuh"
 #include "mainloop/tensor_memory.cuh"
 #include "number/integer.cuh"
+#include "number/operands.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tcgen05.cuh"
@@ -23,14 +26,15 @@
 
 namespace mainloop {
 
-template <class Config>
-struct UmmaFp4 {
-    using Columns = TensorMemory<Config>;
-    using Operands = BlockScaledOperands;
+template <class Config, class Operands>
+struct UmmaBlockScaled {
+    using Columns = TensorMemory<Config, Operands>;
+    using Sources = BlockScaledSources;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
-    static constexpr int ROW_BYTES = BLOCK_K / 2;
-    static constexpr int kStepK = Columns::kStepK, kStepBytes = kStepK / 2, kSteps = Columns::kSteps;
+    static constexpr int ROW_BYTES = Operands::byte(BLOCK_K);
+    static constexpr int kStepK = Operands::STEP_K, kStepBytes = Operands::STEP_BYTES, kSteps = BLOCK_K / kStepK;
+    static constexpr int SCALE_K = Operands::SCALE_K, kScaleWords = Columns::kScaleWords;
     static constexpr int kAtomRows = scale_layout::ATOM_ROWS, kAtomBytes = scale_layout::ATOM_WORDS * 4;
     static constexpr int kTokenAtoms = Columns::kTokenAtoms;
     static constexpr bool kMovesScales = BLOCK_M <= 32;
@@ -39,13 +43,13 @@ struct UmmaFp4 {
     static_assert(BLOCK_N == tcgen05::kNumLanes, "a row of the instruction's first operand is a lane of tensor memory");
     static_assert(BLOCK_M % 16 == 0 && BLOCK_M <= 256, "with 128 rows the instruction has 16 to 256 columns");
     static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
-    static_assert(BLOCK_K == 256, "a row of a stage is one span of the 128-byte swizzle");
+    static_assert(ROW_BYTES == 128, "a row of a stage is one span of the 128-byte swizzle");
 
     struct Stage {
         uint8_t weights[BLOCK_N * ROW_BYTES];
         uint8_t tokens[BLOCK_M * ROW_BYTES];
-        uint8_t weight_scales[kSteps][kAtomBytes];
-        uint8_t token_scales[kTokenAtoms][kSteps][kAtomBytes];
+        uint8_t weight_scales[kScaleWords][kAtomBytes];
+        uint8_t token_scales[kTokenAtoms][kScaleWords][kAtomBytes];
     };
     static_assert(sizeof(Stage) % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");
     struct Storage {
@@ -73,12 +77,12 @@ struct UmmaFp4 {
 
     static constexpr int WEIGHT_ATOMS = 1, BYTES_PER_STAGE = sizeof(Stage);
 
-    // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];
         return {place.weights, place.tokens, place.weight_scales[0], place.token_scales[0][0]};
     }
+    // Of element k of a row in its tensor map.
+    __device__ __forceinline__ static int coordinate(int k) { return Operands::byte(k); }
     // Of a box: it starts at the 16 bytes of the tile's first row, which thus arrives in lane 0.
     __device__ __forceinline__ static int first_scale_word(int scale_row) { return scale_row % 32 * 4; }
 
@@ -93,8 +97,8 @@ struct UmmaFp4 {
                 mbarrier::wait(&shared.full[ring.stage], ring.parity);
                 if (word != 0) {
 #pragma unroll
-                    for (int step = 0; step < kSteps; ++step) {
-                        uint8_t* scales = shared.stages[ring.stage].token_scales[0][step] + lane * 16;
+                    for (int atom = 0; atom < kScaleWords; ++atom) {
+                        uint8_t* scales = shared.stages[ring.stage].token_scales[0][atom] + lane * 16;
                         *reinterpret_cast<uint32_t*>(scales) = reinterpret_cast<const uint32_t*>(scales)[word];
                     }
                     mbarrier::fence_async_proxy();
@@ -116,7 +120,7 @@ struct UmmaFp4 {
             const int depth = tile.k_end - tile.k_begin;
             const int full_blocks = ceil_div(depth, BLOCK_K) - 1;  // the last block may be partial
             const int last_steps = ceil_div(depth, kStepK) - full_blocks * kSteps;
-            const uint32_t instruction = tcgen05::mxf4nvf4_descriptor(ceil_div(tile.num_rows, 16) * 16);
+            const uint32_t instruction = tcgen05::block_scaled_descriptor<Operands>(ceil_div(tile.num_rows, 16) * 16);
             const uint32_t token_column = BLOCK_M == 64 ? tile.scale_row / 32 % 4 : 0;  // 0 or 2
             mbarrier::wait(&shared_.accumulator_empty[accumulator_.stage], accumulator_.parity);
 #pragma unroll 1
@@ -127,7 +131,7 @@ struct UmmaFp4 {
                 ring_.advance();
             }
             wait_for_stage();
-            if (depth % kStepK != 0) clear_scale_padding(shared_.stages[ring_.stage], last_steps - 1);
+            if (kStepK > 32 && depth % kStepK != 0) clear_scale_padding(shared_.stages[ring_.stage], last_steps - 1);
             if (elect_one()) {
                 issue_stage(last_steps, instruction, token_column, full_blocks > 0);
                 tcgen05::commit(&shared_.accumulator_full[accumulator_.stage]);
@@ -147,13 +151,16 @@ struct UmmaFp4 {
             tcgen05::fence_after_sync();
         }
 
-        // Where K is an odd multiple of 32, half of the last word of scales is padding: it meets zeros of the operands,
-        // but may hold a NaN. One warp clears it, after TMA has written the stage and before tcgen05.cp reads it.
+        // Where K ends in the middle of a step, half of the step's scales are padding: they meet zeros of the operands,
+        // but may be NaN. One warp clears them, after TMA has written the stage and before tcgen05.cp reads it.
         __device__ __forceinline__ static void clear_scale_padding(Stage& stage, int step) {
+            using Half = std::conditional_t<Operands::SCALES_PER_STEP == 4, uint16_t, uint8_t>;
+            const int atom = step / Operands::STEPS_PER_WORD, half = step % Operands::STEPS_PER_WORD * 2 + 1;
+            constexpr int kHalves = 4 / sizeof(Half);  // of a word
             for (int word = threadIdx.x % 32; word < kAtomRows; word += 32) {
-                reinterpret_cast<uint16_t*>(stage.weight_scales[step])[2 * word + 1] = 0;
-                for (int atom = 0; atom < kTokenAtoms; ++atom)
-                    reinterpret_cast<uint16_t*>(stage.token_scales[atom][step])[2 * word + 1] = 0;
+                reinterpret_cast<Half*>(stage.weight_scales[atom])[kHalves * word + half] = 0;
+                for (int i = 0; i < kTokenAtoms; ++i)
+                    reinterpret_cast<Half*>(stage.token_scales[i][atom])[kHalves * word + half] = 0;
             }
             mbarrier::fence_async_proxy();
             __syncwarp();
@@ -173,16 +180,20 @@ struct UmmaFp4 {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
                 if (step == num_steps) break;
-                const uint32_t weight_columns = scales + step * Columns::kStepScaleColumns;
+                const int word = step / Operands::STEPS_PER_WORD;
+                const uint32_t weight_columns = scales + word * Columns::kWordColumns;
                 const uint32_t token_columns = weight_columns + Columns::kAtomColumns;
-                tcgen05::copy_scales(weight_columns, weight_scales + (step * kAtomBytes >> 4));
+                if (step % Operands::STEPS_PER_WORD == 0) {
+                    tcgen05::copy_scales(weight_columns, weight_scales + (word * kAtomBytes >> 4));
 #pragma unroll
-                for (int atom = 0; atom < kTokenAtoms; ++atom)
-                    tcgen05::copy_scales(token_columns + atom * Columns::kAtomColumns,
-                                         token_scales + ((atom * kSteps + step) * kAtomBytes >> 4));
-                tcgen05::mma_mxf4nvf4(d, weights + (step * kStepBytes >> 4), tokens + (step * kStepBytes >> 4),
-                                      instruction, weight_columns, token_columns + token_column,
-                                      accumulate || step > 0);
+                    for (int atom = 0; atom < kTokenAtoms; ++atom)
+                        tcgen05::copy_scales(token_columns + atom * Columns::kAtomColumns,
+                                             token_scales + ((atom * kScaleWords + word) * kAtomBytes >> 4));
+                }
+                tcgen05::mma_block_scaled<Operands>(
+                    d, weights + (step * kStepBytes >> 4), tokens + (step * kStepBytes >> 4),
+                    instruction | tcgen05::scale_ids(Operands::scale_byte(step)), weight_columns,
+                    token_columns + token_column, accumulate || step > 0);
             }
             tcgen05::commit(&shared_.empty[ring_.stage]);
         }

@@ -1,0 +1,39 @@
+// The formats of a GEMM's operands, as a tensor core that scales blocks takes them.
+//
+// An instruction takes 32 bytes of each row. A word of the scale layout holds the scales of one row for SCALE_K
+// elements, which is one instruction of NVFP4, two of MXFP4 and four where an operand has bytes.
+#pragma once
+#include <stdint.h>
+
+namespace operands {
+
+enum class Format { E2M1, E4M3 };
+
+// GROUP elements along K share a scale: UE4M3 for 16 of them (NVFP4), UE8M0 for 32 (MX).
+template <Format kTokens, Format kWeights, int GROUP>
+struct Pair {
+    static_assert(GROUP == 16 || GROUP == 32, "tensor cores scale 16 or 32 neighbours along K");
+    static constexpr Format TOKENS = kTokens, WEIGHTS = kWeights;
+    static constexpr bool PACKED = TOKENS == Format::E2M1 && WEIGHTS == Format::E2M1;  // two in a byte
+    static constexpr bool POWER_SCALES = GROUP == 32;
+    static constexpr int STEP_BYTES = 32, STEP_K = PACKED ? 2 * STEP_BYTES : STEP_BYTES;
+    static constexpr int SCALE_K = 4 * GROUP, STEPS_PER_WORD = SCALE_K / STEP_K, SCALES_PER_STEP = STEP_K / GROUP;
+
+    // Of element k in a row of shared memory.
+    __device__ __forceinline__ static constexpr int byte(int k) { return k / (PACKED ? 2 : 1); }
+    // Of the word, the first scale of a step.
+    __device__ __forceinline__ static constexpr int scale_byte(int step) {
+        return step % STEPS_PER_WORD * SCALES_PER_STEP;
+    }
+    // The scales of the word at element k that are before k_end, a multiple of 32.
+    __device__ __forceinline__ static uint32_t scale_mask(int k, int k_end) {
+        if constexpr (SCALE_K == 64) return k + 32 == k_end ? 0x0000FFFF : 0xFFFFFFFF;
+        else return k + SCALE_K <= k_end ? 0xFFFFFFFF : (1u << max(k_end - k, 0) / GROUP * 8) - 1;
+    }
+};
+
+using Nvfp4 = Pair<Format::E2M1, Format::E2M1, 16>;
+using Mxfp4 = Pair<Format::E2M1, Format::E2M1, 32>;
+using Mxfp8 = Pair<Format::E4M3, Format::E4M3, 32>;
+
+}  // namespace operands
