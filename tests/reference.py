@@ -1,4 +1,4 @@
-"""The slow and plain meaning of the kernels: NVFP4 in float64, random problems, and how far a result may be off.
+"""The slow and plain meaning of the kernels: scaled operands in float64, random problems, and how far one may be off.
 
 Nothing here comes from the code under test. Formats: OCP MX 1.0 (E2M1), NVIDIA's UE4M3 (E4M3 without a sign; 0x7F is
 NaN), the 128x4 scale layout of `tcgen05` and cuBLAS. `error_bound` and `check` use arithmetic operators only, so they
@@ -21,13 +21,15 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 def _ue4m3_value(byte: int) -> float:
     exponent, mantissa = byte >> 3, byte & 7
-    if byte == NAN_SCALE:
+    if byte == 0x7F:
         return float("nan")
     return mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
 
 
 # Bit 7 is not part of the format: a byte above 0x7F is an index error.
 UE4M3 = np.array([_ue4m3_value(byte) for byte in range(128)])
+E4M3 = np.concatenate([UE4M3, -UE4M3])
+UE8M0 = np.append(2.0 ** np.arange(-127.0, 128.0), np.nan)
 
 
 def _lowest_bits(table: np.ndarray) -> np.ndarray:
@@ -39,6 +41,25 @@ def _lowest_bits(table: np.ndarray) -> np.ndarray:
 
 # The lowest bit of a product is the product of the lowest bits: odd times odd is odd.
 E2M1_LOWEST_BIT, UE4M3_LOWEST_BIT = _lowest_bits(E2M1), _lowest_bits(UE4M3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Formats:
+    """Of the operands of a GEMM: values of the elements and of the scales by their codes, the last scale is NaN."""
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    scales: np.ndarray
+    group: int  # elements along K that share a scale
+
+    @property
+    def nan_scale(self) -> int:
+        return len(self.scales) - 1
+
+
+NVFP4 = Formats(E2M1, E2M1, UE4M3, GROUP)
+MXFP4 = Formats(E2M1, E2M1, UE8M0, 32)
+MXFP8 = Formats(E4M3, E4M3, UE8M0, 32)
 
 # Significant bits, and half of the smallest subnormal step, of the types of an output.
 PRECISION = {"bf16": 8, "f16": 11, "f32": 24}
@@ -59,7 +80,7 @@ def pack_e2m1(codes: np.ndarray) -> np.ndarray:
 
 
 def scale_offset(row: Any, group: Any, groups: int) -> Any:
-    """Byte offset of the scale of (row, group) in the 128x4 layout; ``groups`` is ceil(K / 16)."""
+    """Byte offset of the scale of (row, group) in the 128x4 layout; ``groups`` is those of a row."""
     block = (row // 128) * ceil_div(groups, 4) + group // 4
     return block * 512 + (row % 32) * 16 + (row % 128 // 32) * 4 + group % 4
 
@@ -73,26 +94,31 @@ def to_scale_layout(scales: np.ndarray) -> np.ndarray:
     return stored.reshape(scales.shape)
 
 
-def expand(packed: np.ndarray, groups: np.ndarray, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Table entries of each element times that of its scale: bytes [.., K/2] and scale bytes [.., K/16] in plain order
-    to float64 [.., K]. The low nibble is the even k."""
-    codes = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])
-    return elements[codes] * np.repeat(scales[groups], GROUP, axis=-1)
+def expand(stored: np.ndarray, groups: np.ndarray, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Table entries of each element times that of its scale: the bytes of K elements and scale bytes [.., K / group] in
+    plain order to float64 [.., K]. Of 16 elements two are in a byte, the even k in the low nibble."""
+    if len(elements) == 16:
+        stored = np.stack([stored & 0xF, stored >> 4], axis=-1).reshape(*stored.shape[:-1], 2 * stored.shape[-1])
+    return elements[stored] * np.repeat(scales[groups], stored.shape[-1] // groups.shape[-1], axis=-1)
 
 
-def dequantize(packed: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def dequantize(
+    stored: np.ndarray, groups: np.ndarray, elements: np.ndarray = E2M1, scales: np.ndarray = UE4M3
+) -> np.ndarray:
     """Values, float64 [.., K]."""
-    return expand(packed, groups, E2M1, UE4M3)
+    return expand(stored, groups, elements, scales)
 
 
-def quantum(packed: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def quantum(
+    stored: np.ndarray, groups: np.ndarray, elements: np.ndarray = E2M1, scales: np.ndarray = UE4M3
+) -> np.ndarray:
     """Largest power of two that divides all values of a row, float64 [..]; infinity for a row of zeros."""
-    return expand(packed, groups, E2M1_LOWEST_BIT, UE4M3_LOWEST_BIT).min(axis=-1, initial=np.inf)
+    return expand(stored, groups, _lowest_bits(elements), _lowest_bits(scales)).min(axis=-1, initial=np.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedProblem:
-    """Arguments of a grouped NVFP4 GEMM, and what is needed to judge its result."""
+    """Arguments of a grouped GEMM, and what is needed to judge its result. Of NVFP4: K/2 bytes a row, K/16 scales."""
 
     a: np.ndarray  # u8 [M, K/2]
     b: np.ndarray  # u8 [E, N, K/2]
@@ -103,11 +129,12 @@ class GroupedProblem:
     scale_offsets: np.ndarray  # i32 [E]
     a_groups: np.ndarray  # u8 [M, K/16], the scales of a in plain order
     b_groups: np.ndarray  # u8 [E, N, K/16]
+    formats: Formats = NVFP4
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """M, N, K, E."""
-        return self.a.shape[0], self.b.shape[1], self.a.shape[1] * 2, self.b.shape[0]
+        return self.a.shape[0], self.b.shape[1], self.a_groups.shape[1] * self.formats.group, self.b.shape[0]
 
     def inputs(self) -> dict[str, np.ndarray]:
         """The input arguments of ``grouped_fp4`` by name."""
@@ -127,6 +154,19 @@ def random_scales(rng: np.random.Generator, shape: tuple[int, ...], wide: bool, 
     return scales.astype(np.uint8)
 
 
+def random_powers(rng: np.random.Generator, shape: tuple[int, ...], centre: np.ndarray, wide: bool) -> np.ndarray:
+    """UE8M0 bytes [.., groups] around 2^centre [groups] if ``wide``, else 0.5, 1, 2 and 4."""
+    noise = rng.integers(-3, 4, shape) if wide else rng.integers(-1, 3, shape)
+    return np.clip(127 + noise + (centre if wide else 0), 0, 254).astype(np.uint8)
+
+
+def random_elements(rng: np.random.Generator, shape: tuple[int, ...], elements: np.ndarray) -> np.ndarray:
+    """The bytes of [.., K] elements, none of them NaN."""
+    if len(elements) == 16:
+        return rng.integers(0, 256, (*shape[:-1], shape[-1] // 2), dtype=np.uint8)
+    return rng.choice(np.flatnonzero(~np.isnan(elements)), shape).astype(np.uint8)
+
+
 def random_alpha(rng: np.random.Generator, num_experts: int, k: int, wide: bool) -> np.ndarray:
     """Float32 [E] of either sign, small enough that no result leaves the range of f16: |alpha| * S < 65504 for the
     largest S = K * 36 * 448 * 1.75, or K * 36 * 448 * 448 if ``wide``."""
@@ -141,21 +181,29 @@ def grouped_problem(
     k: int,
     *,
     wide: bool = False,
-    padding: int = NAN_SCALE,
+    formats: Formats = NVFP4,
+    padding: int | None = None,
     gaps: bool = False,
     unowned_rows: int = 0,
 ) -> GroupedProblem:
-    """A random problem: ``counts`` rows of each expert, ``n`` columns, ``k`` deep (k % 16 == 0).
+    """A random problem: ``counts`` rows of each expert, ``n`` columns, ``k`` deep, whole groups.
 
-    wide: scales over the whole range of UE4M3 instead of a few for which fp32 sums are exact.
+    wide: scales over the whole range of their format instead of a few for which fp32 sums are exact. UE8M0 has a larger
+        one than fp32: there a group of k that is large in a is small in b.
     padding: the byte in every scale that belongs to no element (rows to 128, groups to 4); NaN by default.
     gaps: unused blocks of 128 scale rows between experts.
     unowned_rows: rows of a and out after the last expert's.
     """
-    num_experts, groups, owned = len(counts), k // GROUP, sum(counts)
+    num_experts, groups, owned = len(counts), k // formats.group, sum(counts)
+    padding = formats.nan_scale if padding is None else padding
     expert_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    a_groups = random_scales(rng, (owned, groups), wide, outliers=1 / 256)
-    b_groups = random_scales(rng, (num_experts, n, groups), wide, outliers=1 / 256 if wide else 0)
+    if formats.scales is UE4M3:
+        a_groups = random_scales(rng, (owned, groups), wide, outliers=1 / 256)
+        b_groups = random_scales(rng, (num_experts, n, groups), wide, outliers=1 / 256 if wide else 0)
+    else:
+        centre = rng.permutation(np.linspace(-127, 127, groups).astype(int))
+        a_groups = random_powers(rng, (owned, groups), centre, wide)
+        b_groups = random_powers(rng, (num_experts, n, groups), -centre, wide)
 
     blocks = [ceil_div(count, 128) for count in counts]  # of 128 scale rows
     skipped = rng.integers(0, 2, num_experts) if gaps else np.zeros(num_experts, int)
@@ -167,12 +215,9 @@ def grouped_problem(
     b_padded = np.full((num_experts, round_up(n, 128), round_up(groups, 4)), padding, np.uint8)
     b_padded[:, :n, :groups] = b_groups
 
-    def random_bytes(*shape: int) -> np.ndarray:
-        return rng.integers(0, 256, shape, dtype=np.uint8)
-
     return GroupedProblem(
-        a=random_bytes(owned + unowned_rows, k // 2),
-        b=random_bytes(num_experts, n, k // 2),
+        a=random_elements(rng, (owned + unowned_rows, k), formats.tokens),
+        b=random_elements(rng, (num_experts, n, k), formats.weights),
         a_scale=to_scale_layout(a_padded),
         b_scale=to_scale_layout(b_padded),
         alpha=random_alpha(rng, num_experts, k, wide),
@@ -180,6 +225,7 @@ def grouped_problem(
         scale_offsets=scale_offsets.astype(np.int32),
         a_groups=a_groups,
         b_groups=b_groups,
+        formats=formats,
     )
 
 
@@ -193,19 +239,20 @@ class Expected:
 
 
 def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected:
-    """Float64 result of ``grouped_fp4`` on the dequantised operands. Products of two 6-bit significands and their sums
+    """Float64 result of ``grouped_fp4`` on the dequantised operands. Products of two short significands and their sums
     over K < 2^20 fit float64 whenever the fp32 sum is exact; otherwise its own error is 2^-29 of the bound's.
 
     halves: the kernel multiplies halves of 2^-14 times the operands, as that for sm_90a does. Below 1 those are
     subnormal, and the tensor core aligns them as if they had the exponent of 1: more is cut than their size tells.
     """
-    _, n, _, _ = problem.shape
+    n, formats = problem.shape[1], problem.formats
     owned = int(problem.expert_offsets[-1])
     value, magnitude = np.empty((owned, n)), np.empty((owned, n))
     exact = np.empty((owned, n), bool)
     for expert, (begin, end) in enumerate(zip(problem.expert_offsets, problem.expert_offsets[1:], strict=False)):
         rows = slice(begin, end)
-        a_stored, b_stored = (problem.a[rows], problem.a_groups[rows]), (problem.b[expert], problem.b_groups[expert])
+        a_stored = problem.a[rows], problem.a_groups[rows], formats.tokens, formats.scales
+        b_stored = problem.b[expert], problem.b_groups[expert], formats.weights, formats.scales
         a, b = dequantize(*a_stored), dequantize(*b_stored)
         alpha = float(problem.alpha[expert])
         aligned = (np.where(x != 0, np.maximum(np.abs(x), 1.0 if halves else 0.0), 0.0) for x in (a, b))
@@ -218,7 +265,7 @@ def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected
 def accumulation_bound(expected: Expected, k: int) -> Any:
     """Largest |alpha * sum - value| that fp32 accumulation over ``k`` products can explain, per element.
 
-    Operands: an E2M1 value times a UE4M3 scale is exact in bf16, and a product of two of them in fp32.
+    Operands: an element times its scale has at most 7 significant bits, so a product of two is exact in fp32.
 
     Accumulation. One tensor-core step adds t >= 16 products to the accumulator: all t + 1 addends are aligned to the
     largest and cut to at least 24 bits, then the sum is cut again. With S = sum |a b|, no addend or partial sum exceeds

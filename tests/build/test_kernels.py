@@ -27,9 +27,10 @@ try:
 except ToolchainError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
 
-GEMMS = {"grouped_fp4", "grouped_fp4_swiglu"}
-# Generation -> opcodes that each of its GEMMs must hold
-OPCODES = {"9": {"HGMMA"}, "10": {"UTCOMMA", "UTCCP"}, "12": {"OMMA"}}
+GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8"}
+# Generation -> opcodes that each of its GEMMs must hold, first its products, of packed operands or of bytes
+OPCODES = {"9": ("HGMMA",), "10": ("UTCOMMA", "UTCCP"), "12": ("OMMA",)}
+OF_BYTES = {"10": ("UTCQMMA", "UTCCP"), "12": ("QMMA",)}
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +46,21 @@ def artifacts(pack: Path) -> list[dict]:
     return json.loads((pack / "manifest.json").read_text())["artifacts"]
 
 
-def broken_promises(arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
+def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
     """What SASS of a GEMM shows that it should not. The bars are what CUTLASS's grouped kernels of such tiles need."""
-    if missing := OPCODES[arch[:-2]] - set(profile.counts):
+    generation = arch[:-2]
+    opcodes = (OF_BYTES if "mxfp8" in family else OPCODES)[generation]
+    if missing := set(opcodes) - set(profile.counts):
         yield f"no {missing}"
     if profile.counts["LDL"] or profile.counts["STL"]:
         yield f"{profile.counts['LDL']} LDL and {profile.counts['STL']} STL"
-    loop = profile.main_loop
+    loop, product = profile.main_loop, opcodes[0]
     if loop is None:
         yield "no loop with tensor-core instructions"
-    elif arch[:-2] == "12" and tile.startswith(("m128", "m256")) and loop.instructions > 3.3 * loop.counts["OMMA"]:
-        yield f"{loop.instructions} instructions in the main loop for {loop.counts['OMMA']} OMMA"
-    elif arch[:-2] == "10" and loop.instructions * 4 > 86 * loop.counts["UTCOMMA"]:
-        yield f"{loop.instructions} instructions in the main loop for {loop.counts['UTCOMMA']} UTCOMMA"
+    elif generation == "12" and tile.startswith(("m128", "m256")) and loop.instructions > 3.3 * loop.counts[product]:
+        yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"
+    elif generation == "10" and loop.instructions * 4 > 86 * loop.counts[product]:
+        yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"
 
 
 def test_the_matrix_covers_its_archs() -> None:
@@ -84,8 +87,10 @@ def test_the_prefill_loop_of_sm120_is_lean() -> None:
         counts = {"OMMA": 10, "LDSM": others}
         return sass.Profile(Counter(counts), "kernel", (sass.Loop(Counter(counts), 0, 16),))
 
-    assert not list(broken_promises("120a", "m256n128k128", loop(23)))
-    assert list(broken_promises("120f", "m128n128k128", loop(24))) == ["34 instructions in the main loop for 10 OMMA"]
+    assert not list(broken_promises("grouped_fp4", "120a", "m256n128k128", loop(23)))
+    assert list(broken_promises("grouped_fp4", "120f", "m128n128k128", loop(24))) == [
+        "34 instructions in the main loop for 10 OMMA"
+    ]
 
 
 def test_kernels_stay_in_registers(artifacts: list[dict]) -> None:

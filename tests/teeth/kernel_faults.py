@@ -9,12 +9,14 @@ from __future__ import annotations
 import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
+import kernel_faults_mx
 import kernel_faults_schedule
 
 CAUGHT = [
     *kernel_faults_90.CAUGHT,
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
+    *kernel_faults_mx.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
 ]
 NOT_CAUGHT = [*kernel_faults_90.NOT_CAUGHT, *kernel_faults_100.NOT_CAUGHT]

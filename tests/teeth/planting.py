@@ -204,11 +204,13 @@ class Problem:
     multiprocessors: int = 2
     prefetch: str = "none"
     gaps: bool = True  # rows of a and of its scales that are no expert's
+    operands: str = "NVFP4"  # of reference; others with scales over their whole range
 
     @functools.cached_property
     def data(self) -> tuple[reference.GroupedProblem, reference.Expected]:
         rng = np.random.default_rng(0)
         problem = reference.grouped_problem(rng, list(self.counts), self.n, self.k, gaps=self.gaps,
+                                            formats=getattr(reference, self.operands), wide=self.operands != "NVFP4",
                                             unowned_rows=2 if self.gaps else 0)  # fmt: skip
         return problem, reference.grouped_reference(problem)
 
@@ -237,10 +239,10 @@ def run(folder: Path, kernel: Kernel, problem: Problem) -> None:
                     raise error.__cause__ from None
 
 
-def _launch_grouped(problem: Problem, context: str, **options: object) -> None:
+def _launch_grouped(problem: Problem, context: str, family: str = "grouped_fp4", **options: object) -> None:
     data, expected = problem.data
     out = _output(problem, data.shape[0], **options)
-    loader.launch("grouped_fp4", **data.inputs(), out=RawBuffer.of(out.array), **options)
+    loader.launch(family, **data.inputs(), out=RawBuffer.of(out.array), **options)
     reference.verify(data, expected, out, context)
 
 
@@ -280,4 +282,6 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 
 
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
-             "grouped_fp4_swiglu": _launch_fused}  # fmt: skip
+             "grouped_fp4_swiglu": _launch_fused,
+             **{family: functools.partial(_launch_grouped, family=family)
+                for family in ("grouped_mxfp4", "grouped_mxfp8")}}  # fmt: skip

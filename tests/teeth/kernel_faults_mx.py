@@ -1,0 +1,100 @@
+"""Faults in what the main loops of Blackwell make of the formats of their operands."""
+
+from __future__ import annotations
+
+from kernel_fault import LOADER, TCGEN05, planted
+from planting import Kernel, Problem
+
+OPERANDS, MMA_SYNC = "number/operands.cuh", "ptx/mma_sync.cuh"
+UMMA, MMA_LOOP = "mainloop/umma_block_scaled.cuh", "mainloop/mma_sync_block_scaled.cuh"
+
+COUNTS = (0, 1, 19, 0, 7, 0)
+MXFP8 = {arch: Kernel(arch, tile, "grouped_mxfp8") for arch, tile in (("100a", "m16n128k128_f32"),
+                                                                        ("120a", "m8n128k128_f32"))}  # fmt: skip
+MXFP4 = {arch: Kernel(arch, tile, "grouped_mxfp4") for arch, tile in (("100a", "m16n128k256_f32"),
+                                                                        ("120a", "m8n128k256_f32"))}  # fmt: skip
+BYTES = Problem(COUNTS, 136, 352, operands="MXFP8")
+PACKED = Problem(COUNTS, 136, 608, operands="MXFP4")  # K ends inside a step
+OF_PACKED = {"100a": {"kernel": MXFP4["100a"], "problem": PACKED}, "120a": {"kernel": MXFP4["120a"], "problem": PACKED}}
+
+SCALE_BYTE = "return step % STEPS_PER_WORD * SCALES_PER_STEP;"
+SCALE_BLOCK = "k / SCALE_K, atom + i);"
+SCALE_IDS = "return byte << 29 | byte << 4;"
+
+CAUGHT = [
+    fault
+    for arch in ("100a", "120a")
+    for fault in planted(
+        OPERANDS,
+        MXFP8[arch],
+        BYTES,
+        [
+            ("mxfp8 scale of the first step", SCALE_BYTE, "return 0;"),
+            ("mxfp8 scale of the step after", SCALE_BYTE, SCALE_BYTE.replace("step %", "(step + 1) %")),
+            ("mxfp4 scale of the first step", SCALE_BYTE, "return 0;", OF_PACKED[arch]),
+            (
+                "mxfp8 weight scales of the block before",
+                SCALE_BLOCK,
+                SCALE_BLOCK.replace("k / SCALE_K", "max(k / SCALE_K - 1, 0)"),
+                {"file": LOADER},
+            ),
+            (
+                "mxfp8 half of the bytes of a row",
+                "return k / (PACKED ? 2 : 1);",
+                "return k < 129 ? k : k / 2;",
+            ),
+        ],
+    )
+]
+CAUGHT += planted(
+    UMMA,
+    MXFP8["100a"],
+    BYTES,
+    [
+        ("mxfp8 scale id of the weights alone", SCALE_IDS, "return byte << 29;", {"file": TCGEN05}),
+        ("mxfp8 scale id of the tokens alone", SCALE_IDS, "return byte << 4;", {"file": TCGEN05}),
+        (
+            "mxfp4 scale padding not cleared",
+            "if (kStepK > 32 && depth % kStepK != 0) clear_scale",
+            "if (false) clear_scale",
+            OF_PACKED["100a"],
+        ),
+        (
+            "mxfp4 scale padding of the first step",
+            "half = step % Operands::STEPS_PER_WORD * 2 + 1;",
+            "half = 1;",
+            {"kernel": MXFP4["100a"], "problem": Problem(COUNTS, 136, 352, operands="MXFP4")},
+        ),
+        (
+            "mxfp4 scales of the word before",
+            "const int word = step / Operands::STEPS_PER_WORD;",
+            "const int word = 0;",
+            OF_PACKED["100a"],
+        ),
+    ],
+)
+CAUGHT += planted(
+    MMA_LOOP,
+    MXFP8["120a"],
+    BYTES,
+    [
+        (
+            "mxfp8 scale padding not cleared",
+            "if (kLast) clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);",
+            "",
+        ),
+        (
+            "mxfp8 scale padding by the step",
+            "clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);",
+            "clear_padding(current, k + step * MMA_K, k_end);",
+        ),
+        ("mxfp4 scale of the tokens of the first step", '", 0}, %11, {" byte ", 0};"', '", 0}, %11, {0, 0};"',
+         {"file": MMA_SYNC, **OF_PACKED["120a"]}),
+        (
+            "mxfp4 scales of the word before",
+            "const int word = step / Operands::STEPS_PER_WORD;",
+            "const int word = 0;",
+            OF_PACKED["120a"],
+        ),
+    ],
+)  # fmt: skip
