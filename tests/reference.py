@@ -60,6 +60,7 @@ class Formats:
 NVFP4 = Formats(E2M1, E2M1, UE4M3, GROUP)
 MXFP4 = Formats(E2M1, E2M1, UE8M0, 32)
 MXFP8 = Formats(E4M3, E4M3, UE8M0, 32)
+MXFP8_MXFP4 = Formats(E4M3, E2M1, UE8M0, 32)
 
 # Significant bits, and half of the smallest subnormal step, of the types of an output.
 PRECISION = {"bf16": 8, "f16": 11, "f32": 24}
@@ -161,10 +162,14 @@ def random_powers(rng: np.random.Generator, shape: tuple[int, ...], centre: np.n
 
 
 def random_elements(rng: np.random.Generator, shape: tuple[int, ...], elements: np.ndarray) -> np.ndarray:
-    """The bytes of [.., K] elements, none of them NaN."""
-    if len(elements) == 16:
-        return rng.integers(0, 256, (*shape[:-1], shape[-1] // 2), dtype=np.uint8)
-    return rng.choice(np.flatnonzero(~np.isnan(elements)), shape).astype(np.uint8)
+    """The bytes of [.., K] elements, none of them NaN, at a multiple of 32 bytes."""
+    shape = (*shape[:-1], shape[-1] // (2 if len(elements) == 16 else 1))
+    raw = np.empty(int(np.prod(shape)) + 32, np.uint8)
+    start = -raw.ctypes.data % 32
+    found = raw[start : start + len(raw) - 32].reshape(shape)
+    found[...] = (rng.integers(0, 256, shape, dtype=np.uint8) if len(elements) == 16 else
+                  rng.choice(np.flatnonzero(~np.isnan(elements)), shape))  # fmt: skip
+    return found
 
 
 def random_alpha(rng: np.random.Generator, num_experts: int, k: int, wide: bool) -> np.ndarray:

@@ -60,7 +60,8 @@ struct MmaSyncBlockScaled {
 
     static constexpr int WEIGHT_ATOMS = 1;
     static constexpr int BYTES_PER_STAGE =
-        sizeof(Stage::weights) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
+        BLOCK_N * Operands::weight_bytes(BLOCK_K) + sizeof(Stage::tokens) + sizeof(Stage::weight_scales) +
+        sizeof(Stage::token_scales);
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];
@@ -153,9 +154,10 @@ struct MmaSyncBlockScaled {
 #pragma unroll
             for (int t = 0; t < kWeightTiles; ++t) {
                 if (t * kTiles / kWeightTiles != j) continue;
-                ldmatrix::x4(fragments.weights[t],
-                             mbarrier::shared_address(stage.weights) +
-                                 (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes)));
+                const uint32_t weights = mbarrier::shared_address(stage.weights) +
+                                         (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes));
+                if constexpr (Operands::UNPACKED_WEIGHTS) ldmatrix::x4_of_e2m1(fragments.weights[t], weights);
+                else ldmatrix::x4(fragments.weights[t], weights);
                 fragments.weight_scales[t] =
                     stage.weight_scales[word][offsets.weight_scales ^ scale_layout::word(2 * t)];
             }

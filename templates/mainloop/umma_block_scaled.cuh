@@ -75,7 +75,9 @@ struct UmmaBlockScaled {
         }
     }
 
-    static constexpr int WEIGHT_ATOMS = 1, BYTES_PER_STAGE = sizeof(Stage);
+    static constexpr int WEIGHT_ATOMS = 1;
+    static constexpr int BYTES_PER_STAGE =
+        sizeof(Stage) - sizeof(Stage::weights) + BLOCK_N * Operands::weight_bytes(BLOCK_K);
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         Stage& place = shared.stages[stage];

@@ -21,6 +21,10 @@ struct Pair {
 
     // Of element k in a row of shared memory.
     __device__ __forceinline__ static constexpr int byte(int k) { return k / (PACKED ? 2 : 1); }
+    // Bytes of k weights in global memory, which are what a barrier counts: beside bytes, E2M1 lies as 16 elements in 8
+    // bytes and 8 bytes of nothing, as TMA unpacks it.
+    static constexpr bool UNPACKED_WEIGHTS = !PACKED && WEIGHTS == Format::E2M1;
+    __device__ __forceinline__ static constexpr int weight_bytes(int k) { return k / (WEIGHTS == Format::E2M1 ? 2 : 1); }
     // Of the word, the first scale of a step.
     __device__ __forceinline__ static constexpr int scale_byte(int step) {
         return step % STEPS_PER_WORD * SCALES_PER_STEP;
@@ -35,5 +39,6 @@ struct Pair {
 using Nvfp4 = Pair<Format::E2M1, Format::E2M1, 16>;
 using Mxfp4 = Pair<Format::E2M1, Format::E2M1, 32>;
 using Mxfp8 = Pair<Format::E4M3, Format::E4M3, 32>;
+using Mxfp8Mxfp4 = Pair<Format::E4M3, Format::E2M1, 32>;
 
 }  // namespace operands

@@ -27,6 +27,16 @@ __device__ __forceinline__ void x4(uint32_t (&registers)[4], uint32_t address) {
                  : "memory");
 }
 
+// The same of rows of 16 E2M1 elements in the first 8 of 16 bytes, which become bytes as mma.sync reads them: the element
+// in bits 2 to 5.
+__device__ __forceinline__ void x4_of_e2m1(uint32_t (&registers)[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n16.x4.shared.b8x16.b4x16_p64 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
+                 : "r"(address)
+                 : "memory");
+    for (uint32_t& elements : registers) elements <<= 2;
+}
+
 // Offset of a byte of a row in a box that TMA stored with a swizzle as wide as the row (64 or 128 bytes), from a base
 // aligned to 1024 bytes. Linear in the bits of its arguments: swizzled(r ^ s, b ^ c) = swizzled(r, b) ^ swizzled(s, c).
 template <int ROW_BYTES>

@@ -18,7 +18,10 @@ namespace mma_sync {
 template <class Operands>
 __device__ __forceinline__ void block_scaled(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                              uint32_t scale_a, uint32_t scale_b, uint16_t scale_byte) {
-    if constexpr (!Operands::PACKED)
+    if constexpr (Operands::UNPACKED_WEIGHTS)
+        BLOCK_SCALED_MMA("m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.e2m1.e4m3.f32.ue8m0", "%12",
+                         "h"(scale_byte));
+    else if constexpr (!Operands::PACKED)
         BLOCK_SCALED_MMA("m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.e4m3.e4m3.f32.ue8m0", "%12",
                          "h"(scale_byte));
     else if constexpr (Operands::POWER_SCALES)

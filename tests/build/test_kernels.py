@@ -27,7 +27,7 @@ try:
 except ToolchainError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
 
-GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8"}
+GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4"}
 # Generation -> opcodes that each of its GEMMs must hold, first its products, of packed operands or of bytes
 OPCODES = {"9": ("HGMMA",), "10": ("UTCOMMA", "UTCCP"), "12": ("OMMA",)}
 OF_BYTES = {"10": ("UTCQMMA", "UTCCP"), "12": ("QMMA",)}
@@ -55,9 +55,10 @@ def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) ->
     if profile.counts["LDL"] or profile.counts["STL"]:
         yield f"{profile.counts['LDL']} LDL and {profile.counts['STL']} STL"
     loop, product = profile.main_loop, opcodes[0]
+    most = 3.5 if family == "grouped_mxfp8_mxfp4" else 3.3  # there E2M1 is shifted to where a product reads it
     if loop is None:
         yield "no loop with tensor-core instructions"
-    elif generation == "12" and tile.startswith(("m128", "m256")) and loop.instructions > 3.3 * loop.counts[product]:
+    elif generation == "12" and tile.startswith(("m128", "m256")) and loop.instructions > most * loop.counts[product]:
         yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"
     elif generation == "10" and loop.instructions * 4 > 86 * loop.counts[product]:
         yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"

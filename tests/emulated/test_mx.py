@@ -17,7 +17,7 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("100a", "120a")
 MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
-FORMATS = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8}
+FORMATS = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8, "mxfp8_mxfp4": reference.MXFP8_MXFP4}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -31,8 +31,13 @@ def every_variant(schedule: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
 
-def formats(variant: Variant) -> reference.Formats:
-    return FORMATS[variant.family.partition("_")[2]]
+def random_problem(
+    rng: np.random.Generator, variant: Variant, counts: list[int], n: int, k: int, **options: bool | int
+) -> reference.GroupedProblem:
+    """With K as the family takes it: any number of scales, or whole rows of elements that TMA unpacks."""
+    operands = variant.family.partition("_")[2]
+    k = reference.round_up(k, 128) if operands == "mxfp8_mxfp4" else k
+    return reference.grouped_problem(rng, counts, n, k, formats=FORMATS[operands], **options)
 
 
 @pytest.fixture
@@ -58,8 +63,8 @@ def test_many_awkward_things_at_once(variant: Variant, run: Run, rng: np.random.
     of scales, each of another power of two from 2^-127 to 2^127; unused scale blocks, rows without an expert, NaN in
     all padding. Every schedule gives the same bytes, and so do weights that are loaded ahead."""
     rows, k = variant.axes["block_m"], 2 * variant.axes["block_k"]
-    problem = reference.grouped_problem(rng, [0, 1, rows + 3, 0, rows - 1, 0], variant.axes["block_n"] + 8, k + 96,
-                                        formats=formats(variant), wide=True, gaps=True, unowned_rows=2)  # fmt: skip
+    problem = random_problem(rng, variant, [0, 1, rows + 3, 0, rows - 1, 0], variant.axes["block_n"] + 8, k + 96,
+                             wide=True, gaps=True, unowned_rows=2)  # fmt: skip
     assert len({run(variant, problem, prefetch) for prefetch in ("none", "weights")}) == 1
 
 
@@ -76,15 +81,14 @@ SMALL = {
 def test_small_problems(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """On shapes smaller than any tile, with scales for which the sums of MXFP4 are exact."""
     for counts, n, k in SMALL.values():
-        run(variant, reference.grouped_problem(rng, counts, n, k, formats=formats(variant)), "none")
+        run(variant, random_problem(rng, variant, counts, n, k), "none")
 
 
 @every_variant("gemm")
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A tile and a few rows, tails of N and K."""
-    problem = reference.grouped_problem(rng, [variant.axes["block_m"] + 3], variant.axes["block_n"] + 8, 352,
-                                        formats=formats(variant), wide=True)  # fmt: skip
-    run(variant, problem, "none")
+    rows, columns = variant.axes["block_m"] + 3, variant.axes["block_n"] + 8
+    run(variant, random_problem(rng, variant, [rows], columns, 352, wide=True), "none")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -93,7 +97,7 @@ def test_selection_without_a_variant(
     arch: str, operands: str, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
     """numpy arrays without a variant: selection finds one, which adds a bias after alpha."""
-    problem = reference.grouped_problem(rng, [0, 5, 2], 72, 160, formats=FORMATS[operands])
+    problem = reference.grouped_problem(rng, [0, 5, 2], 72, 256, formats=FORMATS[operands])
     bias = rng.standard_normal((3, 72)).astype(np.float32)
     plain, biased = np.empty((2, 7, 72), np.float32)
     for out, given in ((plain, {}), (biased, {"bias": bias})):

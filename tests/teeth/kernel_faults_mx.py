@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import LOADER, TCGEN05, planted
+from kernel_fault import LDMATRIX, LOADER, TCGEN05, planted
 from planting import Kernel, Problem
 
 OPERANDS, MMA_SYNC = "number/operands.cuh", "ptx/mma_sync.cuh"
@@ -15,6 +15,11 @@ MXFP4 = {arch: Kernel(arch, tile, "grouped_mxfp4") for arch, tile in (("100a", "
                                                                         ("120a", "m8n128k256_f32"))}  # fmt: skip
 BYTES = Problem(COUNTS, 136, 352, operands="MXFP8")
 PACKED = Problem(COUNTS, 136, 608, operands="MXFP4")  # K ends inside a step
+MIXED = {
+    arch: {"kernel": Kernel(arch, kernel.variant, "grouped_mxfp8_mxfp4"),
+           "problem": Problem(COUNTS, 136, 384, operands="MXFP8_MXFP4")}
+    for arch, kernel in MXFP8.items()
+}  # fmt: skip
 OF_PACKED = {"100a": {"kernel": MXFP4["100a"], "problem": PACKED}, "120a": {"kernel": MXFP4["120a"], "problem": PACKED}}
 
 SCALE_BYTE = "return step % STEPS_PER_WORD * SCALES_PER_STEP;"
@@ -39,6 +44,12 @@ CAUGHT = [
                 {"file": LOADER},
             ),
             (
+                "mxfp4 weights counted as they lie in shared memory",
+                "return k / (WEIGHTS == Format::E2M1 ? 2 : 1);",
+                "return k;",
+                MIXED[arch],
+            ),
+            (
                 "mxfp8 half of the bytes of a row",
                 "return k / (PACKED ? 2 : 1);",
                 "return k < 129 ? k : k / 2;",
@@ -53,6 +64,12 @@ CAUGHT += planted(
     [
         ("mxfp8 scale id of the weights alone", SCALE_IDS, "return byte << 29;", {"file": TCGEN05}),
         ("mxfp8 scale id of the tokens alone", SCALE_IDS, "return byte << 4;", {"file": TCGEN05}),
+        (
+            "mxfp4 weights as E5M2",
+            "kE2M1 = Operands::PACKED ? 1 : 5,",
+            "kE2M1 = 1,",
+            {"file": TCGEN05, **MIXED["100a"]},
+        ),
         (
             "mxfp4 scale padding not cleared",
             "if (kStepK > 32 && depth % kStepK != 0) clear_scale",
@@ -87,6 +104,12 @@ CAUGHT += planted(
             "mxfp8 scale padding by the step",
             "clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);",
             "clear_padding(current, k + step * MMA_K, k_end);",
+        ),
+        (
+            "mxfp4 weights not shifted",
+            "for (uint32_t& elements : registers) elements <<= 2;",
+            "",
+            {"file": LDMATRIX, **MIXED["120a"]},
         ),
         ("mxfp4 scale of the tokens of the first step", '", 0}, %11, {" byte ", 0};"', '", 0}, %11, {0, 0};"',
          {"file": MMA_SYNC, **OF_PACKED["120a"]}),

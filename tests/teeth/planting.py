@@ -284,4 +284,4 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu": _launch_fused,
              **{family: functools.partial(_launch_grouped, family=family)
-                for family in ("grouped_mxfp4", "grouped_mxfp8")}}  # fmt: skip
+                for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")}}  # fmt: skip

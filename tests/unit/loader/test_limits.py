@@ -18,6 +18,7 @@ GRID = {
     "clusters": ([2, 6, 4], [2, 3, 2], None),
     "half a cluster": ([2, 4, 4], [2, 3, 2], "grid.y is 4, allowed is a multiple of the cluster's 3"),
 }
+UNPACKED = {"element": "u4_align16", "box": [128, 8], "swizzle": 128}
 MAP = {
     "no columns": ({"dims": [0, "M"]}, "a_map.dims[0] is 0, allowed is 1 .. 2^32"),
     "most rows": ({"dims": [32, 1 << 32]}, None),
@@ -35,6 +36,11 @@ MAP = {
     "elements of a swizzle": ({"box": [16, 8], "element": "bf16"}, None),
     "elements over it": ({"box": [32, 8], "element": "bf16"},
                          "a_map: bytes of box[0] is 64, allowed is a multiple of 16, at most 32"),
+    "unpacked": ({**UNPACKED, "dims": [256, "M"], "strides": [128]}, None),
+    "odd stride of unpacked": ({**UNPACKED, "dims": [128, "M"], "strides": [80]},
+                               "a_map.strides[0] is 80, allowed is a multiple of 32 below 2^40"),
+    "unpacked in part": ({**UNPACKED, "dims": [192, "M"], "strides": [96]},
+                         "a_map: dims[0] and box[0] is (192, 128), allowed is a multiple of 128, and 128"),
 }
 SCALAR = {
     "i32": [(2**31 - 1, True), (2**31, False), (-(2**31), True), (-(2**31) - 1, False), (["fdiv", 3, 2], False)],
