@@ -227,7 +227,7 @@ EPILOGUE = planted(
         ("no row guard", "if (row < num_rows_ && column < num_columns_)", "if (column < num_columns_)"),
         ("one row too many", "if (row < num_rows_ && column", "if (row <= num_rows_ && column"),
         ("no column guard", "if (row < num_rows_ && column < num_columns_)", "if (row < num_rows_)"),
-        ("alpha of the next expert", "params.alpha[tile.batch]", "params.alpha[tile.batch + 1]"),
+        ("alpha of the next expert", "params.factor(tile.batch)", "params.factor(tile.batch + 1)"),
         (
             "no warp barrier in the staging",
             "            __syncwarp();\n#pragma unroll\n            for (int vector = lane;",

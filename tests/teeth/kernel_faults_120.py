@@ -164,7 +164,7 @@ EPILOGUE = planted(
         ("no column guard", "column < num_columns ? tile.num_rows - first_token : 0", "tile.num_rows - first_token"),
         ("no row guard", "if (token < num_tokens) store(", "store("),
         ("one row too many", "if (token < num_tokens) store(", "if (token <= num_tokens) store("),
-        ("alpha of the first expert", "params.alpha[tile.batch]", "params.alpha[0]"),
+        ("alpha of the first expert", "params.factor(tile.batch)", "params.factor(0)"),
         ("outputs in the order of slots", "num_columns, values, Slots::order(place.g));", "num_columns, values, 0);"),
         (
             "halves of packed bf16 swapped",

@@ -176,12 +176,12 @@ EPILOGUE = planted(
         ("no row guard", GUARD, "if (column + part < num_columns)"),
         ("one row too many", GUARD, GUARD.replace("< num_tokens", "<= num_tokens")),
         ("no column guard", GUARD, "if (first + token < num_tokens)"),
-        ("alpha of the first expert", "params_.alpha[tile.batch]", "params_.alpha[0]"),
-        ("rows not permuted back", "row = WeightRows::permuted(g) + i / 2 * 8;", "row = g + i / 2 * 8;"),
+        ("alpha of the first expert", "params_.factor(tile.batch)", "params_.factor(0)"),
+        ("rows not permuted back", "row = WeightRows::permuted(lane / 4)", "row = lane / 4"),
         (
             "no warp barrier in the staging",
-            "                    __syncwarp();\n#pragma unroll\n                    for (int v = lane;",
-            "#pragma unroll\n                    for (int v = lane;",
+            "alpha, bias, lane);\n                    __syncwarp();",
+            "alpha, bias, lane);",
         ),
     ],
 )

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import gemm_problem
 import numpy as np
 import pytest
 import reference
@@ -264,6 +265,23 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
     reference.verify(data, expected, out, context)
 
 
+def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
+    """FP8 and bf16 on Hopper, in the form of rows that the family has."""
+    _, fmt, *form = family.split("_")
+    data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
+    place, padding = {
+        (): (gemm_problem.by_offsets, "as before"), ("ends",): (gemm_problem.by_ends, "zeros"),
+        ("labels",): (gemm_problem.by_labels, "zeros"),
+        ("masked",): (lambda data: gemm_problem.masked(data, max(problem.counts) + 3), "as before"),
+    }[tuple(form)]  # fmt: skip
+    inputs, places = place(data)
+    *lead, _ = inputs["a"].shape
+    out = _output(problem, int(np.prod(lead)), **options)
+    buffers = {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
+    loader.launch(f"grouped_{fmt}", **buffers, out=RawBuffer.of(out.array.reshape(*lead, problem.n)), **options)
+    gemm_problem.verify(data, places, out, len(out.array), padding, context)
+
+
 def _launch_fused(problem: Problem, context: str, **options: object) -> None:
     data, gemm = problem.data
     rows, experts = data.shape[0], data.shape[3]
@@ -283,5 +301,8 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu": _launch_fused,
+             **{family: functools.partial(_launch_rows, family=family)
+                for family in ("grouped_fp8", "grouped_fp8_ends", "grouped_fp8_labels", "grouped_fp8_masked",
+                               "grouped_bf16")},
              **{family: functools.partial(_launch_grouped, family=family)
                 for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")}}  # fmt: skip
