@@ -16,6 +16,7 @@ struct TensorMemory {
     // A scale atom fills 4 columns. Nothing orders a copy after the products that read the columns it overwrites
     // (9.7.16.6.2 lists mma -> mma and copy -> mma only), so scales have a ring of their own. As long as the ring of
     // stages it needs no wait: the stage was only loaded again after the commit of those products.
+    // Four words a row of tokens and weights in each stage of the widest tile would exceed the columns.
     static constexpr int kAtomColumns = 4;
     static constexpr int kWordColumns = kAtomColumns * (1 + kTokenAtoms);
     static constexpr int kScaleColumns = kWordColumns * kScaleWords;

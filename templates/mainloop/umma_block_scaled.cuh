@@ -44,6 +44,7 @@ struct UmmaBlockScaled {
     static_assert(BLOCK_M % 16 == 0 && BLOCK_M <= 256, "with 128 rows the instruction has 16 to 256 columns");
     static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
     static_assert(ROW_BYTES == 128, "a row of a stage is one span of the 128-byte swizzle");
+    static_assert(BLOCK_K % SCALE_K == 0, "a stage has whole scale atoms");
 
     struct Stage {
         uint8_t weights[BLOCK_N * ROW_BYTES];
@@ -133,7 +134,8 @@ struct UmmaBlockScaled {
                 ring_.advance();
             }
             wait_for_stage();
-            if (kStepK > 32 && depth % kStepK != 0) clear_scale_padding(shared_.stages[ring_.stage], last_steps - 1);
+            if (Operands::SCALES_PER_STEP > 1 && depth % kStepK != 0)
+                clear_scale_padding(shared_.stages[ring_.stage], last_steps - 1);
             if (elect_one()) {
                 issue_stage(last_steps, instruction, token_column, full_blocks > 0);
                 tcgen05::commit(&shared_.accumulator_full[accumulator_.stage]);

@@ -21,15 +21,17 @@ struct Pair {
 
     // Of element k in a row of shared memory.
     __device__ __forceinline__ static constexpr int byte(int k) { return k / (PACKED ? 2 : 1); }
-    // Bytes of k weights in global memory, which are what a barrier counts: beside bytes, E2M1 lies as 16 elements in 8
-    // bytes and 8 bytes of nothing, as TMA unpacks it.
+    // Beside bytes, E2M1 lies as 16 elements in 8 bytes and 8 bytes of nothing, as TMA unpacks it.
     static constexpr bool UNPACKED_WEIGHTS = !PACKED && WEIGHTS == Format::E2M1;
-    __device__ __forceinline__ static constexpr int weight_bytes(int k) { return k / (WEIGHTS == Format::E2M1 ? 2 : 1); }
+    // Of k weights in global memory, which are those that a barrier counts.
+    __device__ __forceinline__ static constexpr int weight_bytes(int k) {
+        return k / (WEIGHTS == Format::E2M1 ? 2 : 1);
+    }
     // Of the word, the first scale of a step.
     __device__ __forceinline__ static constexpr int scale_byte(int step) {
         return step % STEPS_PER_WORD * SCALES_PER_STEP;
     }
-    // The scales of the word at element k that are before k_end, a multiple of 32.
+    // The bytes of the word at element k whose scales are before k_end, a multiple of 32: of NVFP4 half a word or all.
     __device__ __forceinline__ static uint32_t scale_mask(int k, int k_end) {
         if constexpr (SCALE_K == 64) return k + 32 == k_end ? 0x0000FFFF : 0xFFFFFFFF;
         else return k + SCALE_K <= k_end ? 0xFFFFFFFF : (1u << max(k_end - k, 0) / GROUP * 8) - 1;

@@ -27,8 +27,8 @@ __device__ __forceinline__ void x4(uint32_t (&registers)[4], uint32_t address) {
                  : "memory");
 }
 
-// The same of rows of 16 E2M1 elements in the first 8 of 16 bytes, which become bytes as mma.sync reads them: the element
-// in bits 2 to 5.
+// The same of rows of 16 E2M1 elements in the first 8 of 16 bytes. They become bytes as mma.sync reads them: an element
+// lies in bits 2 to 5.
 __device__ __forceinline__ void x4_of_e2m1(uint32_t (&registers)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n16.x4.shared.b8x16.b4x16_p64 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])

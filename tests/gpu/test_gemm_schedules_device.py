@@ -1,4 +1,4 @@
-"""The dense and the masked schedule on a GPU: every variant right, and equal in every byte over 20 launches."""
+"""Dense and masked schedules, MX operands, on a GPU: every variant right, and equal in every byte over 20 launches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import loader  # noqa: E402
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+MX = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8, "mxfp8_mxfp4": reference.MXFP8_MXFP4}
 COUNTS, MAX_ROWS = [0, 1, 300, 137, 0, 20, 301], 301
 
 
@@ -50,3 +51,28 @@ def test_dense(name: str, dtype: str, rng: np.random.Generator) -> None:
     problem = reference.grouped_problem(rng, [531], 392, 1120)
     out = repeated("gemm_fp4", name, dtype, (531, 392), schedules.dense_inputs(problem))
     reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), 1120, dtype, name)
+
+
+def mx_variants(schedule: str) -> pytest.MarkDecorator:
+    """Those of every pair of MX formats that run on device 0: none on Hopper."""
+    found = [(operands, name, dtype) for operands in MX if hardware.cuda_devices()
+             for name, dtype in packs.output_types(f"{schedule}_{operands}", hardware.runs_here).items()]  # fmt: skip
+    return pytest.mark.parametrize(("operands", "name", "dtype"), found, ids=["-".join(case[:2]) for case in found])
+
+
+@mx_variants("grouped")
+def test_grouped_mx(operands: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Empty experts, one row, tails of rows, N and K, and scales of every power of two."""
+    k = 1152 if operands == "mxfp8_mxfp4" else 1120
+    problem = reference.grouped_problem(rng, COUNTS, 392, k, formats=MX[operands], wide=True, gaps=True)
+    out = repeated(f"grouped_{operands}", name, dtype, (sum(COUNTS), 392), problem.inputs())
+    reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), k, dtype, name)
+
+
+@mx_variants("gemm")
+def test_dense_mx(operands: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Tails of M, N and K."""
+    k = 1152 if operands == "mxfp8_mxfp4" else 1120
+    problem = reference.grouped_problem(rng, [531], 392, k, formats=MX[operands], wide=True)
+    out = repeated(f"gemm_{operands}", name, dtype, (531, 392), schedules.dense_inputs(problem))
+    reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), k, dtype, name)

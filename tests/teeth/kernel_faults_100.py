@@ -63,7 +63,7 @@ OPERANDS = planted(
     M16,
     TAILS,
     [
-        ("scale padding not cleared", "if (kStepK > 32 && depth % kStepK != 0) clear_scale", "if (false) clear_scale"),
+        ("scale padding not cleared", "if (Operands::SCALES_PER_STEP > 1 && depth % kStepK != 0)", "if (false)"),
         (
             "scale padding of tokens not cleared",
             "token_scales[i][atom])[kHalves * word + half] = 0;",
