@@ -104,3 +104,20 @@ def test_selection_without_a_variant(
         loader.launch(f"grouped_{operands}", **problem.inputs(), **given, out=out, device=f"emulated:{arch}",
                       packs=packs)  # fmt: skip
     assert (biased == plain + np.repeat(bias, [0, 5, 2], axis=0)).all()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("operands", FORMATS)
+def test_a_nan_scale_reaches_its_row_alone(
+    arch: str, operands: str, packs: list[str] | None, rng: np.random.Generator
+) -> None:
+    """All of that row, and no byte of another."""
+    problem = reference.grouped_problem(rng, [5], 72, 256, formats=FORMATS[operands])
+    inputs = problem.inputs()
+    scales = inputs["a_scale"].copy()
+    scales.reshape(-1)[reference.scale_offset(3, rng.integers(8), 8)] = problem.formats.nan_scale
+    plain, hit = np.empty((2, 5, 72), np.float32)
+    for out, given in ((plain, inputs), (hit, {**inputs, "a_scale": scales})):
+        loader.launch(f"grouped_{operands}", **given, out=out, device=f"emulated:{arch}", packs=packs)
+    assert np.isnan(hit[3]).all()
+    assert (np.delete(hit, 3, 0) == np.delete(plain, 3, 0)).all()

@@ -18,10 +18,10 @@ from loader import expression, registry
 ROOT = Path(__file__).resolve().parents[2]
 TORCH_TYPES = {
     "e2m1x2": torch.uint8, "ue4m3": torch.uint8, "i32": torch.int32, "i64": torch.int64, "f32": torch.float32,
-    "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8,
+    "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8, "e4m3": torch.uint8, "ue8m0": torch.uint8,
 }  # fmt: skip
 SIZES = {
-    "M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 64, "N": 64, "I": 64, "H": 64,
+    "M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64, "H": 64,
 }  # fmt: skip
 # Integers that are not all zero: one expert has both rows, in their order.
 INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
@@ -58,12 +58,12 @@ def small_data(rng, family) -> dict[str, torch.Tensor]:
             values = np.reshape(INTEGERS[argument.name], shape)
         elif argument.dtypes[0] in ("i32", "i64"):
             values = np.zeros(shape, np.int32)
-        elif argument.dtypes[0] in ("e2m1x2", "ue4m3"):
+        elif argument.dtypes[0] in ("e2m1x2", "ue4m3", "e4m3", "ue8m0"):
             values = rng.integers(0x20, 0x48, shape, dtype=np.uint8)
         else:
             values = rng.uniform(0.5, 2, shape)
         dtype = TORCH_TYPES[argument.dtypes[0]]
-        tensor = torch.from_numpy(values)
+        tensor = torch.from_numpy(values).clone()  # where torch aligns it
         tensors[argument.name] = tensor.view(dtype) if tensor.dtype == torch.uint8 else tensor.to(dtype)
     return tensors
 
