@@ -63,6 +63,8 @@ def load(path: Path) -> Expansion:
     problems = Problems()
     families, variants = {}, []
     for name, family in matrix.families.items():
+        if family.kernels not in (None, *families):
+            problems.add(f"families.{name}.kernels", f"{family.kernels!r} is no family above this one")
         rows = measured.read(path.parent, (name, *ancestors[name]), family.select.measured, problems)
         families[name] = FamilyExpander(name, family, problems, measured=rows)
         variants += families[name].expand()

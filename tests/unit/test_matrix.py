@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from generator.compile import FLAGS
 from generator.errors import MatrixError
 from generator.matrix import load
+from generator.render import Renderer
 from loader.arch import ARCHS
 from loader.expression import evaluate, names, solving_order
 from loader.manifest import KEYWORDS, OWN_VALUES
@@ -106,6 +108,7 @@ def edited(changes):
 
 DELETE = object()
 HOPPER = "families.f.targets.hopper"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_expansion_is_the_cross_product_less_exclusions(tmp_path):
@@ -167,6 +170,31 @@ def test_a_target_may_replace_the_parameters(tmp_path):
     """The family's list is the default of its targets."""
     own = edited({"targets.hopper.parameters": [{"pointer": "y"}]})
     assert {v.parameter_bytes for v in expand(tmp_path, {"f": own}).variants} == {8}
+
+
+def test_families_with_common_kernels(tmp_path):
+    """A family that names another one's kernels has its symbols; a pointer may be called other than its argument."""
+    own = edited({"parameters.2": {"pointer": "result", "argument": "y"}})
+    variants = expand(tmp_path, {"f": own, "g": {**own, "kernels": "f"}}).variants
+    assert {v.symbol.rpartition("_")[0] for v in variants if v.family == "g"} == {
+        v.symbol.rpartition("_")[0] for v in variants if v.family == "f"}
+    pointer = variants[0].parameters[2]
+    assert (pointer["name"], pointer["argument"]) == ("result", "y")
+    assert variants[0].declaration.endswith("* result")
+    with pytest.raises(MatrixError, match=r"families.g.kernels: 'h' is no family above this one"):
+        expand(tmp_path, {"f": own, "g": {**own, "kernels": "h"}})
+
+
+@pytest.mark.parametrize("base", ["grouped_fp8", "grouped_bf16"])
+def test_forms_of_rows_have_the_same_kernels(base):
+    """Same sources, so each is compiled once."""
+    renderer = Renderer(ROOT / "templates", "any", FLAGS)
+    digests = {}
+    for variant in load(ROOT / "kernels.yaml").variants:
+        if variant.family in (base, *(f"{base}_{form}" for form in ("ends", "labels", "masked"))):
+            digests.setdefault(variant.variant, []).append(renderer.render(variant).digest)
+    assert digests
+    assert all(len(each) == 4 and len(set(each)) == 1 for each in digests.values())
 
 
 def test_expansion_does_not_depend_on_the_order_of_keys(tmp_path):
