@@ -51,7 +51,7 @@ PIPELINE = planted(
             "the next stage released",
             f"            {RELEASE}\n            ring_.advance();",
             f"            ring_.advance();\n            {RELEASE}",
-            {"kernel": M16, "problem": NARROW},
+            {"kernel": M8, "problem": Problem(NARROW.counts, 136, 1376)},  # more blocks than stages
         ),
         (
             "stage released before its last step",
