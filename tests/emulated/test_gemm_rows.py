@@ -135,3 +135,19 @@ def test_accumulate(fmt: str, out_type: str, tile: str, packs: list[str] | None,
     reference.check_within(
         reference.as_float64(out, out_type), value, gemm_problem.rounded_bound(value, bound, out_type)
     )
+
+
+@pytest.mark.parametrize("tile", ["m16n128", "m64n128", "m128n256"])
+def test_scales_that_are_no_ordinary_numbers(tile: str, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """A NaN of a token stays in its row, one of 128 weights in their columns; 0 takes its block out of the sum."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [9], 264, 272)
+    problem.a_scale[3, 1], problem.b_scale[0, 1, 0] = np.nan, np.nan
+    problem.a_scale[5, 0] = problem.b_scale[0, 2, 2] = 0
+    inputs, _ = gemm_problem.dense(problem)
+    out = np.empty((9, 264), np.float32)
+    loader.launch("gemm_fp8", **inputs, out=out, variant=f"{tile}_f32", device="emulated:90a", packs=packs)
+    value, bound = gemm_problem.expected(problem)
+    is_nan = np.zeros((9, 264), bool)
+    is_nan[3], is_nan[:, 128:256] = True, True
+    assert (np.isnan(out) == is_nan).all()
+    reference.check_within(out[~is_nan][None].astype(np.float64), value[~is_nan][None], bound[~is_nan][None])
