@@ -9,6 +9,8 @@ nothing is written past a group's end, and results are the same bytes every time
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -46,7 +48,7 @@ def fp8_fp4_gemm_nt(
     (a, a_scale), (b, b_scale) = a, b
     if _is_done(a, b, d, c):
         return
-    loader.launch("gemm_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), a_scale=mn_major_scale(a_scale, *a.shape, 1),
+    loader.launch("gemm_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), a_scale=_mn_major_scale(a_scale, *a.shape, 1),
                   b_scale=_block_scale(b_scale, *b.shape), out=d, accumulate=_accumulate(c, d))  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     if a.shape[0] == 0:
         return
     loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
-                  a_scale=mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
+                  a_scale=_mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
                   **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     _check_recipe(recipe, recipe_a, recipe_b)
     (a, a_scale), (b, b_scale) = a, b
     loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"),
-                  a_scale=mn_major_scale(a_scale, *a.shape[-2:], a.shape[0]), b_scale=_block_scale(b_scale, *b.shape),
+                  a_scale=_mn_major_scale(a_scale, *a.shape[-2:], a.shape[0]), b_scale=_block_scale(b_scale, *b.shape),
                   out=d, mask=masked_m, expected_rows=expected_m)  # fmt: skip
 
 
@@ -114,7 +116,32 @@ def m_grouped_bf16_gemm_nt_masked(
                   expected_rows=expected_m)  # fmt: skip
 
 
+def _of_views(nt: Callable[..., None], letters: str) -> Callable[..., None]:
+    """The function of ``nt`` on operands by other letters: n means a [M, K] or b [K, N], t means a [K, M] or b [N, K].
+
+    Views are transposed, data and scales, nothing is copied: what is then not K-major is refused by ``nt``.
+    """
+    def given(operand: Any, as_nt: bool) -> Any:
+        if as_nt:
+            return operand
+        return tuple(each.mT for each in operand) if isinstance(operand, tuple) else operand.mT
+
+    @functools.wraps(nt)
+    def function(a: Any, b: Any, *args: Any, **kwargs: Any) -> None:
+        nt(given(a, letters[0] == "n"), given(b, letters[1] == "t"), *args, **kwargs)
+
+    function.__name__ = nt.__name__.replace("_nt", f"_{letters}")
+    return function
+
+
 fp8_gemm_nt = fp8_fp4_gemm_nt
+fp8_gemm_nn = fp8_fp4_gemm_nn = _of_views(fp8_fp4_gemm_nt, "nn")
+fp8_gemm_tn = fp8_fp4_gemm_tn = _of_views(fp8_fp4_gemm_nt, "tn")
+fp8_gemm_tt = fp8_fp4_gemm_tt = _of_views(fp8_fp4_gemm_nt, "tt")
+bf16_gemm_nn, bf16_gemm_tn, bf16_gemm_tt = (_of_views(bf16_gemm_nt, letters) for letters in ("nn", "tn", "tt"))
+m_grouped_fp8_gemm_nn_contiguous = m_grouped_fp8_fp4_gemm_nn_contiguous = _of_views(
+    m_grouped_fp8_fp4_gemm_nt_contiguous, "nn")
+m_grouped_bf16_gemm_nn_contiguous = _of_views(m_grouped_bf16_gemm_nt_contiguous, "nn")
 m_grouped_fp8_gemm_nt_contiguous = m_grouped_fp8_fp4_gemm_nt_contiguous
 m_grouped_fp8_gemm_nt_masked = fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_fp4_gemm_nt_masked
 bf16_m_grouped_gemm_nt_masked = m_grouped_bf16_gemm_nt_masked
@@ -180,7 +207,7 @@ def transform_sf_into_required_layout(
     return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
 
 
-def mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int) -> torch.Tensor:
+def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int) -> torch.Tensor:
     """Scales [.., MN, K / 128] as kernels take them, [.., K / 128, MN up to a multiple of 4]: a view where that is
     how they lie, else a copy."""
     if sf.dtype != torch.float32:

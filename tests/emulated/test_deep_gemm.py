@@ -62,6 +62,25 @@ def test_dense(fmt: str, with_c: bool, rng: np.random.Generator) -> None:
     verify(problem, d, places, None)
 
 
+@pytest.mark.parametrize("letters", ["nn", "tn", "tt"])
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+def test_views(fmt: str, letters: str, rng: np.random.Generator) -> None:
+    """Operands by other letters are views of those of nt; one that is not K-major then is refused."""
+    problem = gemm_problem.gemm_problem(rng, fmt, [5], 24, 160)
+    a, b = operands(gemm_problem.dense(problem)[0], 5)
+    flip = (lambda x: tuple(each.mT for each in x)) if fmt == "fp8" else (lambda x: x.mT)
+    plain, viewed = torch.zeros(2, 5, 24, dtype=torch.bfloat16)
+    nt, function = (getattr(deep_gemm, f"{fmt}_gemm_{name}") for name in ("nt", letters))
+    nt(a, b, plain)
+    function(flip(a) if letters[0] == "t" else a, flip(b) if letters[1] == "n" else b, viewed)
+    assert plain.any()
+    assert torch.equal(plain, viewed)
+    if letters == "nn":
+        copied = tuple(each.mT.contiguous() for each in b) if fmt == "fp8" else b.mT.contiguous()
+        with pytest.raises(NotImplementedError, match="b: expected K-major and contiguous"):
+            function(a, copied, viewed)
+
+
 @pytest.mark.parametrize("fmt", ["fp8", "bf16"])
 @pytest.mark.parametrize("psum", [False, True])
 def test_contiguous(fmt: str, psum: bool, rng: np.random.Generator) -> None:
@@ -156,5 +175,5 @@ def test_refusals() -> None:
         deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(128, 16).T, d)
     with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
         deep_gemm.set_mk_alignment_for_contiguous_layout(64)
-    with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nt, "):
+    with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nn, "):
         _ = deep_gemm.fp8_einsum
