@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import reference
+from raw_buffer import RawBuffer
 
 BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
@@ -13,15 +14,6 @@ NAN = {"fp8": 0x7F, "bf16": 0x7FC0}
 STORAGE = {"fp8": np.uint8, "bf16": np.uint16}
 # Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
 FRACTION = 13
-
-
-def _value(byte: int) -> float:
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    magnitude = (mantissa / 8 if exponent == 0 else 1 + mantissa / 8) * 2.0 ** (max(exponent, 1) - 7)
-    return float("nan") if byte & 0x7F == 0x7F else -magnitude if byte & 0x80 else magnitude
-
-
-E4M3 = np.array([_value(byte) for byte in range(256)])
 
 
 @dataclass
@@ -91,7 +83,7 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
         rows = slice(first, first + count)
         for block in range(reference.ceil_div(k, BLOCK)):
             span = slice(block * BLOCK, min(k, (block + 1) * BLOCK))
-            a, b = E4M3[problem.a[rows, span]], E4M3[problem.b[e, :, span]]
+            a, b = reference.E4M3[problem.a[rows, span]], reference.E4M3[problem.b[e, :, span]]
             scale = (
                 problem.a_scale[rows, block, None].astype(np.float64)
                 * np.repeat(problem.b_scale[e, :, block].astype(np.float64), BLOCK)[:n]
@@ -138,25 +130,26 @@ def by_offsets(problem: GemmProblem, spare: int = 3) -> tuple[dict[str, np.ndarr
     return {**_placed(problem, places, len(places) + spare), "expert_offsets": offsets}, places
 
 
-def _aligned_places(problem: GemmProblem) -> tuple[np.ndarray, int]:
+def _aligned(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
+    """Where each group begins, then where another one would, and the places of the rows."""
     starts = np.cumsum([0, *(reference.round_up(count, ROW_ALIGNMENT) for count in problem.counts)])
     places = [np.arange(start, start + count) for start, count in zip(starts[:-1], problem.counts, strict=True)]
-    return np.concatenate(places), int(starts[-1])
+    return starts, np.concatenate(places)
 
 
 def by_ends(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Each group at the next multiple of 128."""
-    places, rows = _aligned_places(problem)
-    starts = np.cumsum([0, *(reference.round_up(count, ROW_ALIGNMENT) for count in problem.counts)])[:-1]
-    return {**_placed(problem, places, rows), "group_ends": (starts + problem.counts).astype(np.int32)}, places
+    starts, places = _aligned(problem)
+    ends = (starts[:-1] + problem.counts).astype(np.int32)
+    return {**_placed(problem, places, starts[-1]), "group_ends": ends}, places
 
 
 def by_labels(problem: GemmProblem, spare: int = ROW_ALIGNMENT + 5) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Each group at the next multiple of 128, -1 between, and ``spare`` rows of -1 at the end."""
-    places, rows = _aligned_places(problem)
-    labels = np.full(rows + spare, -1, np.int32)
+    starts, places = _aligned(problem)
+    labels = np.full(starts[-1] + spare, -1, np.int32)
     labels[places] = problem.groups
-    return {**_placed(problem, places, rows + spare), "row_groups": labels}, places
+    return {**_placed(problem, places, len(labels)), "row_groups": labels}, places
 
 
 def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -171,6 +164,20 @@ def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], 
         scale[problem.groups, :, within] = problem.a_scale
         inputs |= {"a_scale": scale, "b_scale": problem.b_scale}
     return inputs, problem.groups * max_rows + within
+
+
+# What a family's name ends in -> its form, and what becomes of rows that no group has.
+FORMS = {
+    "": (by_offsets, "as before"),
+    "_ends": (by_ends, "zeros"),
+    "_labels": (by_labels, "zeros"),
+    "_masked": (lambda problem: masked(problem, max(problem.counts) + 3), "as before"),
+}
+
+
+def buffers(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray | RawBuffer]:
+    """Inputs as the loader takes them: numpy has no bf16."""
+    return {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
 
 
 def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -36,11 +36,6 @@ def problem_of(
     return gemm_problem.gemm_problem(rng, "bf16" if "bf16" in variant.family else "fp8", counts, n, k)
 
 
-def buffers(inputs: dict[str, np.ndarray]) -> dict[str, object]:
-    """numpy has no bf16."""
-    return {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
-
-
 class Run:
     """Launches one variant, and verifies what came out."""
 
@@ -63,7 +58,7 @@ class Run:
         name = "_".join(variant.family.split("_")[:2])
         loader.launch(
             name,
-            **buffers(inputs),
+            **gemm_problem.buffers(inputs),
             out=RawBuffer.of(out.array.reshape(*lead, n)),
             variant=variant.variant,
             device=f"emulated:{variant.arch}",
@@ -125,8 +120,8 @@ def test_accumulate(fmt: str, out_type: str, tile: str, packs: list[str] | None,
     held = (before.view(np.uint32) >> 16).astype(np.uint16) if out_type == "bf16" else before
     out = held.copy()
     alpha, bias = np.float32([0.5, -2]), rng.standard_normal((2, 72)).astype(np.float32)
-    loader.launch(f"grouped_{fmt}", **buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias, accumulate="add",
-                  variant=f"{tile}_{out_type}", device="emulated:90a", packs=packs)  # fmt: skip
+    loader.launch(f"grouped_{fmt}", **gemm_problem.buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias,
+                  accumulate="add", variant=f"{tile}_{out_type}", device="emulated:90a", packs=packs)  # fmt: skip
     value, bound = gemm_problem.expected(problem)
     factor = alpha[problem.groups, None].astype(np.float64)
     before = reference.as_float64(held, out_type)

@@ -26,7 +26,6 @@ SIZES = {
 # Integers that are not all zero: one expert has both rows, in their order.
 INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
 WORDS = {"global_scale_kind": "decode", "intermediate": "bf16"}
-HOPPER = ("_fp8", "_bf16", "_fp8_ends", "_fp8_labels", "_fp8_masked", "_bf16_ends", "_bf16_labels", "_bf16_masked")
 # Written by hand: several kernels in one op.
 BY_HAND = {"nvfp4_mega_moe"}
 
@@ -47,9 +46,12 @@ def described(packs):
 @pytest.fixture
 def emulated(monkeypatch, packs, described):
     """Launches of this test go to an emulated sm_120a, of what is for Hopper alone to an sm_90a."""
-    launch = functools.partial(loader.launch, packs=packs)
+    launch, found = functools.partial(loader.launch, packs=packs), registry.registry(packs)
+    archs = {name: {candidate.artifact.arch for candidate in found.candidates(name)} for name in found.families}
+
     def on_its_arch(name, *args, **kwargs):
-        return launch(name, *args, device=f"emulated:{'90a' if name.endswith(HOPPER) else '120a'}", **kwargs)
+        arch = "120a" if "120a" in archs.get(name, {"120a"}) else "90a"
+        return launch(name, *args, device=f"emulated:{arch}", **kwargs)
 
     monkeypatch.setattr(loader, "launch", on_its_arch)
 

@@ -121,12 +121,9 @@ def launch_schedules(device: Device, rng: np.random.Generator) -> str:
 def launch_rows(device: Device, rng: np.random.Generator) -> str:
     """Every variant of the FP8 and bf16 GEMMs in every form of rows, each element within its bound."""
     count = 0
-    for fmt, (suffix, place, padding) in itertools.product(("fp8", "bf16"), (
-        ("", gemm_problem.by_offsets, "as before"), ("_ends", gemm_problem.by_ends, "zeros"),
-        ("_labels", gemm_problem.by_labels, "zeros"),
-        ("_masked", lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before"),
-        (None, gemm_problem.dense, ""),
-    )):  # fmt: skip
+    every_row = (lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before")
+    forms = {**gemm_problem.FORMS, "_masked": every_row, None: (gemm_problem.dense, "")}
+    for fmt, (suffix, (place, padding)) in itertools.product(("fp8", "bf16"), forms.items()):
         dense = suffix is None
         problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, K)
         arrays, places = place(problem)

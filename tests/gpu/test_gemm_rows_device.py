@@ -15,12 +15,6 @@ import loader  # noqa: E402
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 COUNTS = [0, 1, 300, 137, 0, 20, 301]
-FORMS = {
-    "": (gemm_problem.by_offsets, "as before"),
-    "_ends": (gemm_problem.by_ends, "zeros"),
-    "_labels": (gemm_problem.by_labels, "zeros"),
-    "_masked": (lambda problem: gemm_problem.masked(problem, 333), "as before"),
-}
 
 
 def cases(prefix: str, forms: tuple[str, ...]) -> list[tuple[str, str, str, str]]:
@@ -56,11 +50,11 @@ def verify_repeated(
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
-@pytest.mark.parametrize(("fmt", "form", "name", "dtype"), cases("grouped", tuple(FORMS)))
+@pytest.mark.parametrize(("fmt", "form", "name", "dtype"), cases("grouped", tuple(gemm_problem.FORMS)))
 def test_groups(fmt: str, form: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Groups of no row, of one, of several tiles; tails of N and K; NaN in padding."""
     problem = gemm_problem.gemm_problem(rng, fmt, COUNTS, 392, 1120)
-    place, padding = FORMS[form]
+    place, padding = gemm_problem.FORMS[form]
     verify_repeated(f"grouped_{fmt}", name, dtype, problem, place(problem), padding)
 
 

@@ -267,18 +267,14 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
 
 def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
     """FP8 and bf16 on Hopper, in the form of rows that the family has."""
-    _, fmt, *form = family.split("_")
+    fmt, form = family.removeprefix("grouped_").partition("_")[::2]
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
-    place, padding = {
-        (): (gemm_problem.by_offsets, "as before"), ("ends",): (gemm_problem.by_ends, "zeros"),
-        ("labels",): (gemm_problem.by_labels, "zeros"),
-        ("masked",): (lambda data: gemm_problem.masked(data, max(problem.counts) + 3), "as before"),
-    }[tuple(form)]  # fmt: skip
+    place, padding = gemm_problem.FORMS[form and f"_{form}"]
     inputs, places = place(data)
     *lead, _ = inputs["a"].shape
     out = _output(problem, int(np.prod(lead)), **options)
-    buffers = {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
-    loader.launch(f"grouped_{fmt}", **buffers, out=RawBuffer.of(out.array.reshape(*lead, problem.n)), **options)
+    array = out.array.reshape(*lead, problem.n)
+    loader.launch(f"grouped_{fmt}", **gemm_problem.buffers(inputs), out=RawBuffer.of(array), **options)
     gemm_problem.verify(data, places, out, len(out.array), padding, context)
 
 
