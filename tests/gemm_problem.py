@@ -1,4 +1,4 @@
-"""GEMM problems in FP8 (fp32 scales for 128 of K) and in bf16: float64 reference, bound, and each form of rows."""
+"""GEMM problems in FP8 (fp32 scales for 128 of K) and in bf16: float64 reference, bound, forms of rows, majors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ FRACTION = 13
 
 @dataclass
 class GemmProblem:
-    """Bits of a [M, K], b [E, N, K]; of fp8 also a_scale [M, blocks], b_scale [E, N blocks, blocks]; rows a group."""
+    """Bits of a [M, K], b [E, N, K]; rows a group. Of fp8 also a_scale [M, blocks], and b_scale for blocks of N or for
+    each row, [E, N blocks or N, blocks]."""
 
     format: str  # fp8, bf16
     a: np.ndarray
@@ -33,8 +34,10 @@ class GemmProblem:
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
-def gemm_problem(rng: np.random.Generator, fmt: str, counts: list[int], n: int, k: int) -> GemmProblem:
-    """FP8: any bytes but NaN; every scale another one. bf16: exponents over a range of 2^8."""
+def gemm_problem(
+    rng: np.random.Generator, fmt: str, counts: list[int], n: int, k: int, weight_rows: int = BLOCK
+) -> GemmProblem:
+    """FP8: any bytes but NaN; every scale another one, of b for ``weight_rows`` rows. bf16: exponents over 2^8."""
 
     def elements(*shape: int) -> np.ndarray:
         if fmt == "bf16":
@@ -52,7 +55,7 @@ def gemm_problem(rng: np.random.Generator, fmt: str, counts: list[int], n: int, 
         elements(m, k),
         elements(len(counts), n, k),
         scales(m, blocks),
-        scales(len(counts), reference.ceil_div(n, BLOCK), blocks),
+        scales(len(counts), reference.ceil_div(n, weight_rows), blocks),
         counts,
     )
 
@@ -78,6 +81,7 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     m, k = problem.a.shape
     n = problem.b.shape[1]
     value, bound, magnitude = (np.zeros((m, n)) for _ in range(3))
+    weight_rows = 1 if problem.b_scale.shape[1] == n else BLOCK
     for e, count in enumerate(problem.counts):
         first = sum(problem.counts[:e])
         rows = slice(first, first + count)
@@ -86,7 +90,7 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
             a, b = reference.E4M3[problem.a[rows, span]], reference.E4M3[problem.b[e, :, span]]
             scale = (
                 problem.a_scale[rows, block, None].astype(np.float64)
-                * np.repeat(problem.b_scale[e, :, block].astype(np.float64), BLOCK)[:n]
+                * np.repeat(problem.b_scale[e, :, block].astype(np.float64), weight_rows)[:n]
             )
             total, largest = np.zeros((count, n)), np.zeros((count, n))
             for begin in range(0, a.shape[1], STEP):
@@ -180,12 +184,65 @@ def buffers(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray | RawBuffer]:
     return {name: RawBuffer.of(value) if value.dtype == np.uint16 else value for name, value in inputs.items()}
 
 
+def in_majors(inputs: dict[str, np.ndarray], letters: str) -> dict[str, np.ndarray]:
+    """Operands by BLAS's letters: n is a as [M, K] or b as [K, N], t the other way."""
+    turned = {"a": letters[0] == "t", "b": letters[1] == "n"}
+    return {name: np.ascontiguousarray(np.swapaxes(value, -1, -2)) if turned.get(name) else value
+            for name, value in inputs.items()}  # fmt: skip
+
+
+def majors(family: str) -> str:
+    """The letters in its name; without, both operands are K-major."""
+    return next((part for part in family.split("_") if part in ("nn", "tt", "tn")), "nt")
+
+
 def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Of a problem with one group."""
     inputs = _placed(problem, np.arange(len(problem.a)), len(problem.a))
     return {name: value[0] if name.startswith("b") else value for name, value in inputs.items()}, np.arange(
         len(problem.a)
     )
+
+
+def row_scales(scale: np.ndarray) -> np.ndarray:
+    """[rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
+    rows, blocks = scale.shape
+    placed = np.full((blocks, reference.round_up(rows, 4)), np.nan, np.float32)
+    placed[:, :rows] = scale.T
+    return placed
+
+
+def _aligned_bytes(*shape: int) -> np.ndarray:
+    """At a multiple of 64 bytes."""
+    raw = np.zeros(int(np.prod(shape)) + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][: int(np.prod(shape))].reshape(shape)
+
+
+def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
+    """Inputs of problems of one group each that differ in K, one behind the other, and NaN for 128 of K more: bf16 with
+    K outside, FP8 with K inside and scales for each row of both."""
+    fmt, ks = problems[0].format, [problem.a.shape[1] for problem in problems]
+    m, n = len(problems[0].a), problems[0].b.shape[1]
+
+    def behind(parts: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+        """The parts, then NaN where there is nothing."""
+        nan = np.nan if like.dtype == np.float32 else NAN[fmt]
+        return np.concatenate([*parts, np.full(like.shape, nan, like.dtype)])
+
+    offsets = {"k_offsets": np.cumsum([0, *ks]).astype(np.int32)}
+    storage = STORAGE[fmt]
+    if fmt == "bf16":
+        return offsets | {"a": behind([p.a.T for p in problems], np.empty((BLOCK, m), storage)),
+                          "b": behind([p.b[0].T for p in problems], np.empty((BLOCK, n), storage))}  # fmt: skip
+    a_scales, b_scales = ([row_scales(scale) for scale in scales]
+                          for scales in ([p.a_scale for p in problems], [p.b_scale[0] for p in problems]))  # fmt: skip
+    return offsets | {
+        "a": behind([p.a.reshape(-1) for p in problems], np.empty(BLOCK * m, storage)),
+        "b": behind([p.b.reshape(-1) for p in problems], np.empty(BLOCK * n, storage)),
+        "a_scale": behind(a_scales, a_scales[0][:1]),
+        "b_scale": behind(b_scales, b_scales[0][:1]),
+        "maps": _aligned_bytes(132, 256),
+    }
 
 
 def verify(

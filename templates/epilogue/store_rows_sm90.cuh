@@ -47,24 +47,25 @@ struct StoreRowsSm90 {
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
             const int num_rows = tile.num_rows - warp * 16, num_stored = tile.num_stored - warp * 16;
-            const int stride = params_.num_columns;
+            const int num_columns = params_.num_columns, stride = params_.stride();
             const float alpha = params_.factor(tile.batch);
             const float* const bias =
-                params_.bias == nullptr ? nullptr : params_.bias + static_cast<int64_t>(tile.batch) * stride;
+                params_.bias == nullptr ? nullptr : params_.bias + static_cast<int64_t>(tile.batch) * num_columns;
             // Of a lane: vector lane % 8 of rows lane / 8, and every fourth one below.
             const int vector_row = lane / 8, part = lane % 8 * kVector;
             uint8_t* const staging = shared_.staging[warp];
             uint4* const place = reinterpret_cast<uint4*>(staging + vector_row * ROW_BYTES + lane % 8 * 16);
-            Out* const out = params_.out + static_cast<int64_t>(tile.row + warp * 16 + vector_row) * stride + part;
+            Out* const out = params_.out + static_cast<int64_t>(tile.row + warp * 16 + vector_row) * stride;
 #pragma unroll
             for (int first = 0; first < Config::BLOCK_N; first += kColumns) {
                 const int column = tile.column + first;
-                const bool exists = column + part < stride;
+                const bool exists = column + part < num_columns;
+                Out* const own = out + params_.heads.place(column + part);
                 if (kAdds && params_.accumulate) {
 #pragma unroll
                     for (int row = 0; row < 16; row += 4)
                         place[row * ROW_BYTES / 16] = exists && row + vector_row < num_rows
-                                                          ? *reinterpret_cast<uint4*>(out + column + row * int64_t(stride))
+                                                          ? *reinterpret_cast<uint4*>(own + row * int64_t(stride))
                                                           : uint4{};
                     __syncwarp();
                 }
@@ -73,7 +74,7 @@ struct StoreRowsSm90 {
 #pragma unroll
                 for (int row = 0; row < 16; row += 4)
                     if (exists && row + vector_row < num_stored)
-                        *reinterpret_cast<uint4*>(out + column + row * int64_t(stride)) =
+                        *reinterpret_cast<uint4*>(own + row * int64_t(stride)) =
                             row + vector_row < num_rows ? place[row * ROW_BYTES / 16] : uint4{};
                 __syncwarp();
             }

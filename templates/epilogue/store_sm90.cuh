@@ -55,14 +55,14 @@ struct StoreSm90 {
                 bias[i] = bias::load(params_.bias, static_cast<int64_t>(tile.batch) * num_columns + row,
                                      row < num_columns);
             }
-            Out* const out = params_.out + static_cast<int64_t>(tile.row) * num_columns + column;
+            Out* const out = params_.out + static_cast<int64_t>(tile.row) * params_.stride();
 #pragma unroll
             for (int first = 0; first < BLOCK_M; first += kTokens) {
                 if (first < num_tokens) {
                     if (params_.accumulate) {
                         each_vector(lane, [&](int token, int part) {
                             const bool exists = first + token < tile.num_rows && column + part < num_columns;
-                            place(staging, token, part) = exists ? *vector_of(out, first + token, part) : uint4{};
+                            place(staging, token, part) = exists ? *vector_of(out, first + token, column + part) : uint4{};
                         });
                         __syncwarp();
                     }
@@ -70,7 +70,7 @@ struct StoreSm90 {
                     __syncwarp();
                     each_vector(lane, [&](int token, int part) {
                         if (first + token < num_tokens && column + part < num_columns)
-                            *vector_of(out, first + token, part) =
+                            *vector_of(out, first + token, column + part) =
                                 first + token < tile.num_rows ? place(staging, token, part) : uint4{};
                     });
                     __syncwarp();
@@ -89,8 +89,9 @@ struct StoreSm90 {
         __device__ __forceinline__ static uint4& place(uint8_t* staging, int token, int part) {
             return *reinterpret_cast<uint4*>(staging + token * ROW_BYTES + part * sizeof(Out));
         }
-        __device__ __forceinline__ uint4* vector_of(Out* out, int token, int part) const {
-            return reinterpret_cast<uint4*>(out + static_cast<int64_t>(token) * params_.num_columns + part);
+        __device__ __forceinline__ uint4* vector_of(Out* out, int token, int column) const {
+            return reinterpret_cast<uint4*>(out + static_cast<int64_t>(token) * params_.stride() +
+                                            params_.heads.place(column));
         }
 
         __device__ __forceinline__ void stage(uint8_t* staging, const float* sums, float alpha, const float (&bias)[2],

@@ -61,16 +61,16 @@ struct Sm90 {
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
                               mainloop::Loader<Mainloop>(shared.mainloop, sources, num_columns), prefetch);
             } else {
-                assist(shared, sources, num_columns, depth, warp - 1);
+                assist(shared, warp - 1);
             }
         } else if (warp < kFirstExtraWarp) {
             registers::increase<Config::kConsumerRegisters>();
-            multiply_role(shared, params);
+            multiply_role(shared, sources, params, num_columns, depth);
         } else if constexpr (kNumExtraWarps > 0) {
             registers::decrease<Config::kExtraRegisters>();
             const int extra = warp - kFirstExtraWarp;
             if (extra >= Epilogue::kNumWarps) {
-                assist(shared, sources, num_columns, depth, 3 + extra - Epilogue::kNumWarps);
+                assist(shared, 3 + extra - Epilogue::kNumWarps);
             } else if constexpr (Epilogue::kNumWarps > 0) {
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
@@ -78,14 +78,15 @@ struct Sm90 {
     }
 
 private:
-    __device__ __forceinline__ static void assist(Storage& shared, const typename Mainloop::Sources& sources,
-                                                  int num_columns, int depth, int assistant) {
-        Mainloop::assist(shared.mainloop, sources, schedule::TileReader(shared.tiles), num_columns, depth, assistant);
+    __device__ __forceinline__ static void assist(Storage& shared, int assistant) {
+        Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), assistant);
     }
 
-    __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {
+    __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Mainloop::Sources& sources,
+                                                         const typename Epilogue::Params& params, int num_columns,
+                                                         int depth) {
         schedule::TileReader tiles(shared.tiles);
-        typename Mainloop::Multiplier mainloop(shared.mainloop);
+        typename Mainloop::Multiplier mainloop(shared.mainloop, sources, num_columns, depth);
         typename Epilogue::Consumer epilogue(shared.epilogue, params);
         for (; tiles.wait(); tiles.release()) {
             typename Mainloop::Accumulators accumulators;

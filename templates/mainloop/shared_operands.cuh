@@ -2,6 +2,9 @@
 //
 // Few tokens are the columns of the instruction, and weights its 64 rows. Many are the rows (Config::kTokenRows), 64 a
 // warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands.
+//
+// bf16 may be MN-major, K being the outer dimension: then TMA takes 64 rows at a time, and a stage has 128 bytes of these
+// for each k. A tile lies as it does in K-major order, 8192 bytes for 64 rows.
 #pragma once
 #include <stdint.h>
 
@@ -9,25 +12,73 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma_shared.cuh"
 #include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
 
 namespace mainloop {
 
-// kNumAssistants: threads that write to a stage beside TMA. kWeightColumns: of the instruction whose rows are tokens.
-template <class Config, int kNumAssistants, int kWeightColumns>
+// Tokens and weights as tensor maps, and how a stage of them is loaded.
+struct SharedSources {
+    const tma::TensorMap &a, &b;
+
+    __device__ __forceinline__ void prefetch() const {
+        tma::prefetch(&a);
+        tma::prefetch(&b);
+    }
+
+    template <class Mainloop>
+    class Loads {
+        static constexpr int kPanelRows = 64, kPanelBytes = kPanelRows * 128, kBoxRows = 128;
+
+    public:
+        static constexpr bool kChangesMaps = false;
+
+        __device__ __forceinline__ Loads(const SharedSources& sources, int) : maps_(sources) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            const int row = Mainloop::kGroupsOfK ? tile.scale_row : tile.row;
+            if constexpr (Mainloop::kTokensMnMajor)
+                for (int i = 0; i < Mainloop::BLOCK_M / kPanelRows; ++i)
+                    tma::load_2d(places.tokens + i * kPanelBytes, &maps_.a, full, row + i * kPanelRows, k);
+            else
+                tma::load_2d(places.tokens, &maps_.a, full, k, row);
+        }
+
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            const int batch = Mainloop::kGroupsOfK ? 0 : tile.batch;
+            if constexpr (Mainloop::kWeightsMnMajor)
+                for (int i = 0; i < Mainloop::BLOCK_N / kPanelRows; ++i)
+                    tma::load_3d(places.weights + i * kPanelBytes, &maps_.b, full, tile.column + i * kPanelRows, k,
+                                 batch);
+            else
+                for (int i = 0; i < Mainloop::BLOCK_N / kBoxRows; ++i)
+                    tma::load_3d(places.weights + i * 2 * kPanelBytes, &maps_.b, full, k, tile.column + i * kBoxRows,
+                                 batch);
+        }
+
+    private:
+        const SharedSources& maps_;
+    };
+};
+
+// kWeightColumns: of the instruction whose rows are tokens.
+template <class Config, int kWeightColumns>
 struct SharedOperands {
     using Element = typename Config::Element;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, ROW_BYTES = 128;
     static constexpr int BLOCK_K = ROW_BYTES / Element::kBytes, kNumStages = Config::kNumStages;
-    static constexpr bool kTokenRows = Config::kTokenRows;
+    static constexpr bool kTokenRows = Config::kTokenRows, kGroupsOfK = Config::kGroupsOfK;
+    static constexpr bool kTokensMnMajor = Config::kTokensMnMajor, kWeightsMnMajor = Config::kWeightsMnMajor;
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
     static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns : BLOCK_N / 128;  // of a warpgroup
-    static constexpr int WEIGHT_ATOMS = BLOCK_N / 128, kSteps = ROW_BYTES / 32;      // boxes; products of a stage
-    static constexpr int SCALE_K = BLOCK_K;  // no scales in blocks
     static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");
     static_assert(BLOCK_N == 128 || BLOCK_N == 256, "one or two tiles a warpgroup");
     static_assert(!kTokenRows || BLOCK_M == 128, "two consumer warpgroups of 64 rows");
+    static_assert(!kTokensMnMajor || BLOCK_M % 64 == 0, "a box has 64 tokens");
+    static_assert(!(kTokensMnMajor || kWeightsMnMajor) || Element::kBytes == 2, "wgmma transposes 16-bit types alone");
 
     struct Storage {  // aligned to 1024 bytes, where the swizzle repeats
         uint8_t weights[kNumStages][BLOCK_N * ROW_BYTES];
@@ -39,7 +90,7 @@ struct SharedOperands {
 
     __device__ __forceinline__ static void init(Storage& shared) {
         for (int s = 0; s < kNumStages; ++s) {
-            mbarrier::init(&shared.full[s], 1 + kNumAssistants);
+            mbarrier::init(&shared.full[s], 1);
             mbarrier::init(&shared.empty[s], kNumConsumerWarps);
         }
     }
@@ -47,16 +98,26 @@ struct SharedOperands {
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return {shared.weights[stage], shared.tokens[stage], nullptr, nullptr};
     }
-    // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return k; }
+
+    // Nothing is left for a warp beside the one that loads.
+    template <class Tiles>
+    __device__ __forceinline__ static void assist(Storage&, Tiles tiles, int) {
+        while (tiles.wait()) tiles.release();
+    }
 
     // What a warpgroup multiplies of a stage.
     class Products {
+        static constexpr bool kRowsMnMajor = kTokenRows ? kTokensMnMajor : kWeightsMnMajor;  // of the instruction
+        static constexpr bool kColumnsMnMajor = kTokenRows ? kWeightsMnMajor : kTokensMnMajor;
+        // Of an instruction along K: 32 bytes of each row, or 16 rows of 128 bytes.
+        static constexpr int kSteps = ROW_BYTES / 32;
+        static constexpr int kRowStep = kRowsMnMajor ? 16 * 128 : 32, kColumnStep = kColumnsMnMajor ? 16 * 128 : 32;
+
     public:
         __device__ __forceinline__ explicit Products(Storage& shared)
-            : weights_(wgmma::descriptor_128b(shared.weights[0]) +
+            : weights_(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor) +
                        (kTokenRows ? 0 : warpgroup() * (kTiles * kWarpgroupBytes >> 4))),
-              tokens_(wgmma::descriptor_128b(shared.tokens[0]) +
+              tokens_(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor) +
                       (kTokenRows ? warpgroup() * (kWarpgroupBytes >> 4) : 0)) {}
 
         __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128 - 1; }
@@ -68,9 +129,9 @@ struct SharedOperands {
             const uint64_t tokens = tokens_ + stage * (BLOCK_M * ROW_BYTES >> 4);
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
-                wgmma::mma_shared<Element, kColumns>(sums, (kTokenRows ? tokens : weights) + step * 2,
-                                                     (kTokenRows ? weights : tokens) + step * 2,
-                                                     accumulate || step > 0);
+                wgmma::mma_shared<kRowsMnMajor, kColumnsMnMajor>(
+                    wgmma::Shape<Element, kColumns>(), sums, (kTokenRows ? tokens : weights) + (step * kRowStep >> 4),
+                    (kTokenRows ? weights : tokens) + (step * kColumnStep >> 4), accumulate || step > 0);
         }
 
     private:

@@ -86,8 +86,7 @@ struct WgmmaDequant {
 
     // Warp token_warp of kNumTokenWarps.
     template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage& shared, const Sources&, Tiles tiles, int, int,
-                                                  int token_warp) {
+    __device__ __forceinline__ static void assist(Storage& shared, Tiles tiles, int token_warp) {
         const int lane = threadIdx.x % 32;
         RingState<kNumStages> ring;
         RingState<kNumSlots> slots;
@@ -129,7 +128,7 @@ struct WgmmaDequant {
     // The two warpgroups that multiply.
     class Multiplier {
     public:
-        __device__ __forceinline__ explicit Multiplier(Storage& shared)
+        __device__ __forceinline__ Multiplier(Storage& shared, const Sources&, int, int)
             : shared_(shared), first_tokens_(wgmma::descriptor_128b(shared.tokens[0])) {
             const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
             const int l = lane % 4, row = WeightRows::first(warpgroup, warp, lane / 4);

@@ -1,10 +1,11 @@
-// Main loop of sm_90 for FP8 operands with a scale for 128 of K: a token has one a block, 128 rows of weights share one.
+// Main loop of sm_90 for FP8 operands with a scale for 128 of K: a token has one a block; 128 rows of weights share one,
+// or each has its own (Config::kWeightRowScales).
 //
 // The tensor core sums 128 of K; fp32 adds these sums, times both scales, as DeepGEMM does. So the sums of one block
 // and of all blocks take registers both, and one m64 tile is multiplied at a time: the two warpgroups fill each
 // other's gaps.
 //
-// Roles: one thread loads operands by TMA, three warps the scales of every third stage, two warpgroups multiply.
+// Roles: one thread loads operands and scales of rows by TMA, two warpgroups multiply, and read the scales of blocks.
 #pragma once
 #include <stdint.h>
 
@@ -17,78 +18,72 @@
 
 namespace mainloop {
 
-// Scales are fp32: of tokens [K / 128, rows up to a multiple of 4], of weights [batch, N / 128, K / 128].
-struct PromotedSources {
-    const tma::TensorMap &a, &b;
-    const float *a_scale, *b_scale;
-    int token_stride;  // from a block of K to the next
+// Scales are fp32. Those of rows are a vector, block after block of K, `stride` apart, which is a multiple of 4. A box
+// starts at 16 bytes: it has 4 rows more than a tile, which starts at one of the first.
+struct PromotedSources : SharedSources {
+    const tma::TensorMap& a_scale;
+    int a_stride;
+    const float* b_scale;  // of blocks, [batch, N / 128, K / 128], or
+    const tma::TensorMap* b_scale_map;  // of rows
+    int b_stride;
 
-    __device__ __forceinline__ void prefetch() const {
-        tma::prefetch(&a);
-        tma::prefetch(&b);
-    }
+    template <class Mainloop>
+    class Loads : SharedSources::Loads<Mainloop> {
+        using Base = SharedSources::Loads<Mainloop>;
+
+    public:
+        using Base::kChangesMaps;
+
+        __device__ __forceinline__ Loads(const PromotedSources& sources, int num_columns)
+            : Base(sources, num_columns), sources_(sources) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            Base::tokens(places, full, tile, k);
+            tma::load_1d(places.token_scales, &sources_.a_scale, full,
+                         tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K * sources_.a_stride);
+        }
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            Base::weights(places, full, tile, k);
+            if constexpr (Mainloop::kWeightRowScales)
+                tma::load_1d(places.weight_scales, sources_.b_scale_map, full,
+                             tile.column + k / Mainloop::BLOCK_K * sources_.b_stride);
+        }
+
+    private:
+        const PromotedSources& sources_;
+    };
 };
 
-template <class Config>
-struct WgmmaPromote : SharedOperands<Config, 32, 128> {
-    using Base = SharedOperands<Config, 32, 128>;
-    using Sources = PromotedSources;
-    using typename Base::Accumulators;
+template <class Config, class OwnSources = PromotedSources>
+struct WgmmaPromote : SharedOperands<Config, 128> {
+    using Base = SharedOperands<Config, 128>;
+    using Sources = OwnSources;
+    using typename Base::Accumulators, typename Base::Sums;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_N = Base::BLOCK_N, BLOCK_K = Base::BLOCK_K;
-    using typename Base::Sums;
     static constexpr int kNumStages = Base::kNumStages, kTiles = Base::kTiles;
-    static constexpr int kNumAssistants = Config::kNumTokenWarps, WEIGHT_BLOCKS = BLOCK_N / 128;
+    static constexpr bool kTokenRows = Base::kTokenRows, kWeightRowScales = Config::kWeightRowScales;
+    static constexpr int kTokenScales = (BLOCK_M + 4 + 31) / 32 * 32, kWeightScales = kWeightRowScales ? BLOCK_N : 0;
+    static constexpr int BYTES_PER_STAGE = Base::BYTES_PER_STAGE + (BLOCK_M + 4 + kWeightScales) * 4;
     static_assert(BLOCK_K == 128, "a stage is a block of scales");
-    static_assert(kNumStages >= kNumAssistants, "a warp that sees every third use of a barrier is never a round behind");
 
     struct Storage : Base::Storage {
-        // Products of a token's and the weights' scale.
-        alignas(16) float scales[kNumStages][WEIGHT_BLOCKS][BLOCK_M];
+        alignas(128) float scales[kNumStages][kTokenScales + kWeightScales];  // TMA writes to multiples of 128 bytes
     };
 
-    // Warp token_warp of kNumAssistants: every kNumAssistants-th stage, so that loads of several are on their way.
-    template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage& shared, const Sources& sources, Tiles tiles,
-                                                  int num_columns, int depth, int token_warp) {
-        const int lane = threadIdx.x % 32, blocks_of_row = ceil_div(depth, BLOCK_K);
-        const int blocks_of_batch = ceil_div(num_columns, 128);
-        RingState<kNumStages> ring;
-        int turn = token_warp;
-        for (; tiles.wait(); tiles.release()) {
-            const schedule::Tile tile = tiles.tile();
-            const int row_block = tile.batch * blocks_of_batch + tile.column / 128;
-            for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
-                if (turn == 0) {
-                    const int block = k / BLOCK_K;
-                    const float* weights = sources.b_scale + int64_t(row_block) * blocks_of_row + block;
-                    const float* tokens = sources.a_scale + tile.scale_row + int64_t(block) * sources.token_stride;
-                    float of_weights[WEIGHT_BLOCKS], of_tokens[(BLOCK_M + 31) / 32];
-#pragma unroll
-                    for (int i = 0; i < WEIGHT_BLOCKS; ++i)  // the last block of columns may be past the matrix
-                        of_weights[i] = tile.column / 128 + i < blocks_of_batch ? __ldg(weights + i * blocks_of_row) : 0;
-#pragma unroll
-                    for (int i = 0; i < (BLOCK_M + 31) / 32; ++i)
-                        of_tokens[i] = i * 32 + lane < tile.num_rows ? __ldcg(tokens + i * 32 + lane) : 0;
-                    mbarrier::wait(&shared.empty[ring.stage], ring.parity ^ 1);
-#pragma unroll
-                    for (int i = 0; i < WEIGHT_BLOCKS; ++i)
-#pragma unroll
-                        for (int j = 0; j < (BLOCK_M + 31) / 32; ++j)
-                            if (j * 32 + lane < BLOCK_M)
-                                shared.scales[ring.stage][i][j * 32 + lane] = of_weights[i] * of_tokens[j];
-                    mbarrier::arrive(&shared.full[ring.stage]);  // every lane, of what it wrote
-                    turn = kNumAssistants;
-                }
-                --turn;
-                ring.advance();
-            }
-        }
+    __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
+        StagePlaces places = Base::places(shared, stage);
+        places.token_scales = reinterpret_cast<uint8_t*>(shared.scales[stage]);
+        places.weight_scales = places.token_scales + kTokenScales * 4;
+        return places;
     }
 
     // The two warpgroups that multiply.
     class Multiplier {
     public:
-        __device__ __forceinline__ explicit Multiplier(Storage& shared) : shared_(shared), products_(shared) {}
+        __device__ __forceinline__ Multiplier(Storage& shared, const Sources& sources, int num_columns, int depth)
+            : shared_(shared), sources_(sources), products_(shared), num_columns_(num_columns), depth_(depth) {}
 
         // The sums of the tile; those of rows that it does not have are anything.
         __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {
@@ -96,8 +91,13 @@ struct WgmmaPromote : SharedOperands<Config, 32, 128> {
             for (auto& of_tile : sums)
 #pragma unroll
                 for (float& sum : of_tile) sum = 0;
+            const BlockScales weights(*this, tile);
+            first_token_ = tile.scale_row % 4;
             const int k_end = tile.k_end;
             for (int k = tile.k_begin; k < k_end; k += BLOCK_K) {
+                float of_weights[kBlocks];
+#pragma unroll
+                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, k / BLOCK_K);
                 mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
 #pragma unroll
                 for (int t = 0; t < kTiles; ++t) {
@@ -105,57 +105,79 @@ struct WgmmaPromote : SharedOperands<Config, 32, 128> {
                     wgmma::fence();
                     products_.issue(block, ring_.stage, t, false);
                     wgmma::commit();
-                    if constexpr (Base::kTokenRows) {
-                        const float2 scales = row_scales(t);
-                        wgmma::wait<0>();
-                        if (t == kTiles - 1) free_stage();
-                        wgmma::fence_values<Base::kColumns / 2>(block);
-                        promote_rows(sums[t], block, scales);
-                    } else {
-                        wgmma::wait<0>();
-                        wgmma::fence_values<Base::kColumns / 2>(block);
-                        promote_columns(sums[t], block);
-                        if (t == kTiles - 1) free_stage();
-                    }
+                    const float2 rows = row_scales(of_weights[kTokenRows ? t : 0], t);
+                    wgmma::wait<0>();
+                    if (!kColumnScales && t == kTiles - 1) free_stage();
+                    wgmma::fence_values<Base::kColumns / 2>(block);
+                    promote(sums[t], block, rows, t);
+                    if (kColumnScales && t == kTiles - 1) free_stage();
                 }
                 ring_.advance();
             }
         }
 
     private:
+        // Of the instruction: its columns have scales of their own, or share that of a block of weights.
+        static constexpr bool kColumnScales = !kTokenRows || kWeightRowScales;
+        static constexpr bool kRowScales = kTokenRows || kWeightRowScales;
+        static constexpr int kBlocks = kTokenRows ? kTiles : 1;  // of 128 weights, of a warpgroup
+
+        // The scales of its blocks of weights; 1 where the rows have them.
+        class BlockScales {
+        public:
+            __device__ __forceinline__ BlockScales(const Multiplier& multiplier, const schedule::Tile& tile) {
+                if constexpr (!kWeightRowScales) {
+                    const int blocks = ceil_div(multiplier.num_columns_, 128), depth = ceil_div(multiplier.depth_, 128);
+                    const int own = kTokenRows ? 0 : Base::Products::warpgroup() * kTiles / 2;
+#pragma unroll
+                    for (int i = 0; i < kBlocks; ++i)  // the last one may be past the matrix
+                        scales_[i] = multiplier.sources_.b_scale +
+                                     int64_t(tile.batch * blocks + min(tile.column / 128 + own + i, blocks - 1)) * depth;
+                }
+            }
+            __device__ __forceinline__ float load(int i, int block) const {
+                return kWeightRowScales ? 1 : __ldg(scales_[i] + block);
+            }
+
+        private:
+            const float* scales_[kBlocks];
+        };
+
         __device__ __forceinline__ void free_stage() const {
             __syncwarp();
             if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);
         }
 
-        // Of the two tokens of a thread, eight rows apart.
-        __device__ __forceinline__ float2 row_scales(int t) const {
-            const int row = Base::Products::warpgroup() * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-            const float* scales = shared_.scales[ring_.stage][t] + row;
-            return make_float2(scales[0], scales[8]);
-        }
-        // sums += scale * block.
-        __device__ __forceinline__ static void promote_rows(Sums& sums, const Sums& block, float2 scales) {
-#pragma unroll
-            for (int i = 0; i < Base::kColumns / 2; ++i) sums[i] += (i / 2 % 2 ? scales.y : scales.x) * block[i];
+        // Of the two rows of a thread, eight apart, times that of the block.
+        __device__ __forceinline__ float2 row_scales(float of_weights, int t) const {
+            if constexpr (!kRowScales) return make_float2(of_weights, of_weights);
+            const int warpgroup = Base::Products::warpgroup(), tile = kTokenRows ? warpgroup : warpgroup * kTiles + t;
+            const int row = tile * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+            const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + row;
+            return make_float2(scales[0] * of_weights, scales[8] * of_weights);
         }
 
-        // The same where a thread has two neighbouring tokens in eight.
-        __device__ __forceinline__ void promote_columns(Sums& sums, const Sums& block) const {
-            const int weight_block = Base::Products::warpgroup() * kTiles / 2;
-            const float* scales = shared_.scales[ring_.stage][weight_block] + threadIdx.x % 4 * 2;
+        // sums += scales * block; a thread has two neighbouring columns in eight.
+        __device__ __forceinline__ void promote(Sums& sums, const Sums& block, float2 rows, int t) const {
+            const float* columns = shared_.scales[ring_.stage] + threadIdx.x % 4 * 2 +
+                                   (kTokenRows ? kTokenScales + t * Base::kColumns : first_token_);
 #pragma unroll
-            for (int j = 0; j < BLOCK_M / 8; ++j) {
-                const float2 scale = *reinterpret_cast<const float2*>(scales + j * 8);
-                sums[j * 4] += scale.x * block[j * 4];
-                sums[j * 4 + 1] += scale.y * block[j * 4 + 1];
-                sums[j * 4 + 2] += scale.x * block[j * 4 + 2];
-                sums[j * 4 + 3] += scale.y * block[j * 4 + 3];
+            for (int j = 0; j < Base::kColumns / 8; ++j) {
+                float2 of_columns = make_float2(1, 1);
+                if constexpr (!kTokenRows) of_columns = make_float2(columns[j * 8], columns[j * 8 + 1]);
+                else if constexpr (kColumnScales) of_columns = *reinterpret_cast<const float2*>(columns + j * 8);
+                sums[j * 4] += rows.x * of_columns.x * block[j * 4];
+                sums[j * 4 + 1] += rows.x * of_columns.y * block[j * 4 + 1];
+                sums[j * 4 + 2] += rows.y * of_columns.x * block[j * 4 + 2];
+                sums[j * 4 + 3] += rows.y * of_columns.y * block[j * 4 + 3];
             }
         }
 
         Storage& shared_;
+        const Sources& sources_;
         const typename Base::Products products_;
+        const int num_columns_, depth_;
+        int first_token_;  // of the scales of the tile
         RingState<kNumStages> ring_;
     };
 };

@@ -12,31 +12,18 @@
 
 namespace mainloop {
 
-struct PlainSources {
-    const tma::TensorMap &a, &b;
-
-    __device__ __forceinline__ void prefetch() const {
-        tma::prefetch(&a);
-        tma::prefetch(&b);
-    }
-};
-
 template <class Config>
-struct WgmmaShared : SharedOperands<Config, 0, Config::BLOCK_N> {
-    using Base = SharedOperands<Config, 0, Config::BLOCK_N>;
-    using Sources = PlainSources;
+struct WgmmaShared : SharedOperands<Config, Config::BLOCK_N> {
+    using Base = SharedOperands<Config, Config::BLOCK_N>;
+    using Sources = SharedSources;
     using typename Base::Accumulators, typename Base::Storage;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;
-
-    template <class Tiles>
-    __device__ __forceinline__ static void assist(Storage&, const Sources&, Tiles tiles, int, int, int) {
-        while (tiles.wait()) tiles.release();
-    }
 
     // The two warpgroups that multiply.
     class Multiplier {
     public:
-        __device__ __forceinline__ explicit Multiplier(Storage& shared) : shared_(shared), products_(shared) {}
+        __device__ __forceinline__ Multiplier(Storage& shared, const Sources&, int, int)
+            : shared_(shared), products_(shared) {}
 
         // The sums of the tile; those of rows that it does not have are anything.
         __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {

@@ -23,6 +23,14 @@ __device__ __forceinline__ void prefetch(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+__device__ __forceinline__ void load_1d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x) {
+    asm volatile(
+        "cp.async.bulk.tensor.1d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%3}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        "l"(map), "r"(mbarrier::shared_address(full)), "r"(x)
+        : "memory");
+}
+
 __device__ __forceinline__ void load_2d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x,
                                         int y) {
     asm volatile(
@@ -38,6 +46,25 @@ __device__ __forceinline__ void load_3d(void* destination, const TensorMap* map,
         "cp.async.bulk.tensor.3d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
         " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(mbarrier::shared_address(destination)),
         "l"(map), "r"(mbarrier::shared_address(full)), "r"(x), "r"(y), "r"(z)
+        : "memory");
+}
+
+// To a map in global memory, which one thread changes and uses.
+__device__ __forceinline__ void copy(TensorMap* to, const TensorMap& from) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&from)[i];
+}
+
+// The map of a matrix of as many rows at `data`, each `pitch` elements of one byte. No load by the map may be on its way.
+__device__ __forceinline__ void change(TensorMap* map, const void* data, int pitch) {
+    asm volatile(
+        "{\n.reg .u64 a;\ncvta.to.global.u64 a, %0;\n"
+        "tensormap.replace.tile.global_address.global.b1024.b64 [a], %1;\n"
+        "tensormap.replace.tile.global_dim.global.b1024.b32 [a], 0, %2;\n"
+        "tensormap.replace.tile.global_stride.global.b1024.b64 [a], 0, %3;\n"
+        "fence.proxy.tensormap::generic.release.gpu;\n"
+        "fence.proxy.tensormap::generic.acquire.gpu [%0], 128;\n}\n" ::"l"(map),
+        "l"(data), "r"(pitch), "l"(int64_t(pitch))
         : "memory");
 }
 

@@ -31,12 +31,13 @@ __device__ __forceinline__ void define_values(float* values) {
     for (int i = 0; i < kCount; ++i) asm volatile("" : "=f"(values[i]));
 }
 
-// Shared-memory matrix descriptor (section 9.7.15.5.1.2.2) of a K-major operand in rows of 128 bytes, 128-byte
-// swizzle, 1024-byte aligned: 8-row groups are 1024 bytes apart. Along k it advances by the bytes >> 4.
-__device__ __forceinline__ uint64_t descriptor_128b(const void* panel) {
+// Shared-memory matrix descriptor (section 9.7.15.5.1.2.2) of an operand in rows of 128 bytes, 128-byte swizzle,
+// 1024-byte aligned: 8-row groups are 1024 bytes apart. Along k it advances by the bytes >> 4. A row is of K, or, where
+// M or N is the contiguous dimension, 64 of these; then the next 64 are 8192 bytes further.
+__device__ __forceinline__ uint64_t descriptor_128b(const void* panel, bool mn_major = false) {
     constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 >> 4} << 32;
-    constexpr uint64_t kLeading = uint64_t{1} << 16;
-    return kSwizzle128 | kGroupStride | kLeading | ((mbarrier::shared_address(panel) & 0x3FFFF) >> 4);
+    const uint64_t leading = uint64_t{mn_major ? 8192u >> 4 : 1u} << 16;
+    return kSwizzle128 | kGroupStride | leading | ((mbarrier::shared_address(panel) & 0x3FFFF) >> 4);
 }
 
 // d[64 x kN] (+)= a[64 x 16] . b[kN x 16]^T: f16 operands, f32 accumulators, a in registers, b K-major in shared

@@ -15,7 +15,7 @@ enum RowKind {
     kOffsets,  // first row of each batch, then the end of the last one
     kEnds,     // end of each batch; the next one starts at the next multiple of kRowAlignment
     kLabels,   // the batch of each row, negative in padding: a batch starts at a multiple of kRowAlignment
-    kMasked,   // valid rows of each batch, which has num_rows
+    kMasked,   // valid rows of each batch, which has num_rows; nothing where all of them are
 };
 constexpr int kRowAlignment = 128;
 
@@ -41,7 +41,7 @@ struct AnyRows {
     __device__ __forceinline__ int count(int batch) const {
         if (kind == kOffsets) return max(0, group(batch + 1) - row(batch));
         if (kind == kEnds) return max(0, aligned(group(batch)) - row(batch));
-        return kind == kMasked ? group(batch) : num_rows;
+        return kind == kMasked && groups != nullptr ? group(batch) : num_rows;
     }
     __device__ __forceinline__ int scale_row(int batch) const {
         return kind == kMasked ? batch * scales_of_group : row(batch);

@@ -23,17 +23,19 @@ pytestmark = [
 ]
 
 
-def variants(form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32")) -> pytest.MarkDecorator:
-    """Of a form of rows, in both formats."""
-    families = [f"{prefix}_{fmt}{suffix}" for prefix, suffix in [form.split("*")] for fmt in ("fp8", "bf16")]
+def variants(
+    form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"), formats: tuple[str, ...] = ("fp8", "bf16", "bf16_nn")
+) -> pytest.MarkDecorator:
+    """Of a form of rows, in all formats and majors."""
+    families = [f"{prefix}_{fmt}{suffix}" for prefix, suffix in [form.split("*")] for fmt in formats]
     found = [v for v in MATRIX if v.family in families and v.axes["out"] in dtypes]
     return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.family}-{v.variant}")
 
 
 def problem_of(
-    variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int
+    variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int, weight_rows: int = 128
 ) -> gemm_problem.GemmProblem:
-    return gemm_problem.gemm_problem(rng, "bf16" if "bf16" in variant.family else "fp8", counts, n, k)
+    return gemm_problem.gemm_problem(rng, "bf16" if "bf16" in variant.family else "fp8", counts, n, k, weight_rows)
 
 
 class Run:
@@ -55,10 +57,10 @@ class Run:
         rows, n = int(np.prod(lead)), problem.b.shape[1]
         out = reference.GuardedOutput(rows, n, variant.axes["out"])
         context = f"{variant.label} {self.reschedule()}"
-        name = "_".join(variant.family.split("_")[:2])
+        letters = gemm_problem.majors(variant.family)
         loader.launch(
-            name,
-            **gemm_problem.buffers(inputs),
+            "_".join(variant.family.split("_")[: 2 if letters == "nt" else 3]),
+            **gemm_problem.buffers(gemm_problem.in_majors(inputs, letters)),
             out=RawBuffer.of(out.array.reshape(*lead, n)),
             variant=variant.variant,
             device=f"emulated:{variant.arch}",
@@ -102,11 +104,82 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, gemm_problem.masked(problem, rows))
 
 
-@variants("gemm*")
+@variants("gemm*", formats=("fp8", "bf16", "bf16_nn", "bf16_tt", "bf16_tn"))
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """A tile and a few rows."""
-    problem = problem_of(variant, rng, [variant.axes["block_m"] + 3], variant.axes["block_n"] + 8, 400)
+    """A tile and a few rows, 8 where they are a pitch of TMA."""
+    rows = variant.axes["block_m"] + (8 if gemm_problem.majors(variant.family)[0] == "t" else 3)
+    problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, 400)
     run(variant, problem, gemm_problem.dense(problem))
+
+
+@variants("gemm*_row_scales", formats=("fp8",))
+def test_row_scales(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Each row of the weights has its own scales, NaN behind the last row's."""
+    n = variant.axes["block_n"] + 8
+    problem = gemm_problem.gemm_problem(rng, "fp8", [variant.axes["block_m"] + 3], n, 400, weight_rows=1)
+    inputs, places = gemm_problem.dense(problem)
+    row_scale = gemm_problem.row_scales(inputs.pop("b_scale"))
+    run(variant, problem, ({**inputs, "b_row_scale": row_scale}, places))
+
+
+@variants("bmm*", formats=("fp8", "bf16"))
+def test_batched(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Without a mask all rows of each matrix are there."""
+    rows = variant.axes["block_m"] + 3
+    problem = problem_of(variant, rng, [rows, rows], variant.axes["block_n"] + 8, 144)
+    inputs, places = gemm_problem.masked(problem, rows)
+    del inputs["mask"]
+    run(variant, problem, (inputs, places))
+
+
+@variants("gemm*_heads", formats=("fp8", "bf16"))
+@pytest.mark.parametrize(("width", "left", "gap"), [(48, 16, 8), (64, 0, 16), (32, 32, 24)])
+def test_heads(
+    variant: Variant, width: int, left: int, gap: int, packs: list[str] | None, rng: np.random.Generator
+) -> None:
+    """Heads with a gap within, in front and behind: what lies in the gaps stays, also where results are added."""
+    heads = 3 if width == 48 else 2
+    problem = problem_of(variant, rng, [21], heads * width, 144)
+    inputs, _ = gemm_problem.dense(problem)
+    out = reference.GuardedOutput(21, heads * (width + gap), variant.axes["out"])
+    loader.launch(variant.family, **gemm_problem.buffers(inputs), out=RawBuffer.of(out.array),
+                  head_width=width, head_left=left, head_gap=gap, variant=variant.variant,
+                  device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+    of_head = np.delete(np.arange(width + gap), np.arange(left, left + gap))
+    columns = (np.arange(heads)[:, None] * (width + gap) + of_head).reshape(-1)
+    value, bound = gemm_problem.expected(problem)
+    reference.check_within(reference.as_float64(out.array[:, columns], out.out_type), value,
+                           gemm_problem.rounded_bound(value, bound, out.out_type), variant.label)  # fmt: skip
+    assert (np.ascontiguousarray(np.delete(out.array, columns, axis=1)).view(np.uint8) == out.POISON).all()
+    assert out.intact(21)
+
+
+@variants("k_grouped*", formats=("fp8_nt", "bf16_tn"))
+@pytest.mark.parametrize("accumulate", ["overwrite", "add"])
+def test_k_groups(
+    variant: Variant, accumulate: str, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Groups of no k, of one stage, of several; NaN behind the last one. One without k becomes zeros, or stays."""
+    m, n, ks = variant.axes["block_m"] + 8, variant.axes["block_n"] + 8, [128, 0, 256, 128]
+    problems = [problem_of(variant, rng, [m], n, k, weight_rows=1) for k in ks]
+    before = rng.standard_normal((len(ks) * m, n)).astype(np.float32)
+    out = reference.GuardedOutput(len(ks) * m, n, variant.axes["out"])
+    held = (before.view(np.uint32) >> 16).astype(np.uint16) if out.out_type == "bf16" else before
+    if accumulate == "add":
+        out.array[:] = held
+    context = f"{variant.label} {reschedule()}"
+    loader.launch(variant.family, **gemm_problem.buffers(gemm_problem.groups_of_k(problems)),
+                  out=RawBuffer.of(out.array.reshape(len(ks), m, n)), accumulate=accumulate,
+                  variant=variant.variant, device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+    value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+    if accumulate == "add":
+        before = reference.as_float64(held, out.out_type)
+        value, bound = value + before, bound + (abs(value) + abs(before)) * 2.0**-22
+    reference.check_within(reference.as_float64(out.array, out.out_type), value,
+                           gemm_problem.rounded_bound(value, bound, out.out_type), context)  # fmt: skip
+    assert out.intact(len(ks) * m)
+    if accumulate == "overwrite":
+        assert (out.array[m : 2 * m] == 0).all()
 
 
 @pytest.mark.parametrize("tile", ["m64n128", "m128n128"])

@@ -123,10 +123,11 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
     count = 0
     every_row = (lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before")
     forms = {**gemm_problem.FORMS, "_masked": every_row, None: (gemm_problem.dense, "")}
-    for fmt, (suffix, (place, padding)) in itertools.product(("fp8", "bf16"), forms.items()):
+    for fmt, (suffix, (place, padding)) in itertools.product(("fp8", "bf16", "bf16_nn"), forms.items()):
         dense = suffix is None
-        problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, K)
+        problem = gemm_problem.gemm_problem(rng, fmt.removesuffix("_nn"), [139] if dense else COUNTS, N, K)
         arrays, places = place(problem)
+        arrays = gemm_problem.in_majors(arrays, gemm_problem.majors(fmt))
         inputs = {name: device.upload(array) for name, array in arrays.items()}
         *lead, _ = arrays["a"].shape
         name = f"gemm_{fmt}" if dense else f"grouped_{fmt}"
@@ -139,6 +140,25 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
             gemm_problem.verify(problem, places, out, len(out.array), padding, f"{name}{suffix} {variant}")
             count += 1
     return f"{count} variants of FP8 and bf16 GEMMs"
+
+
+def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of the GEMMs with groups along K, each element within its bound."""
+    count, rows, ks = 0, 136, [128, 0, 1152, 256]
+    for family, fmt in (("k_grouped_fp8_nt", "fp8"), ("k_grouped_bf16_tn", "bf16")):
+        problems = [gemm_problem.gemm_problem(rng, fmt, [rows], N, k, weight_rows=1) for k in ks]
+        inputs = {name: device.upload(array) for name, array in gemm_problem.groups_of_k(problems).items()}
+        value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+        for variant, out_type in packs.output_types(family, hardware.runs_here).items():
+            out = reference.GuardedOutput(len(ks) * rows, N, out_type)
+            array = out.array.reshape(len(ks), rows, N)
+            buffer = device.upload(array)
+            loader.launch(family, **inputs, out=buffer, variant=variant)
+            device.download(buffer, array)
+            reference.check_within(reference.as_float64(out.array, out_type), value,
+                                   gemm_problem.rounded_bound(value, bound, out_type), f"{family} {variant}")  # fmt: skip
+            count += 1
+    return f"{count} variants with groups along K"
 
 
 def launch_fused(device: Device, rng: np.random.Generator) -> str:
@@ -214,7 +234,7 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    parts = launch_grouped, launch_schedules, launch_rows, launch_fused, launch_quantising, launch_layer
+    parts = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

@@ -17,12 +17,12 @@ TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float3
 COUNTS = [0, 1, 300, 137, 0, 20, 301]
 
 
-def cases(prefix: str, forms: tuple[str, ...]) -> list[tuple[str, str, str, str]]:
-    """(format, form, variant, output type) that run on device 0."""
+def cases(families: list[str]) -> list[tuple[str, str, str]]:
+    """(family, variant, output type) that run on device 0."""
     if not hardware.cuda_devices():
-        return [("fp8", forms[0], "no device", "")]
-    return [(fmt, form, name, dtype) for fmt in ("fp8", "bf16") for form in forms
-            for name, dtype in packs.output_types(f"{prefix}_{fmt}{form}", hardware.runs_here).items()]  # fmt: skip
+        return [(families[0], "no device", "")]
+    return [(family, name, dtype) for family in families
+            for name, dtype in packs.output_types(family, hardware.runs_here).items()]  # fmt: skip
 
 
 def to_device(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -30,36 +30,73 @@ def to_device(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
             else torch.from_numpy(value).cuda() for name, value in inputs.items()}  # fmt: skip
 
 
-def verify_repeated(
-    family: str, variant: str, dtype: str, problem: gemm_problem.GemmProblem,
-    form: tuple[dict[str, np.ndarray], np.ndarray], padding: str,
-) -> None:  # fmt: skip
-    """20 launches into poisoned outputs: all equal, and the first within its bound."""
-    inputs, places = form
-    *lead, _ = inputs["a"].shape
-    rows, n = int(np.prod(lead)), problem.b.shape[1]
+def launch_repeated(family: str, variant: str, dtype: str, inputs: dict[str, np.ndarray], shape: tuple[int, ...],
+                    times: int = 20) -> reference.GuardedOutput:  # fmt: skip
+    """As many launches into poisoned outputs: all equal. Returns the first."""
     on_device = to_device(inputs)
-    outs = [torch.full((*lead, n), -1, dtype=torch.int32 if dtype == "f32" else torch.int16,
-                       device="cuda").view(TORCH_TYPES[dtype]) for _ in range(20)]  # fmt: skip
+    outs = [torch.full(shape, -1, dtype=torch.int32 if dtype == "f32" else torch.int16,
+                       device="cuda").view(TORCH_TYPES[dtype]) for _ in range(times)]  # fmt: skip
     for out in outs:
         loader.launch(family, **on_device, out=out, variant=variant)
     first = outs[0].view(torch.uint8).cpu()
     assert all(torch.equal(out.view(torch.uint8).cpu(), first) for out in outs)
-    held = reference.GuardedOutput(rows, n, dtype)
-    held.array[:] = first.numpy().view(reference.STORAGE[dtype]).reshape(rows, n)
+    held = reference.GuardedOutput(int(np.prod(shape[:-1])), shape[-1], dtype)
+    held.array[:] = first.numpy().view(reference.STORAGE[dtype]).reshape(held.array.shape)
+    return held
+
+
+def verify_repeated(
+    family: str, variant: str, dtype: str, problem: gemm_problem.GemmProblem,
+    form: tuple[dict[str, np.ndarray], np.ndarray], padding: str,
+) -> None:  # fmt: skip
+    """20 launches, and the result within its bound."""
+    inputs, places = form
+    *lead, _ = inputs["a"].shape
+    rows, n = int(np.prod(lead)), problem.b.shape[1]
+    inputs = gemm_problem.in_majors(inputs, gemm_problem.majors(family))
+    held = launch_repeated(family, variant, dtype, inputs, (*lead, n))
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
-@pytest.mark.parametrize(("fmt", "form", "name", "dtype"), cases("grouped", tuple(gemm_problem.FORMS)))
-def test_groups(fmt: str, form: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+GROUPED = {f"grouped_{fmt}{form}": form for fmt in ("fp8", "bf16", "bf16_nn") for form in gemm_problem.FORMS}
+
+
+def format_of(family: str) -> str:
+    return "fp8" if "fp8" in family else "bf16"
+
+
+@pytest.mark.parametrize(("family", "name", "dtype"), cases(list(GROUPED)))
+def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Groups of no row, of one, of several tiles; tails of N and K; NaN in padding."""
-    problem = gemm_problem.gemm_problem(rng, fmt, COUNTS, 392, 1120)
-    place, padding = gemm_problem.FORMS[form]
-    verify_repeated(f"grouped_{fmt}", name, dtype, problem, place(problem), padding)
+    problem = gemm_problem.gemm_problem(rng, format_of(family), COUNTS, 392, 1120)
+    place, padding = gemm_problem.FORMS[GROUPED[family]]
+    verify_repeated(family, name, dtype, problem, place(problem), padding)
 
 
-@pytest.mark.parametrize(("fmt", "form", "name", "dtype"), cases("gemm", ("",)))
-def test_dense(fmt: str, form: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "dtype"), cases(["gemm_fp8", "gemm_bf16", "gemm_bf16_nn", "gemm_bf16_tt", "gemm_bf16_tn"])
+)
+def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Tails of M, N and K."""
-    problem = gemm_problem.gemm_problem(rng, fmt, [531], 392, 1120)
-    verify_repeated(f"gemm_{fmt}{form}", name, dtype, problem, gemm_problem.dense(problem), "as before")
+    problem = gemm_problem.gemm_problem(rng, format_of(family), [536], 392, 1120)
+    verify_repeated(family, name, dtype, problem, gemm_problem.dense(problem), "as before")
+
+
+@pytest.mark.parametrize(("family", "name", "dtype"), cases(["gemm_fp8_row_scales"]))
+def test_row_scales(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Each row of b has its own scales."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [531], 392, 1120, weight_rows=1)
+    inputs, places = gemm_problem.dense(problem)
+    inputs["b_row_scale"] = gemm_problem.row_scales(inputs.pop("b_scale"))
+    verify_repeated(family, name, dtype, problem, (inputs, places), "as before")
+
+
+@pytest.mark.parametrize(("family", "name", "dtype"), cases(["k_grouped_bf16_tn", "k_grouped_fp8_nt"]))
+def test_k_groups(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """100 launches; groups of no k, of a stage, of more than a ring has."""
+    m, n, ks = 264, 392, [128, 0, 1152, 256, 0, 128]
+    problems = [gemm_problem.gemm_problem(rng, format_of(family), [m], n, k, weight_rows=1) for k in ks]
+    held = launch_repeated(family, name, dtype, gemm_problem.groups_of_k(problems), (len(ks), m, n), times=100)
+    value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+    reference.check_within(reference.as_float64(held.array, dtype), value,
+                           gemm_problem.rounded_bound(value, bound, dtype), f"{family} {name}")  # fmt: skip
