@@ -1,5 +1,5 @@
-// out = alpha * sums + bias from tensor memory, where the output lies transposed: a warp turns its 32 columns of out in
-// shared memory, 1 KB at a time, and stores 16-byte vectors.
+// out (+)= alpha * sums + bias from tensor memory, where the output lies transposed: a warp turns its 32 columns of out
+// in shared memory, 1 KB at a time, and stores 16-byte vectors.
 #pragma once
 #include <stdint.h>
 
@@ -23,7 +23,7 @@ struct StoreSm100 {
     class Warp {
     public:
         __device__ __forceinline__ Warp(const Params& params, const schedule::Tile& tile, int warp, uint8_t* staging)
-            : staging_(staging), stride_(params.num_columns), num_rows_(tile.num_rows) {
+            : staging_(staging), stride_(params.num_columns), num_rows_(tile.num_rows), accumulate_(params.accumulate) {
             const int column = tile.column + warp * 32, own_column = column + threadIdx.x % 32;
             alpha_ = params.factor(tile.batch);
             bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * stride_ + own_column,
@@ -35,24 +35,54 @@ struct StoreSm100 {
         // kChunk tokens of the tile, from `begin` on.
         __device__ __forceinline__ void store(const uint32_t (&values)[kChunk], int begin) const {
             const int lane = threadIdx.x % 32;
+            Out before[kChunk];
+            if (accumulate_) fetch(before, begin);
 #pragma unroll
-            for (int token = 0; token < kChunk; ++token)
-                reinterpret_cast<Out*>(staging_)[token * 32 + lane] =
-                    Out(bias::apply(alpha_, __uint_as_float(values[token]), bias_));
+            for (int token = 0; token < kChunk; ++token) {
+                float value = bias::apply(alpha_, __uint_as_float(values[token]), bias_);
+                if (accumulate_) value += static_cast<float>(before[token]);
+                reinterpret_cast<Out*>(staging_)[token * 32 + lane] = Out(value);
+            }
             __syncwarp();
 #pragma unroll
             for (int vector = lane; vector < kChunk * kRowVectors; vector += 32) {
                 const int row = begin + vector / kRowVectors, column = vector % kRowVectors * kVector;
                 if (row < num_rows_ && column < num_columns_)
-                    *reinterpret_cast<uint4*>(out_ + static_cast<int64_t>(row) * stride_ + column) =
-                        reinterpret_cast<const uint4*>(staging_)[vector];
+                    *vector_of_out(row, column) = reinterpret_cast<const uint4*>(staging_)[vector];
             }
             __syncwarp();  // before the buffer is written again
         }
 
+        // Zeros in the rows from `begin` to `end`, which are padding.
+        __device__ __forceinline__ void clear(int begin, int end) const {
+            for (int vector = begin * kRowVectors + threadIdx.x % 32; vector < end * kRowVectors; vector += 32)
+                if (const int column = vector % kRowVectors * kVector; column < num_columns_)
+                    *vector_of_out(vector / kRowVectors, column) = uint4{};
+        }
+
     private:
+        // What out holds of the tokens from `begin` on, in the lane's column.
+        __device__ __forceinline__ void fetch(Out (&elements)[kChunk], int begin) const {
+            const int lane = threadIdx.x % 32;
+#pragma unroll
+            for (int vector = lane; vector < kChunk * kRowVectors; vector += 32) {
+                const int row = begin + vector / kRowVectors, column = vector % kRowVectors * kVector;
+                reinterpret_cast<uint4*>(staging_)[vector] =
+                    row < num_rows_ && column < num_columns_ ? *vector_of_out(row, column) : uint4{};
+            }
+            __syncwarp();
+#pragma unroll
+            for (int token = 0; token < kChunk; ++token)
+                elements[token] = reinterpret_cast<const Out*>(staging_)[token * 32 + lane];
+            __syncwarp();  // before the buffer is written again
+        }
+        __device__ __forceinline__ uint4* vector_of_out(int row, int column) const {
+            return reinterpret_cast<uint4*>(out_ + static_cast<int64_t>(row) * stride_ + column);
+        }
+
         uint8_t* const staging_;
         const int stride_, num_rows_;
+        const bool accumulate_;
         int num_columns_;  // from the warp's first on
         float alpha_, bias_;
         Out* out_;

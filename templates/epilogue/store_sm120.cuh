@@ -1,4 +1,4 @@
-// out = alpha * sums + bias from the accumulators of mma.sync: each thread has 8 neighbouring outputs of a token and
+// out (+)= alpha * sums + bias from the accumulators of mma.sync: each thread has 8 neighbouring outputs of a token and
 // stores 16-byte vectors from registers.
 #pragma once
 #include <stdint.h>
@@ -42,11 +42,28 @@ struct StoreSm120 {
 #pragma unroll
                 for (int slot = 0; slot < kVector; ++slot)
                     values[slot] = bias::apply(alpha, accumulators[j][slot / 2][slot % 2 * 2 + c], bias[slot]);
-                if (token < num_tokens) store(out + int64_t(token) * num_columns, values, Slots::order(place.g));
+                if (token < num_tokens) {
+                    Out* const row = out + int64_t(token) * num_columns;
+                    if (params.accumulate) add(row, values, Slots::order(place.g));
+                    store(row, values, Slots::order(place.g));
+                }
             }
     }
 
+    // Zeros in the rows of padding.
+    __device__ __forceinline__ static void clear_padding(const schedule::Tile& tile, const Params& params) {
+        constexpr int kColumns = 16 / sizeof(Out), kRowVectors = Config::BLOCK_N / kColumns;  // of a vector; of a row
+        for (int vector = tile.num_rows * kRowVectors + threadIdx.x; vector < tile.num_stored * kRowVectors;
+             vector += 32 * Slots::kNumWarps) {
+            const int row = tile.row + vector / kRowVectors, column = tile.column + vector % kRowVectors * kColumns;
+            if (column < params.num_columns)
+                *reinterpret_cast<uint4*>(params.out + int64_t(row) * params.num_columns + column) = uint4{};
+        }
+    }
+
 private:
+    static constexpr int kPerRegister = 4 / sizeof(Out), kRegisters = kVector / kPerRegister;
+
     // Restores the order of weights in registers that hold 4 bytes each: register i becomes register i ^ order.
     template <int kCount>
     __device__ __forceinline__ static void reorder(uint32_t (&registers)[kCount], uint32_t order) {
@@ -61,18 +78,35 @@ private:
             }
     }
 
+    // Two halves of a register of which each is one output.
+    __device__ __forceinline__ static uint32_t swap_halves(uint32_t halves, uint32_t order) {
+        return __byte_perm(halves, 0, order & 1 ? 0x1032 : 0x3210);
+    }
+
+    // Adds 8 neighbouring elements of out to the values of their slots.
+    __device__ __forceinline__ static void add(const Out* out, float (&values)[kVector], uint32_t order) {
+        uint32_t registers[kRegisters];
+#pragma unroll
+        for (int i = 0; i < kRegisters; i += 4)
+            *reinterpret_cast<uint4*>(&registers[i]) = reinterpret_cast<const uint4*>(out)[i / 4];
+        reorder(registers, order / kPerRegister);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            uint32_t element = registers[i / kPerRegister];
+            if constexpr (kPerRegister == 2) element = swap_halves(element, order) >> i % 2 * 16;
+            values[i] += static_cast<float>(reinterpret_cast<const Out&>(element));
+        }
+    }
+
     // Stores 8 neighbouring outputs of one token; value i is that of slot i, so it goes to place i ^ order.
     __device__ __forceinline__ static void store(Out* out, const float (&values)[kVector], uint32_t order) {
-        constexpr int kPerRegister = 4 / sizeof(Out);
-        constexpr int kRegisters = kVector / kPerRegister;
         uint32_t registers[kRegisters];
 #pragma unroll
         for (int i = 0; i < kRegisters; ++i) {
             if constexpr (kPerRegister == 1) {
                 registers[i] = __float_as_uint(values[i]);
             } else {
-                const uint32_t packed = output::pack<Out>(values[2 * i], values[2 * i + 1]);
-                registers[i] = __byte_perm(packed, 0, order & 1 ? 0x1032 : 0x3210);
+                registers[i] = swap_halves(output::pack<Out>(values[2 * i], values[2 * i + 1]), order);
             }
         }
         reorder(registers, order / kPerRegister);

@@ -81,10 +81,16 @@ struct Sm100 {
     }
 
 private:
+    // A tile of padding alone has none, and no accumulator.
+    __device__ __forceinline__ static bool has_products(const schedule::Tile& tile) {
+        return !Rows::kHasPadding || tile.num_rows > 0;
+    }
+
     __device__ __forceinline__ static void multiply_role(Storage& shared) {
         schedule::TileReader tiles(shared.tiles);
         typename Mainloop::Multiplier mainloop(shared.mainloop, shared.tensor_memory);
-        for (; tiles.wait(); tiles.release()) mainloop.multiply(tiles.tile());
+        for (; tiles.wait(); tiles.release())
+            if (has_products(tiles.tile())) mainloop.multiply(tiles.tile());
     }
 
     __device__ __forceinline__ static void epilogue_role(Storage& shared, const typename Epilogue::Params& params) {
@@ -98,6 +104,8 @@ private:
         for (; tiles.wait(); tiles.release()) {
             const typename Epilogue::Warp output(params, tiles.tile(), warp, shared.staging[warp]);
             const int num_rows = tiles.tile().num_rows;
+            if constexpr (Rows::kHasPadding) output.clear(num_rows, tiles.tile().num_stored);
+            if (!has_products(tiles.tile())) continue;
             const uint32_t source =
                 shared.tensor_memory + accumulator.stage * Columns::kSecondAccumulator + (warp * 32 << 16);
             mbarrier::wait(&full[accumulator.stage], accumulator.parity);

@@ -67,6 +67,7 @@ private:
             typename Mainloop::Accumulators accumulators = {};
             mainloop.multiply(accumulators, tiles.tile());
             Epilogue::finish(accumulators, tiles.tile(), params);
+            if constexpr (Rows::kHasPadding) Epilogue::clear_padding(tiles.tile(), params);
         }
     }
 };

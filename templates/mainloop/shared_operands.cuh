@@ -8,7 +8,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "mainloop/loader.cuh"
+#include "mainloop/sources.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma_shared.cuh"
 #include "schedule/ring.cuh"

@@ -7,10 +7,10 @@
 
 namespace mainloop {
 
-template <class Config, class Operands>
+template <class Config, int kWords>
 struct TensorMemory {
     static constexpr int BLOCK_M = Config::BLOCK_M, kNumStages = Config::kNumStages;
-    static constexpr int kScaleWords = Config::BLOCK_K / Operands::SCALE_K;  // of a row and a stage
+    static constexpr int kScaleWords = kWords;  // of a row and a stage
     static constexpr int kTokenAtoms = (BLOCK_M + scale_layout::ATOM_ROWS - 1) / scale_layout::ATOM_ROWS;
 
     // A scale atom fills 4 columns. Nothing orders a copy after the products that read the columns it overwrites

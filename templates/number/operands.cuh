@@ -1,4 +1,4 @@
-// The formats of a GEMM's operands, as a tensor core that scales blocks takes them.
+// The formats of a GEMM's operands, as the tensor cores of Blackwell take them.
 //
 // An instruction takes 32 bytes of each row. A word of the scale layout holds the scales of one row for SCALE_K
 // elements, which is one instruction of NVFP4, two of MXFP4 and four where an operand has bytes.
@@ -8,11 +8,13 @@
 namespace operands {
 
 enum class Format { E2M1, E4M3 };
+enum class Scales { kNone, kBlocks };  // kBlocks: of 128 rows, a word of each row
 
 // GROUP elements along K share a scale: UE4M3 for 16 of them (NVFP4), UE8M0 for 32 (MX).
 template <Format kTokens, Format kWeights, int GROUP>
 struct Pair {
     static_assert(GROUP == 16 || GROUP == 32, "tensor cores scale 16 or 32 neighbours along K");
+    static constexpr Scales SCALES = Scales::kBlocks;
     static constexpr Format TOKENS = kTokens, WEIGHTS = kWeights;
     static constexpr bool PACKED = TOKENS == Format::E2M1 && WEIGHTS == Format::E2M1;  // two in a byte
     static constexpr bool POWER_SCALES = GROUP == 32;
@@ -21,6 +23,8 @@ struct Pair {
 
     // Of element k in a row of shared memory.
     __device__ __forceinline__ static constexpr int byte(int k) { return k / (PACKED ? 2 : 1); }
+    // And in its tensor map.
+    __device__ __forceinline__ static constexpr int coordinate(int k) { return byte(k); }
     // Beside bytes, E2M1 lies as 16 elements in 8 bytes and 8 bytes of nothing, as TMA unpacks it.
     static constexpr bool UNPACKED_WEIGHTS = !PACKED && WEIGHTS == Format::E2M1;
     // Of k weights in global memory, which are those that a barrier counts.
@@ -36,6 +40,17 @@ struct Pair {
         if constexpr (SCALE_K == 64) return k + 32 == k_end ? 0x0000FFFF : 0xFFFFFFFF;
         else return k + SCALE_K <= k_end ? 0xFFFFFFFF : (1u << max(k_end - k, 0) / GROUP * 8) - 1;
     }
+};
+
+// 16-bit elements without scales.
+struct Bf16 {
+    static constexpr Scales SCALES = Scales::kNone;
+    static constexpr bool UNPACKED_WEIGHTS = false;
+    static constexpr int STEP_BYTES = 32, STEP_K = STEP_BYTES / 2;
+
+    __device__ __forceinline__ static constexpr int byte(int k) { return 2 * k; }
+    __device__ __forceinline__ static constexpr int coordinate(int k) { return k; }
+    __device__ __forceinline__ static constexpr int weight_bytes(int k) { return byte(k); }
 };
 
 using Nvfp4 = Pair<Format::E2M1, Format::E2M1, 16>;

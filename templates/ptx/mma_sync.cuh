@@ -1,4 +1,4 @@
-// mma.sync with block scaling: warp-level tensor core instructions of sm_12x (PTX ISA 9.0, section 9.7.14.5.14).
+// mma.sync: warp-level tensor core instructions of sm_12x (PTX ISA 9.0, sections 9.7.14.5.8 and 9.7.14.5.14).
 #pragma once
 #include <stdint.h>
 
@@ -32,5 +32,12 @@ __device__ __forceinline__ void block_scaled(float (&d)[4], const uint32_t (&a)[
 }
 
 #undef BLOCK_SCALED_MMA
+
+// The same without scales: two bf16 a register.
+__device__ __forceinline__ void bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 }  // namespace mma_sync

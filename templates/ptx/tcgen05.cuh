@@ -78,7 +78,13 @@ __device__ __forceinline__ constexpr uint32_t block_scaled_descriptor(int n) {
            static_cast<uint32_t>(n) >> 3 << 17 | kB << 10 | kA << 7;
 }
 
-// The fields of it that name the first byte of a word of scales, of both operands.
+// The same of kind::f16 for bf16 (table 42), with sums in fp32.
+__device__ __forceinline__ constexpr uint32_t bf16_descriptor(int n) {
+    constexpr uint32_t kF32 = 1, kBf16 = 1, kM = 128;
+    return kM >> 4 << 24 | static_cast<uint32_t>(n) >> 3 << 17 | kBf16 << 10 | kBf16 << 7 | kF32 << 4;
+}
+
+// The fields of a block-scaled one that name the first byte of a word of scales, of both operands.
 __device__ __forceinline__ constexpr uint32_t scale_ids(uint32_t byte) { return byte << 29 | byte << 4; }
 
 #define BLOCK_SCALED_MMA(kind)                                                                               \
@@ -101,6 +107,18 @@ __device__ __forceinline__ void mma_block_scaled(uint32_t d, uint64_t a, uint64_
 }
 
 #undef BLOCK_SCALED_MMA
+
+// The same of 16-bit elements without scales.
+__device__ __forceinline__ void mma_f16(uint32_t d, uint64_t a, uint64_t b, uint32_t instruction, bool accumulate) {
+    asm volatile(
+        "{\n"
+        ".reg .pred accumulate;\n"
+        "setp.ne.u32 accumulate, %4, 0;\n"
+        "tcgen05.mma.cta_group::1.kind::f16 [%0], %1, %2, %3, accumulate;\n"
+        "}\n" ::"r"(d),
+        "l"(a), "l"(b), "r"(instruction), "r"(static_cast<uint32_t>(accumulate))
+        : "memory");
+}
 
 // Lane i of warp w reads lane 32 * (w % 4) + i of tensor memory, kCount consecutive columns. Asynchronous: the values
 // are there after wait_loads().

@@ -6,6 +6,7 @@ namespace schedule {
 
 struct Dense {
     static constexpr int kMaxBatches = 1, num_batches = 1;
+    static constexpr bool kHasPadding = false;
 
     int num_rows;
 

@@ -15,7 +15,8 @@ import loader
 from generator.matrix import Variant, load
 
 ROOT = Path(__file__).resolve().parents[2]
-MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch == "90a"]
+ARCHS = ("90a", "100a", "120a")
+MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -29,7 +30,7 @@ def variants(
     """Of a form of rows, in all formats and majors."""
     families = [f"{prefix}_{fmt}{suffix}" for prefix, suffix in [form.split("*")] for fmt in formats]
     found = [v for v in MATRIX if v.family in families and v.axes["out"] in dtypes]
-    return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.family}-{v.variant}")
+    return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
 
 def problem_of(
@@ -182,19 +183,19 @@ def test_k_groups(
         assert (out.array[m : 2 * m] == 0).all()
 
 
-@pytest.mark.parametrize("tile", ["m64n128", "m128n128"])
-@pytest.mark.parametrize("out_type", ["bf16", "f32"])
-@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
-def test_accumulate(fmt: str, out_type: str, tile: str, packs: list[str] | None, rng: np.random.Generator) -> None:
-    """add: alpha times the product, a bias and what out held, rounded once; with tokens as rows and as columns."""
-    problem = gemm_problem.gemm_problem(rng, fmt, [21, 5], 72, 160)
+@variants("grouped*")
+def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Generator) -> None:
+    """add: alpha times the product, a bias and what out held, rounded once."""
+    out_type = variant.axes["out"]
+    problem = problem_of(variant, rng, [21, 5], 72, 160)
     inputs, _ = gemm_problem.by_offsets(problem, spare=0)
-    before = rng.standard_normal((26, 72)).astype(np.float32)
+    before = rng.standard_normal((26, 72)).astype(np.float16 if out_type == "f16" else np.float32)
     held = (before.view(np.uint32) >> 16).astype(np.uint16) if out_type == "bf16" else before
     out = held.copy()
     alpha, bias = np.float32([0.5, -2]), rng.standard_normal((2, 72)).astype(np.float32)
-    loader.launch(f"grouped_{fmt}", **gemm_problem.buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias,
-                  accumulate="add", variant=f"{tile}_{out_type}", device="emulated:90a", packs=packs)  # fmt: skip
+    loader.launch(variant.family, **gemm_problem.buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias,
+                  accumulate="add", variant=variant.variant, device=f"emulated:{variant.arch}",
+                  packs=packs)  # fmt: skip
     value, bound = gemm_problem.expected(problem)
     factor = alpha[problem.groups, None].astype(np.float64)
     before = reference.as_float64(held, out_type)

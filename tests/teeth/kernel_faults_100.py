@@ -16,7 +16,8 @@ from kernel_fault import (
 )
 from planting import Kernel, Problem
 
-MAINLOOP, STORE, KERNEL = "mainloop/umma_block_scaled.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
+MAINLOOP, STORE, KERNEL = "mainloop/umma.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
+SCALES = {"file": "mainloop/umma_scales.cuh"}
 
 M16 = Kernel("100a", "m16n128k256_f32")
 M32 = Kernel("100a", "m32n128k256_f32")
@@ -25,6 +26,8 @@ M256 = Kernel("100a", "m256n128k256_f32")
 
 READY = "kMovesScales ? &shared_.ready[ring_.stage] : &shared_.full[ring_.stage]"
 FULL_WAIT = f"mbarrier::wait({READY}, ring_.parity);"
+SCALES_WHOLE = "if (Operands::SCALES_PER_STEP == 1 || depth % Operands::STEP_K == 0) return;"
+ACCUMULATE = "first_column_, accumulate || step > 0);"
 INIT_FREED = "mbarrier::init(&shared.accumulator_empty[i], num_readers);"
 
 PIPELINE = planted(
@@ -45,8 +48,9 @@ PIPELINE = planted(
         ("every lane issues", "if (elect_one()) issue_stage(kSteps,", "issue_stage(kSteps,"),
         (
             "no proxy fence after the padding",
-            "            }\n            mbarrier::fence_async_proxy();",
-            "            }",
+            "        mbarrier::fence_async_proxy();\n        __syncwarp();",
+            "        __syncwarp();",
+            SCALES,
         ),
         (
             "accumulator empty wait missing",
@@ -63,36 +67,39 @@ OPERANDS = planted(
     M16,
     TAILS,
     [
-        ("scale padding not cleared", "if (Operands::SCALES_PER_STEP > 1 && depth % kStepK != 0)", "if (false)"),
+        ("scale padding not cleared", SCALES_WHOLE, "return;", SCALES),
         (
             "scale padding of tokens not cleared",
             "token_scales[i][atom])[kHalves * word + half] = 0;",
             "token_scales[i][atom])[kHalves * word + half] |= 0;",
+            SCALES,
         ),
-        ("products added to the tile before", "accumulate || step > 0);", "true);"),
-        ("products of the block before lost", "accumulate || step > 0);", "step > 0);"),
+        ("products added to the tile before", ACCUMULATE, "first_column_, true);", SCALES),
+        ("products of the block before lost", ACCUMULATE, "first_column_, step > 0);", SCALES),
         ("products of the last block alone", "full_blocks > 0);", "false);"),
         ("operand stride of 4 rows", "kStride = 1024 >> 4", "kStride = 512 >> 4", {"file": TCGEN05}),
         ("64-byte swizzle", "kSwizzle128 = 2;", "kSwizzle128 = 4;", {"file": TCGEN05}),
         ("scale stride of 16 rows", "kStride = 128 >> 4", "kStride = 256 >> 4", {"file": TCGEN05}),
         (
             "scales of the operands swapped",
-            "weight_columns,\n                    token_columns + token_column, accumulate",
-            "token_columns + token_column,\n                    weight_columns, accumulate",
+            "weight_columns, token_columns + first_column_, accumulate",
+            "token_columns + first_column_, weight_columns, accumulate",
+            SCALES,
         ),
         (
             "second block of token scales over the first",
             "token_columns + atom * Columns::kAtomColumns,",
             "token_columns,",
-            {"kernel": M256, "problem": WIDE_TILE},
+            {**SCALES, "kernel": M256, "problem": WIDE_TILE},
         ),
         (
             "weight scales not copied",
             "tcgen05::copy_scales(weight_columns,",
             "if (step < 0) tcgen05::copy_scales(weight_columns,",
+            SCALES,
         ),
-        ("weight scales of the first step", "weight_scales + (word * kAtomBytes >> 4)", "weight_scales"),
-        ("tokens of the first step", "tokens + (step * kStepBytes >> 4),", "tokens,"),
+        ("weight scales of the first step", "weight_scales_ + (word * kAtomBytes >> 4)", "weight_scales_", SCALES),
+        ("tokens of the first step", "tokens + (step * Operands::STEP_BYTES >> 4),", "tokens,", SCALES),
         (
             "one accumulator for two tiles",
             "tensor_memory_ + accumulator_.stage * Columns::kSecondAccumulator;",
@@ -106,25 +113,25 @@ OPERANDS = planted(
             "tile.num_rows / 16 * 16)",
             {"kernel": M32, "problem": Problem((17, 16), 136, 352)},
         ),
-        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;"),
-        ("scale column of the first 32 rows", "if (word != 0) {", "if (false) {", {"problem": LONG}),
+        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;", SCALES),
+        ("scale column of the first 32 rows", "if (word != 0) {", "if (false) {", {**SCALES, "problem": LONG}),
         (
             "scale column of the first 64 rows",
-            "token_columns + token_column,",
+            "token_columns + first_column_,",
             "token_columns,",
-            {"kernel": Kernel("100a", "m64n128k256_f32"), "problem": BLOCKS},
+            {**SCALES, "kernel": Kernel("100a", "m64n128k256_f32"), "problem": BLOCKS},
         ),
         (
             "scale box not aligned to 16 bytes",
             "return scale_row % 32 * 4;",
             "return scale_layout::word(scale_row);",
-            {"problem": LONG},
+            {**SCALES, "problem": LONG},
         ),
         (
             "no proxy fence after scales are moved",
-            "mbarrier::fence_async_proxy();\n                }\n",
-            "}\n",
-            {"problem": Problem((0, 43, 0, 7), 24, 128)},
+            "            mbarrier::fence_async_proxy();\n        }\n",
+            "        }\n",
+            {**SCALES, "problem": Problem((0, 43, 0, 7), 24, 128)},
         ),
         (
             "scales moved before they arrive",
@@ -223,15 +230,15 @@ EPILOGUE = planted(
     M16,
     TAILS,
     [
-        ("output not turned", "[token * 32 + lane]", "[lane * kChunk + token]"),
+        ("output not turned", "[token * 32 + lane] =", "[lane * kChunk + token] ="),
         ("no row guard", "if (row < num_rows_ && column < num_columns_)", "if (column < num_columns_)"),
         ("one row too many", "if (row < num_rows_ && column", "if (row <= num_rows_ && column"),
         ("no column guard", "if (row < num_rows_ && column < num_columns_)", "if (row < num_rows_)"),
         ("alpha of the next expert", "params.factor(tile.batch)", "params.factor(tile.batch + 1)"),
         (
             "no warp barrier in the staging",
-            "            __syncwarp();\n#pragma unroll\n            for (int vector = lane;",
-            "#pragma unroll\n            for (int vector = lane;",
+            "Out(value);\n            }\n            __syncwarp();",
+            "Out(value);\n            }",
         ),
     ],
 )

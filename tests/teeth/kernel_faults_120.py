@@ -21,7 +21,8 @@ from kernel_fault import (
 )
 from planting import Kernel, Problem
 
-MAINLOOP, STORE, KERNEL = "mainloop/mma_sync_block_scaled.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
+MAINLOOP, STORE, KERNEL = "mainloop/mma_sync.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
+SCALES = {"file": "mainloop/mma_scales.cuh"}
 
 M8 = Kernel("120a", "m8n128k256_f32")
 M16 = Kernel("120a", "m16n128k256_f32")
@@ -30,7 +31,7 @@ M256 = Kernel("120a", "m256n128k128_f32")
 
 RELEASE = "if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);"
 NEXT_WAIT = "if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);"
-CLEAR_PADDING = "if (kLast) clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);"
+CLEAR_PADDING = "if (kLast) current.scales.clear_padding(k, step, k_end);"
 INIT_EMPTY = "mbarrier::init(&shared.empty[stage], Slots::kNumWarps);"
 
 PIPELINE = planted(
@@ -40,8 +41,8 @@ PIPELINE = planted(
     [
         (
             "first full wait missing",
-            "atom rows\n            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);",
-            "atom rows\n",
+            "scales.begin(tile);\n            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);",
+            "scales.begin(tile);",
         ),
         ("next full wait missing", NEXT_WAIT, ""),
         ("full wait of the other parity", NEXT_WAIT, NEXT_WAIT.replace("ring_.parity", "ring_.parity ^ 1")),
@@ -78,7 +79,7 @@ OPERANDS = planted(
     SMALL,
     [
         ("scale padding not cleared", CLEAR_PADDING, ""),
-        ("scale padding of tokens not cleared", "for (uint32_t& scale : fragments.token_scales) scale &= mask;", ""),
+        ("scale padding of tokens not cleared", "for (uint32_t& scale : tokens) scale &= mask;", "", SCALES),
         ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
         (
             "a partial scale block not counted",
@@ -109,20 +110,21 @@ OPERANDS = planted(
         ),
         (
             "scales of the operands swapped",
-            "current.weight_scales[t], current.token_scales[j],",
-            "current.token_scales[j], current.weight_scales[t],",
+            "weights[t], tokens[j],",
+            "tokens[j], weights[t],",
+            SCALES,
         ),
         (
             "step of k mistaken",
             "const uint32_t step_bytes = step * Operands::STEP_BYTES;",
             "const uint32_t step_bytes = (step ^ 1) * Operands::STEP_BYTES;",
         ),
-        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;"),
+        ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;", SCALES),
         (
             "scale word of the first 32 rows",
-            "offsets.token_scales += tile.scale_row / 32 % 4;",
-            "offsets.token_scales += 0;",
-            {"problem": LONG},
+            "tokens += tile.scale_row / 32 % 4;",
+            "tokens += 0;",
+            {**SCALES, "problem": LONG},
         ),
         (
             "first scale block of an expert",
@@ -132,14 +134,15 @@ OPERANDS = planted(
         ),
         (
             "weight scales of the first mma tile",
-            "[offsets.weight_scales ^ scale_layout::word(2 * t)]",
-            "[offsets.weight_scales]",
+            "[offsets.weights ^ scale_layout::word(2 * t)]",
+            "[offsets.weights]",
+            SCALES,
         ),
         (
             "second atom of token scales at the first",
-            "stage.token_scales[first / 4][word]",
-            "stage.token_scales[0][word]",
-            {"kernel": M256, "problem": WIDE_TILE},
+            "stage.token_scales[first / 4]",
+            "stage.token_scales[0]",
+            {**SCALES, "kernel": M256, "problem": WIDE_TILE},
         ),
         ("token tiles rounded down", "ceil_div(max(own_rows, 0), 32)", "max(own_rows, 0) / 32"),
         (
@@ -162,10 +165,10 @@ EPILOGUE = planted(
     SMALL,
     [
         ("no column guard", "column < num_columns ? tile.num_rows - first_token : 0", "tile.num_rows - first_token"),
-        ("no row guard", "if (token < num_tokens) store(", "store("),
-        ("one row too many", "if (token < num_tokens) store(", "if (token <= num_tokens) store("),
+        ("no row guard", "if (token < num_tokens) {", "{"),
+        ("one row too many", "if (token < num_tokens) {", "if (token <= num_tokens) {"),
         ("alpha of the first expert", "params.factor(tile.batch)", "params.factor(0)"),
-        ("outputs in the order of slots", "num_columns, values, Slots::order(place.g));", "num_columns, values, 0);"),
+        ("outputs in the order of slots", "store(row, values, Slots::order(place.g));", "store(row, values, 0);"),
         (
             "halves of packed bf16 swapped",
             'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));',

@@ -6,7 +6,7 @@ from kernel_fault import LDMATRIX, LOADER, TCGEN05, planted
 from planting import Kernel, Problem
 
 OPERANDS, MMA_SYNC = "number/operands.cuh", "ptx/mma_sync.cuh"
-UMMA, MMA_LOOP = "mainloop/umma_block_scaled.cuh", "mainloop/mma_sync_block_scaled.cuh"
+UMMA, MMA_LOOP, MMA_SCALES = "mainloop/umma_scales.cuh", "mainloop/mma_sync.cuh", "mainloop/mma_scales.cuh"
 
 COUNTS = (0, 1, 19, 0, 7, 0)
 MXFP8 = {arch: Kernel(arch, tile, "grouped_mxfp8") for arch, tile in (("100a", "m16n128k128_f32"),
@@ -72,8 +72,8 @@ CAUGHT += planted(
         ),
         (
             "mxfp4 scale padding not cleared",
-            "if (Operands::SCALES_PER_STEP > 1 && depth % kStepK != 0)",
-            "if (false)",
+            "if (Operands::SCALES_PER_STEP == 1 || depth % Operands::STEP_K == 0) return;",
+            "return;",
             OF_PACKED["100a"],
         ),
         (
@@ -97,13 +97,14 @@ CAUGHT += planted(
     [
         (
             "mxfp8 scale padding not cleared",
-            "if (kLast) clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);",
+            "if (kLast) current.scales.clear_padding(k, step, k_end);",
             "",
         ),
         (
             "mxfp8 scale padding by the step",
-            "clear_padding(current, k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end);",
-            "clear_padding(current, k + step * MMA_K, k_end);",
+            "k + step / Operands::STEPS_PER_WORD * SCALE_K, k_end",
+            "k + step * Operands::STEP_K, k_end",
+            {"file": MMA_SCALES},
         ),
         (
             "mxfp4 weights not shifted",
@@ -115,9 +116,9 @@ CAUGHT += planted(
          {"file": MMA_SYNC, **OF_PACKED["120a"]}),
         (
             "mxfp4 scales of the word before",
-            "const int word = step / Operands::STEPS_PER_WORD;",
-            "const int word = 0;",
-            OF_PACKED["120a"],
+            "stage.weight_scales[step / Operands::STEPS_PER_WORD]",
+            "stage.weight_scales[0]",
+            {"file": MMA_SCALES, **OF_PACKED["120a"]},
         ),
     ],
 )  # fmt: skip

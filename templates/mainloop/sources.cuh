@@ -1,0 +1,94 @@
+// What a main loop loads by TMA, and how a stage of it is loaded, by one thread:
+//     void prefetch() const;  Loads<Mainloop>(sources, num_columns);
+//     Loads: tokens(places, full, tile, k), weights(the same);
+//         static constexpr bool kChangesMaps; if so has_maps_of(tile), change_maps(tile)
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_layout.cuh"
+#include "number/integer.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/tile.cuh"
+
+namespace mainloop {
+
+struct StagePlaces {
+    uint8_t *weights, *tokens, *weight_scales, *token_scales;
+};
+
+// Tokens (a) and weights (b), K-major, without scales. Of the main loop:
+//     static constexpr int WEIGHT_ATOMS, ROW_BYTES;  static int coordinate(int k), of element k of a row in its map
+struct PlainSources {
+    const tma::TensorMap &a, &b;
+
+    __device__ __forceinline__ void prefetch() const {
+        tma::prefetch(&a);
+        tma::prefetch(&b);
+    }
+
+    template <class Mainloop>
+    class Loads {
+        static constexpr int ATOM_ROWS = scale_layout::ATOM_ROWS;
+
+    public:
+        static constexpr bool kChangesMaps = false;
+
+        __device__ __forceinline__ Loads(const PlainSources& maps, int) : maps_(maps) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            tma::load_2d(places.tokens, &maps_.a, full, Mainloop::coordinate(k), tile.row);
+        }
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
+                tma::load_3d(places.weights + i * ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full,
+                             Mainloop::coordinate(k), tile.column + i * ATOM_ROWS, tile.batch);
+        }
+
+    private:
+        const PlainSources& maps_;
+    };
+};
+
+// The same with scales in blocks of 128 rows. Of the main loop also:
+//     static constexpr int SCALE_K (of an atom);  static int first_scale_word(int scale_row)
+struct BlockScaledSources : PlainSources {
+    const tma::TensorMap &a_scale, &b_scale;
+
+    __device__ __forceinline__ void prefetch() const {
+        for (const tma::TensorMap* map : {&a, &b, &a_scale, &b_scale}) tma::prefetch(map);
+    }
+
+    template <class Mainloop>
+    class Loads : public PlainSources::Loads<Mainloop> {
+        using Base = PlainSources::Loads<Mainloop>;
+        static constexpr int SCALE_K = Mainloop::SCALE_K, ATOM_ROWS = scale_layout::ATOM_ROWS;
+        static constexpr int SCALE_BYTES = Mainloop::BLOCK_K / SCALE_K * scale_layout::ATOM_WORDS * 4;
+
+    public:
+        __device__ __forceinline__ Loads(const BlockScaledSources& maps, int num_columns)
+            : Base(maps, num_columns), maps_(maps), weight_atoms_(ceil_div(num_columns, ATOM_ROWS)) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            Base::tokens(places, full, tile, k);
+            tma::load_3d(places.token_scales, &maps_.a_scale, full, Mainloop::first_scale_word(tile.scale_row),
+                         k / SCALE_K, tile.scale_row / ATOM_ROWS);
+        }
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            Base::weights(places, full, tile, k);
+            const int atom = tile.batch * weight_atoms_ + tile.column / ATOM_ROWS;
+            for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
+                tma::load_3d(places.weight_scales + i * SCALE_BYTES, &maps_.b_scale, full, 0, k / SCALE_K, atom + i);
+        }
+
+    private:
+        const BlockScaledSources& maps_;
+        const int weight_atoms_;  // of one batch
+    };
+};
+
+}  // namespace mainloop
