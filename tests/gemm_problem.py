@@ -1,7 +1,9 @@
-"""GEMM problems in FP8 (fp32 scales for 128 of K) and in bf16: float64 reference, bound, forms of rows, majors."""
+"""GEMM problems in FP8, with fp32 or UE8M0 scales for 128 of K, and in bf16: float64 reference, bound, forms of rows,
+and majors."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +12,19 @@ from raw_buffer import RawBuffer
 
 BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
-NAN = {"fp8": 0x7F, "bf16": 0x7FC0}
-STORAGE = {"fp8": np.uint8, "bf16": np.uint16}
+NAN = {"fp8": 0x7F, "fp8_ue8m0": 0x7F, "bf16": 0x7FC0}
+STORAGE = {"fp8": np.uint8, "fp8_ue8m0": np.uint8, "bf16": np.uint16}
+NAN_SCALE = 0xFF  # of UE8M0
 # Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
 FRACTION = 13
 
 
 @dataclass
 class GemmProblem:
-    """Bits of a [M, K], b [E, N, K]; rows a group. Of fp8 also a_scale [M, blocks], and b_scale for blocks of N or for
+    """Bits of a [M, K], b [E, N, K]; rows a group. Of FP8 also a_scale [M, blocks], and b_scale for blocks of N or for
     each row, [E, N blocks or N, blocks]."""
 
-    format: str  # fp8, bf16
+    format: str  # fp8, fp8_ue8m0, bf16
     a: np.ndarray
     b: np.ndarray
     a_scale: np.ndarray
@@ -37,7 +40,8 @@ class GemmProblem:
 def gemm_problem(
     rng: np.random.Generator, fmt: str, counts: list[int], n: int, k: int, weight_rows: int = BLOCK
 ) -> GemmProblem:
-    """FP8: any bytes but NaN; every scale another one, of b for ``weight_rows`` rows. bf16: exponents over 2^8."""
+    """FP8: any bytes but NaN; every scale another one, of b for ``weight_rows`` rows, or powers of two for each row.
+    bf16: exponents over a range of 2^8."""
 
     def elements(*shape: int) -> np.ndarray:
         if fmt == "bf16":
@@ -47,7 +51,8 @@ def gemm_problem(
         return np.where(bytes_ & 0x7F == NAN[fmt], np.uint8(0x38), bytes_)
 
     def scales(*shape: int) -> np.ndarray:
-        return np.exp2(rng.uniform(-14, -4, shape)).astype(np.float32)
+        powers = rng.integers(-14, 15, shape) if fmt == "fp8_ue8m0" else rng.uniform(-14, -4, shape)
+        return np.exp2(powers).astype(np.float32)
 
     m, blocks = sum(counts), reference.ceil_div(k, BLOCK)
     return GemmProblem(
@@ -55,14 +60,14 @@ def gemm_problem(
         elements(m, k),
         elements(len(counts), n, k),
         scales(m, blocks),
-        scales(len(counts), reference.ceil_div(n, weight_rows), blocks),
+        scales(len(counts), n if fmt == "fp8_ue8m0" else reference.ceil_div(n, weight_rows), blocks),
         counts,
     )
 
 
 def expected(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     """float64 [M, N]: the product, and how far fp32 sums of the tensor core's may be from it."""
-    return _expected_fp8(problem) if problem.format == "fp8" else _expected_bf16(problem)
+    return {"fp8": _expected_fp8, "fp8_ue8m0": _expected_ue8m0, "bf16": _expected_bf16}[problem.format](problem)
 
 
 def _expected_bf16(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +79,18 @@ def _expected_bf16(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     value = np.stack([b[e] @ row for row, e in zip(a, groups, strict=True)])
     magnitude = np.stack([abs(b[e]) @ abs(row) for row, e in zip(a, groups, strict=True)])
     return value, magnitude * reference.ceil_div(a.shape[1], 16) * (17 * 2.0**-25 + 2.0**-23)
+
+
+def _expected_ue8m0(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
+    """As of MX operands: scales are powers of two, so products are exact in fp32."""
+    k = problem.a.shape[1]
+    a, b = (reference.E4M3[elements] * np.repeat(scales.astype(np.float64), BLOCK, -1)[..., :k]
+            for elements, scales in ((problem.a, problem.a_scale), (problem.b, problem.b_scale)))  # fmt: skip
+    value, magnitude = np.zeros((2, len(a), b.shape[1]))
+    for e in range(len(b)):
+        rows = problem.groups == e
+        value[rows], magnitude[rows] = a[rows] @ b[e].T, abs(a[rows]) @ abs(b[e]).T
+    return value, reference.accumulation_bound(reference.Expected(value, magnitude, np.zeros_like(value, bool)), k)
 
 
 def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -116,15 +133,35 @@ def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.nda
 # Forms of rows: inputs of a launch, and where in out the rows of the problem are.
 
 
+def _mn_major(fmt: str, scales: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
+    """Scales [rows, blocks] as GEMMs take them: of a block of K neighbouring rows are neighbours, row i at places[i] of
+    ``rows`` rounded up to 4. UE8M0 of four blocks are a word. The rest is NaN."""
+    shape = scales.shape[1], reference.round_up(rows, 4)
+    if fmt == "fp8":
+        placed = np.full(shape, np.nan, np.float32)
+        placed[:, places] = scales.T
+        return placed
+    codes = np.full((reference.round_up(shape[0], 4), shape[1]), NAN_SCALE, np.uint8)
+    numbers = np.isfinite(scales.T)
+    codes[: shape[0], places] = np.where(numbers, np.log2(np.where(numbers, scales.T, 1)) + 127, NAN_SCALE)
+    return np.ascontiguousarray(codes.reshape(-1, 4, shape[1]).swapaxes(1, 2)).view("<i4")[..., 0]
+
+
+def _weight_scales(problem: GemmProblem) -> np.ndarray:
+    if problem.format == "fp8":
+        return problem.b_scale
+    n = problem.b.shape[1]
+    return np.stack([_mn_major(problem.format, scales, np.arange(n), n) for scales in problem.b_scale])
+
+
 def _placed(problem: GemmProblem, places: np.ndarray, rows: int) -> dict[str, np.ndarray]:
     """a and its scales with row i at places[i] of ``rows``; the rest is NaN."""
     a = np.full((rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
     a[places] = problem.a
     if problem.format == "bf16":
         return {"a": a, "b": problem.b}
-    scale = np.full((problem.a_scale.shape[1], reference.round_up(rows, 4)), np.nan, np.float32)
-    scale[:, places] = problem.a_scale.T
-    return {"a": a, "a_scale": scale, "b": problem.b, "b_scale": problem.b_scale}
+    return {"a": a, "a_scale": _mn_major(problem.format, problem.a_scale, places, rows), "b": problem.b,
+            "b_scale": _weight_scales(problem)}  # fmt: skip
 
 
 def by_offsets(problem: GemmProblem, spare: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -158,15 +195,15 @@ def by_labels(problem: GemmProblem, spare: int = ROW_ALIGNMENT + 5) -> tuple[dic
 
 def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A matrix of ``max_rows`` a group; the places are those in out as [E * max_rows, N]."""
-    groups, blocks = len(problem.counts), problem.a_scale.shape[1]
+    groups = len(problem.counts)
     within = np.concatenate([np.arange(count) for count in problem.counts])
     a = np.full((groups, max_rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
     a[problem.groups, within] = problem.a
     inputs = {"a": a, "b": problem.b, "mask": np.array(problem.counts, np.int32)}
-    if problem.format == "fp8":
-        scale = np.full((groups, blocks, reference.round_up(max_rows, 4)), np.nan, np.float32)
-        scale[problem.groups, :, within] = problem.a_scale
-        inputs |= {"a_scale": scale, "b_scale": problem.b_scale}
+    if problem.format != "bf16":
+        of_group = [problem.a_scale[problem.groups == e] for e in range(groups)]
+        scales = [_mn_major(problem.format, scale, np.arange(len(scale)), max_rows) for scale in of_group]
+        inputs |= {"a_scale": np.stack(scales), "b_scale": _weight_scales(problem)}
     return inputs, problem.groups * max_rows + within
 
 
@@ -177,6 +214,14 @@ FORMS = {
     "_labels": (by_labels, "zeros"),
     "_masked": (lambda problem: masked(problem, max(problem.counts) + 3), "as before"),
 }
+
+
+def named(family: str) -> tuple[str, str, str, str]:
+    """Schedule, format, majors and form of a family: grouped, bf16, nn and _ends of grouped_bf16_nn_ends; nt where the
+    name says no majors."""
+    found = re.fullmatch(r"(\w+?)_(fp8_ue8m0|fp8|bf16)(?:_(nn|nt|tn|tt))?(_\w+)?", family)
+    schedule, fmt, letters, form = found.groups("")
+    return schedule, fmt, letters or "nt", form
 
 
 def buffers(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray | RawBuffer]:
@@ -191,11 +236,6 @@ def in_majors(inputs: dict[str, np.ndarray], letters: str) -> dict[str, np.ndarr
             for name, value in inputs.items()}  # fmt: skip
 
 
-def majors(family: str) -> str:
-    """The letters in its name; without, both operands are K-major."""
-    return next((part for part in family.split("_") if part in ("nn", "tt", "tn")), "nt")
-
-
 def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Of a problem with one group."""
     inputs = _placed(problem, np.arange(len(problem.a)), len(problem.a))
@@ -205,11 +245,8 @@ def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def row_scales(scale: np.ndarray) -> np.ndarray:
-    """[rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
-    rows, blocks = scale.shape
-    placed = np.full((blocks, reference.round_up(rows, 4)), np.nan, np.float32)
-    placed[:, :rows] = scale.T
-    return placed
+    """fp32 [rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
+    return _mn_major("fp8", scale, np.arange(len(scale)), len(scale))
 
 
 def _aligned_bytes(*shape: int) -> np.ndarray:

@@ -36,12 +36,13 @@ struct MmaScales<Config, Operands, operands::Scales::kNone> {
     struct Offsets {
         __device__ __forceinline__ void locate(const typename Slots::Place&) {}
         __device__ __forceinline__ void begin(const schedule::Tile&) {}
+        __device__ __forceinline__ void advance() {}
     };
 
     struct Fragments {
-        __device__ __forceinline__ void load_weights(const Stage&, const Offsets&, int, int) {}
+        __device__ __forceinline__ void load_weights(const Stage&, const Offsets&, const Fragments&, int, int) {}
         template <int kTiles>
-        __device__ __forceinline__ void load_tokens(const Stage&, const Offsets&, int, int) {}
+        __device__ __forceinline__ void load_tokens(const Stage&, const Offsets&, const Fragments&, int, int) {}
         __device__ __forceinline__ void clear_padding(int, int, int) {}
 
         __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&weights)[4],
@@ -89,19 +90,22 @@ struct MmaScales<Config, Operands, operands::Scales::kBlocks> {
         __device__ __forceinline__ void begin(const schedule::Tile& tile) {
             if (BLOCK_M < 128) tokens += tile.scale_row / 32 % 4;  // its words of the atom rows
         }
+        __device__ __forceinline__ void advance() {}
     };
 
     struct Fragments {
         uint32_t weights[kWeightTiles], tokens[kTokenTiles];
 
         // Of weight tile t.
-        __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets, int step, int t) {
+        __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets, const Fragments&,
+                                                     int step, int t) {
             weights[t] = stage.weight_scales[step / Operands::STEPS_PER_WORD]
                                             [offsets.weights ^ scale_layout::word(2 * t)];
         }
         // Of kTiles token tiles, as many as are a vector, when it is the turn of the last of them.
         template <int kTiles>
-        __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, int step, int j) {
+        __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, const Fragments&,
+                                                    int step, int j) {
             if ((j + 1) % kScaleVector == 0 || j + 1 == kTiles) {
                 const int first = j / kScaleVector * kScaleVector;
                 scale_layout::load<kScaleVector>(

@@ -9,6 +9,7 @@
 
 #include "layout/weight_slots.cuh"
 #include "mainloop/loader.cuh"
+#include "mainloop/mma_row_scales.cuh"
 #include "mainloop/mma_scales.cuh"
 #include "number/integer.cuh"
 #include "number/operands.cuh"
@@ -122,18 +123,18 @@ struct MmaSync {
             mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
 #pragma unroll
             for (int j = 0; j < kTiles; ++j)
-                load_part<kTiles>(fragments[0], shared_.stages[ring_.stage], offsets, 0, j);
+                load_part<kTiles>(fragments[0], fragments[1], shared_.stages[ring_.stage], offsets, 0, j);
             int k = tile.k_begin;
             for (; k + BLOCK_K < k_end; k += BLOCK_K)
                 multiply_stage<kTiles, false>(accumulators, fragments, offsets, k, k_end);
             multiply_stage<kTiles, true>(accumulators, fragments, offsets, k, k_end);
         }
 
-        // Loads part j of kTiles of the operands of a step: token tile j (two at a time), a share of the weight
-        // tiles.
+        // Loads part j of kTiles of the operands of a step, which follow those before: token tile j (two at a time), a
+        // share of the weight tiles.
         template <int kTiles>
-        __device__ __forceinline__ static void load_part(Fragments& fragments, const Stage& stage,
-                                                         const Offsets& offsets, int step, int j) {
+        __device__ __forceinline__ static void load_part(Fragments& fragments, const Fragments& before,
+                                                         const Stage& stage, const Offsets& offsets, int step, int j) {
             const uint32_t step_bytes = step * Operands::STEP_BYTES;
 #pragma unroll
             for (int t = 0; t < kWeightTiles; ++t) {
@@ -142,19 +143,19 @@ struct MmaSync {
                                          (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes));
                 if constexpr (Operands::UNPACKED_WEIGHTS) ldmatrix::x4_of_e2m1(fragments.weights[t], weights);
                 else ldmatrix::x4(fragments.weights[t], weights);
-                fragments.scales.load_weights(stage, offsets.scales, step, t);
+                fragments.scales.load_weights(stage, offsets.scales, before.scales, step, t);
             }
             const uint32_t tokens = mbarrier::shared_address(stage.tokens[j / 2 * 64]) + (offsets.tokens ^ step_bytes);
             if (j % 2 == 1) ldmatrix::x4(fragments.tokens[j - 1], fragments.tokens[j], tokens);
             else if (j + 1 == kTiles) ldmatrix::x2(fragments.tokens[j], tokens);
-            fragments.scales.template load_tokens<kTiles>(stage, offsets.scales, step, j);
+            fragments.scales.template load_tokens<kTiles>(stage, offsets.scales, before.scales, step, j);
         }
 
         // Computes the stage of the ring, whose first fragments are loaded; unless it is the last one of its tile,
         // loads the first fragments of the next stage.
         template <int kTiles, bool kLast>
         __device__ __forceinline__ void multiply_stage(Accumulators& accumulators, Fragments (&fragments)[2],
-                                                       const Offsets& offsets, int k, int k_end) {
+                                                       Offsets& offsets, int k, int k_end) {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
                 Fragments& current = fragments[step % 2];
@@ -163,6 +164,7 @@ struct MmaSync {
                 if (last_step) {
                     release();
                     if (!kLast) mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                    offsets.scales.advance();
                 }
                 if (kLast) current.scales.clear_padding(k, step, k_end);
 #pragma unroll
@@ -171,7 +173,8 @@ struct MmaSync {
                     for (int t = 0; t < kWeightTiles; ++t)
                         current.scales.multiply(accumulators[j][t], current.weights[t], current.tokens[j], t, j, step);
                     if (!(kLast && last_step))
-                        load_part<kTiles>(next, shared_.stages[ring_.stage], offsets, last_step ? 0 : step + 1, j);
+                        load_part<kTiles>(next, current, shared_.stages[ring_.stage], offsets,
+                                          last_step ? 0 : step + 1, j);
                 }
             }
         }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "layout/scale_layout.cuh"
+#include "layout/scale_rows.cuh"
 #include "number/integer.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tma.cuh"
@@ -88,6 +89,41 @@ struct BlockScaledSources : PlainSources {
     private:
         const BlockScaledSources& maps_;
         const int weight_atoms_;  // of one batch
+    };
+};
+
+// The same with scales row by row, words for four blocks of K; a box of the tokens' starts at 16 bytes.
+struct RowScaledSources : PlainSources {
+    const tma::TensorMap &a_scale, &b_scale;
+    int token_stride;  // words of the tokens from one of K to the next
+
+    __device__ __forceinline__ void prefetch() const {
+        for (const tma::TensorMap* map : {&a, &b, &a_scale, &b_scale}) tma::prefetch(map);
+    }
+
+    template <class Mainloop>
+    class Loads : public PlainSources::Loads<Mainloop> {
+        using Base = PlainSources::Loads<Mainloop>;
+
+    public:
+        __device__ __forceinline__ Loads(const RowScaledSources& sources, int num_columns)
+            : Base(sources, num_columns), sources_(sources) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            Base::tokens(places, full, tile, k);
+            const int scale_row = tile.scale_row % sources_.token_stride;  // within a matrix
+            tma::load_2d(places.token_scales, &sources_.a_scale, full, scale_row - scale_rows::first_word(scale_row),
+                         tile.scale_row / sources_.token_stride + k / Mainloop::SCALE_K);
+        }
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            Base::weights(places, full, tile, k);
+            tma::load_3d(places.weight_scales, &sources_.b_scale, full, tile.column, k / Mainloop::SCALE_K, tile.batch);
+        }
+
+    private:
+        const RowScaledSources& sources_;
     };
 };
 

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "mainloop/loader.cuh"
+#include "mainloop/umma_row_scales.cuh"
 #include "mainloop/umma_scales.cuh"
 #include "number/integer.cuh"
 #include "number/operands.cuh"
@@ -65,7 +66,7 @@ struct Umma {
 
     static constexpr int WEIGHT_ATOMS = 1;
     static constexpr int BYTES_PER_STAGE =
-        sizeof(Stage) - sizeof(Stage::weights) + BLOCK_N * Operands::weight_bytes(BLOCK_K);
+        BLOCK_N * Operands::weight_bytes(BLOCK_K) + sizeof(Stage::tokens) + Scales::BYTES;
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return Scales::places(shared.stages[stage]);
@@ -98,23 +99,26 @@ struct Umma {
             : shared_(shared), tensor_memory_(tensor_memory) {}
 
         __device__ __forceinline__ void multiply(const schedule::Tile& tile) {
-            const int depth = tile.k_end - tile.k_begin;
+            const int k_begin = tile.k_begin, depth = tile.k_end - k_begin;
             const int full_blocks = ceil_div(depth, BLOCK_K) - 1;  // the last block may be partial
             const int last_steps = ceil_div(depth, kStepK) - full_blocks * kSteps;
             const uint32_t instruction = Scales::instruction(ceil_div(tile.num_rows, 16) * 16);
             const uint32_t scale_column = Scales::first_column(tile);
+            const auto instruction_at = [&](int block) {
+                return Scales::instruction_at(instruction, k_begin + block * BLOCK_K);
+            };
             mbarrier::wait(&shared_.accumulator_empty[accumulator_.stage], accumulator_.parity);
 #pragma unroll 1
             for (int block = 0; block < full_blocks; ++block) {
                 wait_for_stage();
-                if (elect_one()) issue_stage(kSteps, instruction, scale_column, block > 0);
+                if (elect_one()) issue_stage(kSteps, instruction_at(block), scale_column, block > 0);
                 __syncwarp();
                 ring_.advance();
             }
             wait_for_stage();
             Scales::clear_padding(shared_.stages[ring_.stage], depth, last_steps - 1);
             if (elect_one()) {
-                issue_stage(last_steps, instruction, scale_column, full_blocks > 0);
+                issue_stage(last_steps, instruction_at(full_blocks), scale_column, full_blocks > 0);
                 tcgen05::commit(&shared_.accumulator_full[accumulator_.stage]);
             }
             __syncwarp();
@@ -138,7 +142,8 @@ struct Umma {
             const uint32_t stage = mbarrier::shared_address(&shared_.stages[ring_.stage]);
             const uint64_t weights = tcgen05::swizzle128_descriptor(stage);
             const uint64_t tokens = tcgen05::swizzle128_descriptor(stage) + (sizeof(Stage::weights) >> 4);
-            const typename Scales::Products products(stage, tensor_memory_ + Columns::scales(ring_.stage), scale_column);
+            const uint32_t scales = tensor_memory_ + Columns::scales(ring_.stage);
+            const typename Scales::Products products(stage, scales, scale_column);
             const uint32_t d = tensor_memory_ + accumulator_.stage * Columns::kSecondAccumulator;
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {

@@ -30,7 +30,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kNone> {
     using Columns = TensorMemory<Config, 0>;
     using Sources = PlainSources;
     using Stage = UmmaOperands<Config, Operands>;
-    static constexpr int SCALE_K = Config::BLOCK_K;
+    static constexpr int SCALE_K = Config::BLOCK_K, BYTES = 0;
     static constexpr bool kMoves = false;  // another warp has to put them where products read them
 
     __device__ __forceinline__ static StagePlaces places(Stage& stage) {
@@ -39,6 +39,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kNone> {
     __device__ __forceinline__ static uint32_t instruction(int num_tokens) {
         return tcgen05::bf16_descriptor(num_tokens);
     }
+    __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int) { return instruction; }
     __device__ __forceinline__ static uint32_t first_column(const schedule::Tile&) { return 0; }
     __device__ __forceinline__ static void clear_padding(Stage&, int, int) {}
 
@@ -70,6 +71,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kBlocks> {
         uint8_t weight_scales[kScaleWords][kAtomBytes];
         uint8_t token_scales[kTokenAtoms][kScaleWords][kAtomBytes];
     };
+    static constexpr int BYTES = sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
 
     __device__ __forceinline__ static StagePlaces places(Stage& stage) {
         return {stage.weights, stage.tokens, stage.weight_scales[0], stage.token_scales[0][0]};
@@ -93,6 +95,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kBlocks> {
     __device__ __forceinline__ static uint32_t instruction(int num_tokens) {
         return tcgen05::block_scaled_descriptor<Operands>(num_tokens);
     }
+    __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int) { return instruction; }
     // Of a tile's scales in their block.
     __device__ __forceinline__ static uint32_t first_column(const schedule::Tile& tile) {
         return BLOCK_M == 64 ? tile.scale_row / 32 % 4 : 0;  // 0 or 2

@@ -8,7 +8,8 @@
 namespace operands {
 
 enum class Format { E2M1, E4M3 };
-enum class Scales { kNone, kBlocks };  // kBlocks: of 128 rows, a word of each row
+// Where scales lie: in blocks of 128 rows (layout/scale_layout.cuh), or row by row (layout/scale_rows.cuh).
+enum class Scales { kNone, kBlocks, kRows };
 
 // GROUP elements along K share a scale: UE4M3 for 16 of them (NVFP4), UE8M0 for 32 (MX).
 template <Format kTokens, Format kWeights, int GROUP>
@@ -57,5 +58,9 @@ using Nvfp4 = Pair<Format::E2M1, Format::E2M1, 16>;
 using Mxfp4 = Pair<Format::E2M1, Format::E2M1, 32>;
 using Mxfp8 = Pair<Format::E4M3, Format::E4M3, 32>;
 using Mxfp8Mxfp4 = Pair<Format::E4M3, Format::E2M1, 32>;
+// FP8 whose scales are those of MXFP8, four equal ones along K.
+struct Fp8 : Mxfp8 {
+    static constexpr Scales SCALES = Scales::kRows;
+};
 
 }  // namespace operands

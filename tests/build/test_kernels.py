@@ -28,10 +28,11 @@ except ToolchainError as error:
     pytest.skip(f"no compiler: {error}", allow_module_level=True)
 
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
-         "gemm_fp8", "grouped_bf16", "gemm_bf16"}
-# Generation -> opcodes that each of its GEMMs must hold, first its products, of packed operands or of bytes
+         "gemm_fp8", "grouped_bf16", "gemm_bf16", "grouped_fp8_ue8m0", "gemm_fp8_ue8m0"}
+# Generation -> opcodes that each of its GEMMs must hold, first its products, of packed operands, of bytes or of bf16
 OPCODES = {"9": ("HGMMA",), "10": ("UTCOMMA", "UTCCP"), "12": ("OMMA",)}
 OF_BYTES = {"9": ("QGMMA",), "10": ("UTCQMMA", "UTCCP"), "12": ("QMMA",)}
+OF_BF16 = {"9": ("HGMMA",), "10": ("UTCHMMA",), "12": ("HMMA",)}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def artifacts(pack: Path) -> list[dict]:
 def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
     """What SASS of a GEMM shows that it should not. The bars are what CUTLASS's grouped kernels of such tiles need."""
     generation = arch[:-2]
-    opcodes = (OF_BYTES if "fp8" in family else OPCODES)[generation]
+    opcodes = (OF_BYTES if "fp8" in family else OF_BF16 if "bf16" in family else OPCODES)[generation]
     if missing := set(opcodes) - set(profile.counts):
         yield f"no {missing}"
     if profile.counts["LDL"] or profile.counts["STL"]:

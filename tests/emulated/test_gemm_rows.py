@@ -25,10 +25,11 @@ pytestmark = [
 
 
 def variants(
-    form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"), formats: tuple[str, ...] = ("fp8", "bf16", "bf16_nn")
-) -> pytest.MarkDecorator:
-    """Of a form of rows, in all formats and majors."""
-    families = [f"{prefix}_{fmt}{suffix}" for prefix, suffix in [form.split("*")] for fmt in formats]
+    form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
+    formats: tuple[str, ...] = ("fp8", "fp8_ue8m0", "bf16", "bf16_nn"),
+) -> pytest.MarkDecorator:  # fmt: skip
+    """Of a form of rows, in every format and the majors of groups."""
+    families = [form.replace("*", f"_{fmt}") for fmt in formats]
     found = [v for v in MATRIX if v.family in families and v.axes["out"] in dtypes]
     return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
@@ -36,7 +37,9 @@ def variants(
 def problem_of(
     variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int, weight_rows: int = 128
 ) -> gemm_problem.GemmProblem:
-    return gemm_problem.gemm_problem(rng, "bf16" if "bf16" in variant.family else "fp8", counts, n, k, weight_rows)
+    """K reaches into a second word of packed scales."""
+    fmt = gemm_problem.named(variant.family)[1]
+    return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if fmt == "fp8_ue8m0" else k, weight_rows)
 
 
 class Run:
@@ -58,9 +61,9 @@ class Run:
         rows, n = int(np.prod(lead)), problem.b.shape[1]
         out = reference.GuardedOutput(rows, n, variant.axes["out"])
         context = f"{variant.label} {self.reschedule()}"
-        letters = gemm_problem.majors(variant.family)
+        prefix, fmt, letters, _ = gemm_problem.named(variant.family)
         loader.launch(
-            "_".join(variant.family.split("_")[: 2 if letters == "nt" else 3]),
+            f"{prefix}_{fmt}" + f"_{letters}" * (letters != "nt"),
             **gemm_problem.buffers(gemm_problem.in_majors(inputs, letters)),
             out=RawBuffer.of(out.array.reshape(*lead, n)),
             variant=variant.variant,
@@ -108,7 +111,7 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
 @variants("gemm*", formats=("fp8", "bf16", "bf16_nn", "bf16_tt", "bf16_tn"))
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A tile and a few rows, 8 where they are a pitch of TMA."""
-    rows = variant.axes["block_m"] + (8 if gemm_problem.majors(variant.family)[0] == "t" else 3)
+    rows = variant.axes["block_m"] + (8 if gemm_problem.named(variant.family)[2][0] == "t" else 3)
     problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, 400)
     run(variant, problem, gemm_problem.dense(problem))
 
@@ -183,6 +186,14 @@ def test_k_groups(
         assert (out.array[m : 2 * m] == 0).all()
 
 
+@variants("gemm*", formats=("fp8", "fp8_ue8m0", "bf16"))
+def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """One row, 8 columns, 16 of K; a column tile of which 8 are there; K of one step more than a block."""
+    for rows, n, k in ((1, 8, 16), (3, 136, 32), (2, 24, 144)):
+        problem = gemm_problem.gemm_problem(rng, gemm_problem.named(variant.family)[1], [rows], n, k)
+        run(variant, problem, gemm_problem.dense(problem))
+
+
 @variants("grouped*")
 def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Generator) -> None:
     """add: alpha times the product, a bias and what out held, rounded once."""
@@ -218,5 +229,25 @@ def test_scales_that_are_no_ordinary_numbers(tile: str, packs: list[str] | None,
     value, bound = gemm_problem.expected(problem)
     is_nan = np.zeros((9, 264), bool)
     is_nan[3], is_nan[:, 128:256] = True, True
+    assert (np.isnan(out) == is_nan).all()
+    reference.check_within(out[~is_nan][None].astype(np.float64), value[~is_nan][None], bound[~is_nan][None])
+
+
+@pytest.mark.parametrize("variant", [v for v in MATRIX if v.family == "gemm_fp8_ue8m0" and v.axes["out"] == "f32"],
+                         ids=lambda v: f"{v.arch}-{v.variant}")  # fmt: skip
+def test_a_nan_ue8m0_scale_reaches_its_row_alone(
+    variant: Variant, packs: list[str] | None, rng: np.random.Generator
+) -> None:
+    """A row of out for a token's, a column for a weight's; also from the last of four in a word."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [9], 264, 528)
+    problem.a_scale[3, 3], problem.b_scale[0, 200, 1] = np.nan, np.nan
+    inputs, _ = gemm_problem.dense(problem)
+    out = np.empty((9, 264), np.float32)
+    loader.launch(variant.family, **inputs, out=out, variant=variant.variant, device=f"emulated:{variant.arch}",
+                  packs=packs)  # fmt: skip
+    problem.a_scale[3, 3], problem.b_scale[0, 200, 1] = 1, 1
+    value, bound = gemm_problem.expected(problem)
+    is_nan = np.zeros((9, 264), bool)
+    is_nan[3], is_nan[:, 200] = True, True
     assert (np.isnan(out) == is_nan).all()
     reference.check_within(out[~is_nan][None].astype(np.float64), value[~is_nan][None], bound[~is_nan][None])

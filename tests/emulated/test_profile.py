@@ -12,13 +12,16 @@ import json
 import os
 import re
 import xml.etree.ElementTree as xml
+from collections.abc import Callable
 from pathlib import Path
 
+import gemm_problem
 import numpy as np
 import ptx
 import pytest
 
 import emulator
+import loader
 from emulator.tools.command import aligned, main, profile_kernel
 from emulator.tools.picture import svg
 from emulator.tools.profile import (
@@ -52,22 +55,61 @@ def test_recorded_counts_of_shipped_kernels(
     arch: str, variant: str, n: int, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:
     """Instructions, tensor-core work, shared and global traffic of one tile are those that were reviewed."""
+    rows = int(variant[1:].partition("n")[0])
+    assert_recorded(f"{arch}/{variant}", packs, monkeypatch, lambda seed: profile_kernel(
+        "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs))  # fmt: skip
+
+
+# Of Blackwell's GEMMs whose rows come in any form: arch, family, variant.
+ANY_ROWS = [
+    (arch, f"grouped_{fmt}", f"{tile}_f32")
+    for fmt in ("bf16", "fp8_ue8m0")
+    for arch, tiles in (("100a", ("m16n128", "m128n128")), ("120a", ("m8n128", "m128n128")))
+    for tile in tiles
+]
+
+
+@pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning")
+@pytest.mark.parametrize(("arch", "family", "variant"), ANY_ROWS)
+def test_recorded_counts_of_any_rows(
+    arch: str, family: str, variant: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    """The same of bf16, and of FP8 with packed scales."""
+    rows = int(variant[1:].partition("n")[0])
+
+    def run(seed: int) -> Profile:
+        problem = gemm_problem.gemm_problem(
+            np.random.default_rng(seed), gemm_problem.named(family)[1], [rows], 128, 512
+        )
+        inputs, _ = gemm_problem.by_offsets(problem)
+        out = np.empty((len(inputs["a"]), 128), np.float32)
+        with profile() as launches:
+            loader.launch(family, **gemm_problem.buffers(inputs), out=out, variant=variant, device=f"emulated:{arch}",
+                          packs=packs)  # fmt: skip
+        return launches[0]
+
+    assert_recorded(f"{arch}/{family}/{variant}", packs, monkeypatch, run)
+
+
+def assert_recorded(
+    label: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch, run: Callable[[int], Profile]
+) -> None:
+    """What ``run`` counts with two seeds is equal, and what the record has."""
     record = json.loads(RECORD.read_text())
     compiler = registry(packs).packs[0].manifest.toolchain["nvcc"]
     device, found = emulator.Device, []
     for seed in (1, 2):
         monkeypatch.setattr(emulator, "Device", functools.partial(device, seed=seed, lazy=seed == 1))
-        rows = int(variant[1:].partition("n")[0])
-        found.append(profile_kernel("grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs).counts())
+        found.append(run(seed).counts())
     assert found[0] == found[1], "a count depends on the data or on the schedule"
     if os.environ.get("RECORD_COUNTS"):
         record["nvcc"] = compiler
-        record["counts"][f"{arch}/{variant}"] = found[0]
+        record["counts"][label] = found[0]
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         pytest.skip("recorded")
     if compiler != record["nvcc"]:
         pytest.skip(f"recorded with nvcc {record['nvcc']}, the pack is of {compiler}")
-    assert found[0] == record["counts"][f"{arch}/{variant}"]
+    assert found[0] == record["counts"][label]
 
 
 # Arch, variant, N of one tile, rows that exist, and the products: of sm_90 by their number of tokens, of sm_120 of 8.

@@ -123,14 +123,15 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
     count = 0
     every_row = (lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before")
     forms = {**gemm_problem.FORMS, "_masked": every_row, None: (gemm_problem.dense, "")}
-    for fmt, (suffix, (place, padding)) in itertools.product(("fp8", "bf16", "bf16_nn"), forms.items()):
+    for own, (suffix, (place, padding)) in itertools.product(("fp8", "bf16", "bf16_nn"), forms.items()):
         dense = suffix is None
-        problem = gemm_problem.gemm_problem(rng, fmt.removesuffix("_nn"), [139] if dense else COUNTS, N, K)
+        name = f"{'gemm' if dense else 'grouped'}_{own}"
+        _, fmt, letters, _ = gemm_problem.named(name)
+        problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, K)
         arrays, places = place(problem)
-        arrays = gemm_problem.in_majors(arrays, gemm_problem.majors(fmt))
+        arrays = gemm_problem.in_majors(arrays, letters)
         inputs = {name: device.upload(array) for name, array in arrays.items()}
         *lead, _ = arrays["a"].shape
-        name = f"gemm_{fmt}" if dense else f"grouped_{fmt}"
         for variant, out_type in packs.output_types(name + (suffix or ""), hardware.runs_here).items():
             out = reference.GuardedOutput(int(np.prod(lead)), N, out_type)
             array = out.array.reshape(*lead, N)
@@ -155,8 +156,8 @@ def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
             buffer = device.upload(array)
             loader.launch(family, **inputs, out=buffer, variant=variant)
             device.download(buffer, array)
-            reference.check_within(reference.as_float64(out.array, out_type), value,
-                                   gemm_problem.rounded_bound(value, bound, out_type), f"{family} {variant}")  # fmt: skip
+            allowed = gemm_problem.rounded_bound(value, bound, out_type)
+            reference.check_within(reference.as_float64(out.array, out_type), value, allowed, f"{family} {variant}")
             count += 1
     return f"{count} variants with groups along K"
 
@@ -234,7 +235,8 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    parts = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused, launch_quantising, launch_layer
+    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused
+    parts = *gemms, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

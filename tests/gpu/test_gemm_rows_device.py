@@ -53,7 +53,7 @@ def verify_repeated(
     inputs, places = form
     *lead, _ = inputs["a"].shape
     rows, n = int(np.prod(lead)), problem.b.shape[1]
-    inputs = gemm_problem.in_majors(inputs, gemm_problem.majors(family))
+    inputs = gemm_problem.in_majors(inputs, gemm_problem.named(family)[2])
     held = launch_repeated(family, variant, dtype, inputs, (*lead, n))
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
@@ -61,14 +61,10 @@ def verify_repeated(
 GROUPED = {f"grouped_{fmt}{form}": form for fmt in ("fp8", "bf16", "bf16_nn") for form in gemm_problem.FORMS}
 
 
-def format_of(family: str) -> str:
-    return "fp8" if "fp8" in family else "bf16"
-
-
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(list(GROUPED)))
 def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Groups of no row, of one, of several tiles; tails of N and K; NaN in padding."""
-    problem = gemm_problem.gemm_problem(rng, format_of(family), COUNTS, 392, 1120)
+    problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], COUNTS, 392, 1120)
     place, padding = gemm_problem.FORMS[GROUPED[family]]
     verify_repeated(family, name, dtype, problem, place(problem), padding)
 
@@ -78,7 +74,7 @@ def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) ->
 )
 def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Tails of M, N and K."""
-    problem = gemm_problem.gemm_problem(rng, format_of(family), [536], 392, 1120)
+    problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [536], 392, 1120)
     verify_repeated(family, name, dtype, problem, gemm_problem.dense(problem), "as before")
 
 
@@ -95,7 +91,7 @@ def test_row_scales(family: str, name: str, dtype: str, rng: np.random.Generator
 def test_k_groups(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """100 launches; groups of no k, of a stage, of more than a ring has."""
     m, n, ks = 264, 392, [128, 0, 1152, 256, 0, 128]
-    problems = [gemm_problem.gemm_problem(rng, format_of(family), [m], n, k, weight_rows=1) for k in ks]
+    problems = [gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [m], n, k, weight_rows=1) for k in ks]
     held = launch_repeated(family, name, dtype, gemm_problem.groups_of_k(problems), (len(ks), m, n), times=100)
     value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
     reference.check_within(reference.as_float64(held.array, dtype), value,

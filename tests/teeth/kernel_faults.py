@@ -10,6 +10,7 @@ import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
 import kernel_faults_mx
+import kernel_faults_packed
 import kernel_faults_rows
 import kernel_faults_schedule
 
@@ -18,6 +19,7 @@ CAUGHT = [
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
     *kernel_faults_mx.CAUGHT,
+    *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
 ]

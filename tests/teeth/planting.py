@@ -266,10 +266,10 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
 
 
 def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
-    """FP8 and bf16 on Hopper, in the form of rows that the family has."""
-    fmt, form = family.removeprefix("grouped_").partition("_")[::2]
+    """FP8 and bf16, in the form of rows that the family has."""
+    _, fmt, form = gemm_problem.named(family)
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
-    place, padding = gemm_problem.FORMS[form and f"_{form}"]
+    place, padding = gemm_problem.FORMS[form]
     inputs, places = place(data)
     *lead, _ = inputs["a"].shape
     out = _output(problem, int(np.prod(lead)), **options)
@@ -298,7 +298,6 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu": _launch_fused,
              **{family: functools.partial(_launch_rows, family=family)
-                for family in ("grouped_fp8", "grouped_fp8_ends", "grouped_fp8_labels", "grouped_fp8_masked",
-                               "grouped_bf16")},
+                for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_grouped, family=family)
                 for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")}}  # fmt: skip

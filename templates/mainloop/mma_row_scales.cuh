@@ -1,0 +1,64 @@
+// Scales in rows for sm_12x: a thread reads those of its rows once a stage.
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_rows.cuh"
+#include "mainloop/mma_scales.cuh"
+
+namespace mainloop {
+
+template <class Config, class Operands>
+struct MmaScales<Config, Operands, operands::Scales::kRows> {
+    using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
+    using Sources = RowScaledSources;
+    static constexpr int SCALE_K = scale_rows::WORD_K, kTokenWords = scale_rows::box_words(Config::BLOCK_M);
+    static_assert(Config::BLOCK_K == scale_rows::SCALE_K, "a stage has one scale of a row");
+
+    struct Stage : MmaOperands<Config, Operands> {
+        uint32_t weight_scales[Config::BLOCK_N];
+        uint32_t token_scales[kTokenWords];
+    };
+    static constexpr int BYTES = 4 * (Config::BLOCK_N + kTokenWords);
+
+    __device__ __forceinline__ static StagePlaces places(Stage& stage) {
+        return {stage.weights[0], stage.tokens[0], reinterpret_cast<uint8_t*>(stage.weight_scales),
+                reinterpret_cast<uint8_t*>(stage.token_scales)};
+    }
+
+    // Words that a thread reads within a stage, and the bits of them before its scale.
+    struct Offsets {
+        uint32_t weights, tokens, shift;
+
+        __device__ __forceinline__ void locate(const typename Slots::Place& place) {
+            weights = place.warp_n * Slots::WARP_N | Slots::row(place.g, place.l % 2);
+            tokens = place.warp_m * Slots::MMA_N + place.g;
+        }
+        __device__ __forceinline__ void begin(const schedule::Tile& tile) {
+            tokens += scale_rows::first_word(tile.scale_row);
+            shift = scale_rows::byte(tile.k_begin) * 8;
+        }
+        __device__ __forceinline__ void advance() { shift = (shift + 8) % 32; }
+    };
+
+    struct Fragments {
+        uint32_t weights[Slots::kWeightTiles], tokens[Slots::kTokenTiles];
+
+        __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets,
+                                                     const Fragments& before, int step, int t) {
+            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ 2 * t] >> offsets.shift : before.weights[t];
+        }
+        template <int kTiles>
+        __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, const Fragments& before,
+                                                    int step, int j) {
+            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + 32 * j] >> offsets.shift : before.tokens[j];
+        }
+        __device__ __forceinline__ void clear_padding(int, int, int) {}
+
+        __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int t,
+                                                 int j, int) const {
+            mma_sync::block_scaled<Operands>(d, a, b, weights[t], tokens[j], 0);
+        }
+    };
+};
+
+}  // namespace mainloop

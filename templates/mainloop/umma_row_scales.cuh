@@ -1,0 +1,82 @@
+// Scales in rows for sm_100: tcgen05.cp takes blocks of 128 rows, so a warp turns the words of a stage into two.
+#pragma once
+#include <stdint.h>
+
+#include "layout/scale_rows.cuh"
+#include "mainloop/umma_scales.cuh"
+
+namespace mainloop {
+
+template <class Config, class Operands>
+struct UmmaScales<Config, Operands, operands::Scales::kRows> {
+    static constexpr int BLOCK_M = Config::BLOCK_M, SCALE_K = scale_rows::WORD_K;
+    using Columns = TensorMemory<Config, 1>;
+    using Sources = RowScaledSources;
+    static constexpr bool kMoves = true;
+    static_assert(Config::BLOCK_K == scale_rows::SCALE_K, "a stage has one scale of a row");
+    static_assert(BLOCK_M <= scale_layout::ATOM_ROWS, "one block of token scales");
+
+    static constexpr int kWords = scale_layout::ATOM_WORDS, kTokenWords = scale_rows::box_words(BLOCK_M);
+    static constexpr int BYTES = 4 * (kWords + kTokenWords);
+    struct Stage : UmmaOperands<Config, Operands> {
+        uint32_t weight_scales[kWords];
+        uint32_t token_scales[kTokenWords <= kWords ? kWords : 3 * kWords];  // a stage is a multiple of 1024 bytes
+    };
+
+    __device__ __forceinline__ static StagePlaces places(Stage& stage) {
+        return {stage.weights, stage.tokens, reinterpret_cast<uint8_t*>(stage.weight_scales),
+                reinterpret_cast<uint8_t*>(stage.token_scales)};
+    }
+
+    // One warp: words become blocks where they are.
+    __device__ __forceinline__ static int word_of(int scale_row) { return scale_rows::first_word(scale_row); }
+    __device__ __forceinline__ static void move(Stage& stage, int first, int lane) {
+        uint32_t weights[4], tokens[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int row = lane + 32 * i;
+            weights[i] = stage.weight_scales[row];
+            tokens[i] = row < BLOCK_M ? stage.token_scales[first + row] : 0;
+        }
+        __syncwarp();
+        const uint4 of_weights = make_uint4(weights[0], weights[1], weights[2], weights[3]);
+        reinterpret_cast<uint4*>(stage.weight_scales)[lane] = of_weights;
+        reinterpret_cast<uint4*>(stage.token_scales)[lane] = make_uint4(tokens[0], tokens[1], tokens[2], tokens[3]);
+        mbarrier::fence_async_proxy();
+    }
+
+    __device__ __forceinline__ static uint32_t instruction(int num_tokens) {
+        return tcgen05::block_scaled_descriptor<Operands>(num_tokens);
+    }
+    // Of the stage at element k.
+    __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int k) {
+        return instruction | tcgen05::scale_ids(scale_rows::byte(k));
+    }
+    __device__ __forceinline__ static uint32_t first_column(const schedule::Tile&) { return 0; }
+    __device__ __forceinline__ static void clear_padding(Stage&, int, int) {}
+
+    // The scale of a stage is that of all its steps: each takes one for 32 of K.
+    class Products {
+    public:
+        __device__ __forceinline__ Products(uint32_t stage, uint32_t columns, uint32_t)
+            : scales_(tcgen05::scale_descriptor(stage + sizeof(UmmaOperands<Config, Operands>))), columns_(columns) {}
+
+        __device__ __forceinline__ void issue(int step, uint32_t d, uint64_t weights, uint64_t tokens,
+                                              uint32_t instruction, bool accumulate) const {
+            const uint32_t token_columns = columns_ + Columns::kAtomColumns;
+            const int place = step * Operands::STEP_BYTES >> 4;
+            if (step == 0) {
+                tcgen05::copy_scales(columns_, scales_);
+                tcgen05::copy_scales(token_columns, scales_ + (sizeof(Stage::weight_scales) >> 4));
+            }
+            tcgen05::mma_block_scaled<Operands>(d, weights + place, tokens + place, instruction, columns_,
+                                                token_columns, accumulate || step > 0);
+        }
+
+    private:
+        const uint64_t scales_;
+        const uint32_t columns_;
+    };
+};
+
+}  // namespace mainloop
