@@ -87,6 +87,7 @@ struct Umma {
                 Scales::move(shared.stages[ring.stage], word, lane);
                 __syncwarp();
                 if (lane == 0) mbarrier::arrive(&shared.ready[ring.stage]);
+                if constexpr (Operands::SCALES == operands::Scales::kRows) __syncwarp();  // all lanes read each stage
                 ring.advance();
             }
         }

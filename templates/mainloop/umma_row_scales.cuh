@@ -36,7 +36,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
         for (int i = 0; i < 4; ++i) {
             const int row = lane + 32 * i;
             weights[i] = stage.weight_scales[row];
-            tokens[i] = row < BLOCK_M ? stage.token_scales[first + row] : 0;
+            tokens[i] = stage.token_scales[first + min(row, BLOCK_M - 1)];  // also of rows that a tile does not have
         }
         __syncwarp();
         const uint4 of_weights = make_uint4(weights[0], weights[1], weights[2], weights[3]);

@@ -81,8 +81,8 @@ def test_recorded_counts_of_any_rows(
         problem = gemm_problem.gemm_problem(
             np.random.default_rng(seed), gemm_problem.named(family)[1], [rows], 128, 512
         )
-        inputs, _ = gemm_problem.by_offsets(problem)
-        out = np.empty((len(inputs["a"]), 128), np.float32)
+        inputs = {name: aligned(value) for name, value in gemm_problem.by_offsets(problem)[0].items()}
+        out = aligned(np.zeros((len(inputs["a"]), 128), np.float32))
         with profile() as launches:
             loader.launch(family, **gemm_problem.buffers(inputs), out=out, variant=variant, device=f"emulated:{arch}",
                           packs=packs)  # fmt: skip

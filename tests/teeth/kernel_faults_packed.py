@@ -127,7 +127,7 @@ CAUGHT += planted(
     WORDS,
     [
         ("packed words not turned", "const int row = lane + 32 * i;", "const int row = 4 * lane + i;"),
-        ("packed words of the rows before", "stage.token_scales[first + row]", "stage.token_scales[row]"),
+        ("packed words of the rows before", "token_scales[first + min(", "token_scales[min("),
         ("packed words turned while they are read", "        __syncwarp();\n", ""),
         ("packed words turned without a fence", "        mbarrier::fence_async_proxy();\n", ""),
         ("packed scale of the first block", "instruction | tcgen05::scale_ids(scale_rows::byte(k))", "instruction"),
