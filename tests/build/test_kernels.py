@@ -86,6 +86,21 @@ def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, pack: Path,
     assert not found
 
 
+@pytest.mark.parametrize("arch", ["100a", "120a"])
+@pytest.mark.parametrize("fmt", ["bf16", "fp8_ue8m0"])
+def test_loops_of_other_formats_are_as_lean_as_those_of_nvfp4(
+    arch: str, fmt: str, pack: Path, artifacts: list[dict]
+) -> None:
+    """Of every tile: no more instructions for a product than that of as many rows has for NVFP4."""
+    def loops(family: str) -> dict[tuple[int, str], float]:
+        return {(a["axes"]["block_m"], a["axes"]["out"]): sass.profile(pack / a["file"]).main_loop.per_tensor
+                for a in artifacts if (a["arch"], a["family"]) == (arch, family)}  # fmt: skip
+
+    for schedule in ("gemm", "grouped"):
+        found, bars = loops(f"{schedule}_{fmt}"), loops(f"{schedule}_fp4")
+        assert found and {tile: found[tile] for tile in found if found[tile] > bars[tile]} == {}
+
+
 def test_the_prefill_loop_of_sm120_is_lean() -> None:
     """A main loop of 3.3 instructions per OMMA keeps the promise, one of more breaks it."""
     def loop(others: int) -> sass.Profile:
