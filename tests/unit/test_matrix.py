@@ -185,14 +185,14 @@ def test_families_with_common_kernels(tmp_path):
         expand(tmp_path, {"f": own, "g": {**own, "kernels": "h"}})
 
 
-@pytest.mark.parametrize("base", ["grouped_fp8", "grouped_bf16"])
+@pytest.mark.parametrize("base", ["grouped_fp8", "grouped_bf16", "grouped_fp8_ue8m0"])
 def test_forms_of_rows_have_the_same_kernels(base):
     """Same sources, so each is compiled once."""
     renderer = Renderer(ROOT / "templates", "any", FLAGS)
     digests = {}
     for variant in load(ROOT / "kernels.yaml").variants:
         if variant.family in (base, *(f"{base}_{form}" for form in ("ends", "labels", "masked"))):
-            digests.setdefault(variant.variant, []).append(renderer.render(variant).digest)
+            digests.setdefault((variant.arch, variant.variant), []).append(renderer.render(variant).digest)
     assert digests
     assert all(len(each) == 4 and len(set(each)) == 1 for each in digests.values())
 
