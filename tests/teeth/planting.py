@@ -267,7 +267,7 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
 
 def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
     """FP8 and bf16, in the form of rows that the family has."""
-    _, fmt, form = gemm_problem.named(family)
+    _, fmt, _, form = gemm_problem.named(family)
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
     place, padding = gemm_problem.FORMS[form]
     inputs, places = place(data)
