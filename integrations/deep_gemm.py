@@ -1,5 +1,6 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
-fp32 scales (tokens per 1 x 128, weights per 128 x 128) and bf16, dense, grouped and masked, K-major operands.
+fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
+groups of rows, masked, and with groups along K.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -40,24 +41,57 @@ def fp8_fp4_gemm_nt(
     a: Scaled, b: Scaled, d: torch.Tensor, c: torch.Tensor | None = None, recipe: Recipe = None,
     recipe_a: Recipe = None, recipe_b: Recipe = None, compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
 ) -> None:  # fmt: skip
-    """d [M, N] = a [M, K] . b [N, K]^T (+ c); scales of a [M, K / 128], of b [N / 128, K / 128], fp32.
+    """d [M, N] = a [M, K] . b [N, K]^T (+ c); scales of a [M, K / 128], of b [N / 128, K / 128], or [N, K / 128] with
+    the recipe (1, 1, 128), fp32.
 
     ``compiled_dims`` and ``disable_ue8m0_cast`` change nothing: no dimension is compiled in, and fp32 scales stay fp32.
     """
-    _check_recipe(recipe, recipe_a, recipe_b)
+    weight_rows = _weight_rows(recipe, recipe_a, recipe_b)
     (a, a_scale), (b, b_scale) = a, b
     if _is_done(a, b, d, c):
         return
+    scales = ({"b_row_scale": _mn_major_scale(b_scale, *b.shape, 1, "b")} if weight_rows == 1
+              else {"b_scale": _block_scale(b_scale, *b.shape)})  # fmt: skip
     loader.launch("gemm_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), a_scale=_mn_major_scale(a_scale, *a.shape, 1),
-                  b_scale=_block_scale(b_scale, *b.shape), out=d, accumulate=_accumulate(c, d))  # fmt: skip
+                  **scales, out=d, accumulate=_accumulate(c, d))  # fmt: skip
+
+
+def fp8_gemm_nt_skip_head_mid(
+    a: Scaled, b: Scaled, d: torch.Tensor, head_splits: tuple[int, int, int], recipe: Recipe = None,
+    compiled_dims: str = "nk", disable_ue8m0_cast: bool = False,
+) -> None:  # fmt: skip
+    """The product whose columns are those of heads, ``left + right`` each, in d [M, N / (left + right) * (left + mid +
+    right)]; the ``mid`` columns of d in each head stay as they are. head_splits: left, mid, right."""
+    _check_recipe(recipe, None, None)
+    (a, a_scale), (b, b_scale) = a, b
+    left, mid, right = head_splits
+    if 0 not in d.shape:
+        loader.launch("gemm_fp8_heads", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
+                      a_scale=_mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
+                      head_width=left + right, head_left=left, head_gap=mid)  # fmt: skip
 
 
 def bf16_gemm_nt(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None, compiled_dims: str = "nk"
 ) -> None:
-    """d [M, N] = a [M, K] . b [N, K]^T (+ c)."""
-    if not _is_done(a, b, d, c):
-        loader.launch("gemm_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d, accumulate=_accumulate(c, d))
+    """d [M, N] = a [M, K] . b [N, K]^T (+ c); a and b K-major, or views of what is not."""
+    if _is_done(a, b, d, c):
+        return
+    (a, a_turned), (b, b_turned) = _either_major(a, "a"), _either_major(b, "b")
+    family = {(False, False): "gemm_bf16", (False, True): "gemm_bf16_nn", (True, False): "gemm_bf16_tt",
+              (True, True): "gemm_bf16_tn"}[a_turned, b_turned]  # fmt: skip
+    loader.launch(family, a=a, b=b, out=d, accumulate=_accumulate(c, d))
+
+
+def cublaslt_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
+    """d [M, N] = a [M, K] . b [N, K]^T (+ c), by cuBLASLt as torch calls it; bf16."""
+    if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
+        raise NotImplementedError(f"cublaslt_gemm_nt: expected bfloat16 operands, got {a.dtype} and {b.dtype}")
+    of_type = {} if d.dtype == a.dtype else {"out_dtype": d.dtype}
+    if c is None:
+        torch.mm(a, b.mT, out=d, **of_type)
+    else:
+        torch.addmm(c, a, b.mT, out=d, **of_type)
 
 
 # Groups of rows
@@ -86,9 +120,10 @@ def m_grouped_bf16_gemm_nt_contiguous(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor, compiled_dims: str = "nk",
     use_psum_layout: bool = False, ensure_zero_padding: bool = True, expected_m_for_psum_layout: int | None = None,
 ) -> None:  # fmt: skip
-    """As ``m_grouped_fp8_fp4_gemm_nt_contiguous``, in bf16."""
+    """As ``m_grouped_fp8_fp4_gemm_nt_contiguous``, in bf16; b K-major, or a view of what is not."""
     if a.shape[0]:
-        loader.launch("grouped_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
+        b, b_turned = _either_major(b, "b")
+        loader.launch("grouped_bf16_nn" if b_turned else "grouped_bf16", a=_k_major(a, "a"), b=b, out=d,
                       **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
@@ -111,15 +146,52 @@ def m_grouped_bf16_gemm_nt_masked(
     a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int,
     compiled_dims: str = "nk",
 ) -> None:  # fmt: skip
-    """As ``m_grouped_fp8_fp4_gemm_nt_masked``, in bf16."""
-    loader.launch("grouped_bf16", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d, mask=masked_m,
+    """As ``m_grouped_fp8_fp4_gemm_nt_masked``, in bf16; b K-major, or a view of what is not."""
+    b, b_turned = _either_major(b, "b")
+    loader.launch("grouped_bf16_nn" if b_turned else "grouped_bf16", a=_k_major(a, "a"), b=b, out=d, mask=masked_m,
                   expected_rows=expected_m)  # fmt: skip
+
+
+# Groups along K
+
+
+def k_grouped_fp8_gemm_nt_contiguous(
+    a: Scaled, b: Scaled, d: torch.Tensor, ks_cpu: list[int], grouped_layout: torch.Tensor,
+    c: torch.Tensor | None = None, recipe: tuple[int, int, int] = (1, 1, 128), compiled_dims: str = "mn",
+    use_psum_layout: bool = False,
+) -> None:  # fmt: skip
+    """d [G, M, N] (+)= a_g [M, K_g] . b_g [N, K_g]^T for the groups in a and b, one behind the other, of K_g in
+    ``grouped_layout``; scales [M, sum of K_g / 128] and [N, the same]. Without c a group without K becomes zeros."""
+    if tuple(recipe) != (1, 1, SCALE_BLOCK):
+        raise NotImplementedError(f"recipe: expected (1, 1, {SCALE_BLOCK}), scales of each row, got {recipe}")
+    (a, a_scale), (b, b_scale), (_, m, n) = a, b, d.shape
+    total = _total_k(ks_cpu, len(d), use_psum_layout)
+    if not total:
+        _without_k(d, c)
+        return
+    ctas = get_num_sms() if d.is_cuda else 1
+    maps = torch.empty(ctas, 256, dtype=torch.uint8, device=d.device)  # a CTA's own tensor maps
+    loader.launch("k_grouped_fp8_nt", a=a, b=b, a_scale=_mn_major_scale(a_scale, m, total, 1),
+                  b_scale=_mn_major_scale(b_scale, n, total, 1, "b"), k_offsets=_offsets(grouped_layout), maps=maps,
+                  out=d, accumulate=_accumulate(c, d))  # fmt: skip
+
+
+def k_grouped_bf16_gemm_tn_contiguous(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, ks_cpu: list[int], grouped_layout: torch.Tensor,
+    c: torch.Tensor | None = None, compiled_dims: str = "mn", use_psum_layout: bool = False,
+) -> None:  # fmt: skip
+    """d [G, M, N] (+)= a[ks]^T . b[ks] for the rows ks of each group in a [sum of K_g, M] and b [sum of K_g, N]."""
+    if _total_k(ks_cpu, len(d), use_psum_layout):
+        loader.launch("k_grouped_bf16_tn", a=_k_major(a, "a"), b=_k_major(b, "b"), k_offsets=_offsets(grouped_layout),
+                      out=d, accumulate=_accumulate(c, d))  # fmt: skip
+    else:
+        _without_k(d, c)
 
 
 def _of_views(nt: Callable[..., None], letters: str) -> Callable[..., None]:
     """The function of ``nt`` on operands by other letters: n means a [M, K] or b [K, N], t means a [K, M] or b [N, K].
 
-    Views are transposed, data and scales, nothing is copied: what is then not K-major is refused by ``nt``.
+    Views are transposed, data and scales, nothing is copied: FP8 that is then not K-major is refused by ``nt``.
     """
     def given(operand: Any, as_nt: bool) -> Any:
         if as_nt:
@@ -207,7 +279,7 @@ def transform_sf_into_required_layout(
     return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
 
 
-def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int) -> torch.Tensor:
+def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int, name: str = "a") -> torch.Tensor:
     """Scales [.., MN, K / 128] as kernels take them, [.., K / 128, MN up to a multiple of 4]: a view where that is
     how they lie, else a copy."""
     if sf.dtype != torch.float32:
@@ -215,7 +287,7 @@ def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int) -> torch.Ten
     blocks = -(-k // SCALE_BLOCK)
     lead = list(sf.shape[:-2])
     if tuple(sf.shape[-2:]) != (mn, blocks) or lead not in ([groups], [] if groups == 1 else [groups]):
-        raise ValueError(f"scales of a: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
+        raise ValueError(f"scales of {name}: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
     return _padded(sf, mn, blocks, lead)
 
 
@@ -224,6 +296,7 @@ def _padded(sf: torch.Tensor, mn: int, k: int, lead: list[int]) -> torch.Tensor:
     strides = [k * pitch] * len(lead) + [pitch, 1]
     size = (lead[0] if lead else 1) * k * pitch
     in_place = [*sf.stride()[:-2], sf.stride(-1), sf.stride(-2)] == strides or (mn == 1 and sf.stride(-1) == pitch)
+    in_place = in_place and sf.data_ptr() % 16 == 0  # where TMA may begin
     if in_place and sf.untyped_storage().nbytes() // sf.element_size() - sf.storage_offset() >= size:
         return sf.as_strided([*lead, k, pitch], strides)
     # Padding is read by nothing, but compared by tests and copied by users.
@@ -291,12 +364,23 @@ get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = 
 
 
 def _check_recipe(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> None:
+    """Scales of a per 1 x 128 and of b per 128 x 128."""
+    if _weight_rows(recipe, recipe_a, recipe_b) != SCALE_BLOCK:
+        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
+                                  f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
+
+
+def _weight_rows(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
+    """Rows of b that share a scale, 1 or 128."""
     if recipe is not None and (recipe_a is not None or recipe_b is not None):
         raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
     given = tuple(recipe or (*(recipe_a or (1, SCALE_BLOCK))[:1], *(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))))
-    if given != (1, SCALE_BLOCK, SCALE_BLOCK) or (recipe_a and tuple(recipe_a) != (1, SCALE_BLOCK)):
-        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
-                                  f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
+    if given not in ((1, 1, SCALE_BLOCK), (1, SCALE_BLOCK, SCALE_BLOCK)) or (
+        recipe_a and tuple(recipe_a) != (1, SCALE_BLOCK)
+    ):
+        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128, or "
+                                  f"(1, 1, 128); got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
+    return given[1]
 
 
 def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -304,6 +388,36 @@ def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:
         raise NotImplementedError(
             f"{name}: expected K-major and contiguous, got strides {x.stride()} of {tuple(x.shape)}")
     return x
+
+
+def _either_major(x: torch.Tensor, name: str) -> tuple[torch.Tensor, bool]:
+    """The contiguous matrices that x is or is a transposed view of, and whether it is one."""
+    if x.is_contiguous():
+        return x, False
+    if x.mT.is_contiguous():
+        return x.mT, True
+    raise NotImplementedError(
+        f"{name}: expected contiguous matrices or their transposed views, got strides {x.stride()} of {tuple(x.shape)}")
+
+
+def _total_k(ks_cpu: list[int], groups: int, use_psum_layout: bool) -> int:
+    if use_psum_layout:
+        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
+    if len(ks_cpu) != groups or any(k % ALIGNMENT for k in ks_cpu):
+        raise ValueError(f"ks_cpu: expected {groups} multiples of {ALIGNMENT}, got {ks_cpu}")
+    return sum(ks_cpu)
+
+
+def _offsets(ks: torch.Tensor) -> torch.Tensor:
+    """Where K of each group begins, and the end."""
+    return torch.nn.functional.pad(ks.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def _without_k(d: torch.Tensor, c: torch.Tensor | None) -> None:
+    if c is None:
+        d.zero_()
+    elif c.data_ptr() != d.data_ptr():
+        d.copy_(c)
 
 
 def _block_scale(sf: torch.Tensor, *shape: int) -> torch.Tensor:
@@ -320,7 +434,7 @@ def _is_done(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor 
     if 0 in d.shape:
         return True
     if a.shape[-1] == 0:
-        d.zero_() if c is None else d.copy_(c)
+        _without_k(d, c)
         return True
     return False
 

@@ -65,7 +65,7 @@ def test_dense(fmt: str, with_c: bool, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("letters", ["nn", "tn", "tt"])
 @pytest.mark.parametrize("fmt", ["fp8", "bf16"])
 def test_views(fmt: str, letters: str, rng: np.random.Generator) -> None:
-    """Operands by other letters are views of those of nt; one that is not K-major then is refused."""
+    """Operands by other letters are views of those of nt; FP8 that is not K-major then is refused."""
     problem = gemm_problem.gemm_problem(rng, fmt, [5], 24, 160)
     a, b = operands(gemm_problem.dense(problem)[0], 5)
     flip = (lambda x: tuple(each.mT for each in x)) if fmt == "fp8" else (lambda x: x.mT)
@@ -75,10 +75,94 @@ def test_views(fmt: str, letters: str, rng: np.random.Generator) -> None:
     function(flip(a) if letters[0] == "t" else a, flip(b) if letters[1] == "n" else b, viewed)
     assert plain.any()
     assert torch.equal(plain, viewed)
-    if letters == "nn":
-        copied = tuple(each.mT.contiguous() for each in b) if fmt == "fp8" else b.mT.contiguous()
+    if letters == "nn" and fmt == "fp8":
         with pytest.raises(NotImplementedError, match="b: expected K-major and contiguous"):
-            function(a, copied, viewed)
+            function(a, tuple(each.mT.contiguous() for each in b), viewed)
+
+
+@pytest.mark.parametrize("letters", ["nn", "tn", "tt"])
+def test_majors(letters: str, rng: np.random.Generator) -> None:
+    """bf16 by other letters, in memory as they say, and the same as views for nt."""
+    problem = gemm_problem.gemm_problem(rng, "bf16", [72], 24, 160)
+    inputs, places = gemm_problem.dense(problem)
+    a, b = operands(gemm_problem.in_majors(inputs, letters), 72)
+    d, of_nt = torch.full((2, 72, 24), torch.nan, dtype=torch.bfloat16)
+    getattr(deep_gemm, f"bf16_gemm_{letters}")(a, b, d)
+    verify(problem, d, places, None)
+    deep_gemm.bf16_gemm_nt(a.mT if letters[0] == "t" else a, b.mT if letters[1] == "n" else b, of_nt)
+    assert torch.equal(of_nt, d)
+
+
+def test_groups_of_either_major(rng: np.random.Generator) -> None:
+    """b [G, K, N]: by labels as nn, masked as a view for nt."""
+    problem = gemm_problem.gemm_problem(rng, "bf16", COUNTS, N, K)
+    for place, nn in ((gemm_problem.by_labels, True), (lambda problem: gemm_problem.masked(problem, 131), False)):
+        inputs, places = place(problem)
+        *lead, _ = inputs["a"].shape
+        a, b = operands(gemm_problem.in_majors(inputs, "nn"), lead[-1])
+        d = torch.full((*lead, N), torch.nan, dtype=torch.bfloat16)
+        if nn:
+            deep_gemm.m_grouped_bf16_gemm_nn_contiguous(a, b, d, torch.from_numpy(inputs["row_groups"]))
+        else:
+            deep_gemm.m_grouped_bf16_gemm_nt_masked(a, b.mT, d, torch.from_numpy(inputs["mask"]), 50)
+        verify(problem, d, places, "zeros" if nn else None)
+
+
+@pytest.mark.parametrize("recipe", [{"recipe": (1, 1, 128)}, {"recipe_a": (1, 128), "recipe_b": (1, 128)}])
+def test_scales_of_each_row(recipe: dict[str, tuple[int, ...]], rng: np.random.Generator) -> None:
+    """Scales of b [N, K / 128], row after row."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [37], N, K, weight_rows=1)
+    inputs, places = gemm_problem.dense(problem)
+    d = torch.full((37, N), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_gemm_nt(*operands(inputs, 37), d, **recipe)
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_groups_along_k(fmt: str, with_c: bool, rng: np.random.Generator) -> None:
+    """K of each group in host and in device memory; a group without K becomes zeros, or c."""
+    ks, rows = [128, 0, 256], 72
+    problems = [gemm_problem.gemm_problem(rng, fmt, [rows], N, k, weight_rows=1) for k in ks]
+    inputs = gemm_problem.groups_of_k(problems)
+    spare = {"a": -128 * (1 if fmt == "bf16" else rows), "b": -128 * (1 if fmt == "bf16" else N)}
+    a, b = (to_torch(inputs[name][: spare[name]]) for name in "ab")
+    if fmt == "fp8":
+        a, b = ((each, torch.from_numpy(inputs[f"{name}_scale"][:-1, :size]).T)
+                for name, each, size in (("a", a, rows), ("b", b, N)))  # fmt: skip
+    d = torch.ones(3, rows, N) if with_c else torch.full((3, rows, N), torch.nan)
+    function = (deep_gemm.k_grouped_fp8_gemm_nt_contiguous if fmt == "fp8"
+                else deep_gemm.k_grouped_bf16_gemm_tn_contiguous)  # fmt: skip
+    function(a, b, d, ks, torch.tensor(ks, dtype=torch.int32), c=d if with_c else None)
+    value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+    bound = bound + (abs(value) + 1) * 2.0**-22
+    reference.check_within(d.double().numpy().reshape(value.shape), value + with_c, bound)
+    function(a, b, d[:0], [], torch.empty(0, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"ks_cpu: expected 3 multiples of 128, got \[64, 64, 256\]"):
+        function(a, b, d, [64, 64, 256], torch.tensor(ks, dtype=torch.int32))
+
+
+def test_skip_head_mid(rng: np.random.Generator) -> None:
+    """The middle of each head stays as it is."""
+    left, mid, right = 16, 8, 32
+    problem = gemm_problem.gemm_problem(rng, "fp8", [37], 3 * (left + right), K)
+    inputs, places = gemm_problem.dense(problem)
+    d = torch.full((37, 3, left + mid + right), 7, dtype=torch.bfloat16)
+    deep_gemm.fp8_gemm_nt_skip_head_mid(*operands(inputs, 37), d.view(37, -1), (left, mid, right))
+    assert (d[..., left : left + mid] == 7).all()
+    verify(problem, torch.cat([d[..., :left], d[..., left + mid :]], -1).reshape(37, -1), places, None)
+
+
+def test_cublaslt() -> None:
+    """What torch gives; FP8 is refused."""
+    a, b = torch.randn(2, 8, 16, dtype=torch.bfloat16)
+    d, expected = torch.ones(8, 8, dtype=torch.bfloat16), a.float() @ b.float().T
+    deep_gemm.cublaslt_gemm_nt(a, b, d, c=d)
+    assert torch.allclose(d.float(), expected + 1, atol=0.1)
+    deep_gemm.cublaslt_gemm_nt(a, b, d)
+    assert torch.allclose(d.float(), expected, atol=0.1)
+    with pytest.raises(NotImplementedError, match="expected bfloat16 operands"):
+        deep_gemm.cublaslt_gemm_nt(a.to(torch.float8_e4m3fn), b, d)
 
 
 @pytest.mark.parametrize("fmt", ["fp8", "bf16"])
@@ -159,20 +243,23 @@ def test_no_depth() -> None:
 
 
 def test_refusals() -> None:
-    """Other recipes, scales per row of b, exponents for scales, transposed operands, settings, functions."""
+    """Other recipes, exponents for scales, operands that are no matrix, settings, functions."""
     a, b = torch.empty(8, 128, dtype=torch.float8_e4m3fn), torch.empty(16, 128, dtype=torch.float8_e4m3fn)
     d, one, two = torch.empty(8, 16, dtype=torch.bfloat16), torch.ones(8, 1), torch.ones(1, 1)
-    for recipes in ({"recipe": (1, 1, 128)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 128)}):
+    for recipes in ({"recipe": (1, 1, 32)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 32)}):
         with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 128, 128\)"):
             deep_gemm.fp8_gemm_nt((a, one), (b, two), d, **recipes)
+    for function in (deep_gemm.m_grouped_fp8_gemm_nt_contiguous, deep_gemm.fp8_gemm_nt_skip_head_mid):
+        with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 128, 128\)"):
+            function((a, one), (b, two), d, (8, 0, 8), recipe=(1, 1, 128))
     with pytest.raises(ValueError, match="expected recipe, or recipe_a and recipe_b, got both"):
         deep_gemm.fp8_gemm_nt((a, one), (b, two), d, recipe=(1, 128, 128), recipe_a=(1, 128))
     with pytest.raises(ValueError, match=r"scales of b: expected float32 \(1, 1\)"):
         deep_gemm.fp8_gemm_nt((a, one), (b, torch.ones(16, 1)), d)
     with pytest.raises(NotImplementedError, match="expected float32 on Hopper, got torch.int32"):
         deep_gemm.fp8_gemm_nt((a, one.int()), (b, two), d)
-    with pytest.raises(NotImplementedError, match=r"b: expected K-major and contiguous, got strides \(1, 16\)"):
-        deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(128, 16).T, d)
+    with pytest.raises(NotImplementedError, match=r"b: expected contiguous matrices .*, got strides \(256, 2\)"):
+        deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(16, 256)[:, ::2], d)
     with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
         deep_gemm.set_mk_alignment_for_contiguous_layout(64)
     with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nn, "):

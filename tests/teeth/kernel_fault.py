@@ -10,13 +10,13 @@ MBARRIER, LDMATRIX, WGMMA, TCGEN05 = (f"ptx/{name}.cuh" for name in ("mbarrier",
 OUTPUT, FP4 = "number/output.cuh", "number/fp4.cuh"
 GROUPED, SCAN, RING, TILE = (f"schedule/{name}.cuh" for name in ("grouped", "scan", "ring", "tile"))
 OFFSETS, MASKED, DENSE = (f"schedule/{name}.cuh" for name in ("offsets", "masked", "dense"))
-LOAD_ROLE, LOADER = "kernel/load_role.cuh", "mainloop/loader.cuh"
+LOAD_ROLE, LOADER, SOURCES = "kernel/load_role.cuh", "mainloop/loader.cuh", "mainloop/sources.cuh"
 WEIGHT_ROWS = "layout/weight_rows.cuh"
 
 
 LOADER_WAIT = "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);\n                load_weights"
-LOADER_BYTES = "arrive_expect_tx(full, Mainloop::BYTES_PER_STAGE)"
-WEIGHT_BATCH = "scale_layout::ATOM_ROWS, tile.batch);"
+LOADER_BYTES = "arrive_expect_tx(&shared_.full[stage], Mainloop::BYTES_PER_STAGE)"
+WEIGHT_BATCH = "ATOM_ROWS, tile.batch);"
 
 
 @dataclass(frozen=True)

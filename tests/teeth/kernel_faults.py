@@ -23,4 +23,4 @@ CAUGHT = [
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
 ]
-NOT_CAUGHT = [*kernel_faults_90.NOT_CAUGHT, *kernel_faults_100.NOT_CAUGHT]
+NOT_CAUGHT = [*kernel_faults_90.NOT_CAUGHT, *kernel_faults_rows.NOT_CAUGHT, *kernel_faults_100.NOT_CAUGHT]

@@ -8,6 +8,7 @@ from kernel_fault import (
     LOADER_BYTES,
     LOADER_WAIT,
     LONG,
+    SOURCES,
     TAILS,
     TCGEN05,
     WEIGHT_BATCH,
@@ -145,8 +146,8 @@ OPERANDS = planted(
             "&shared_.full[ring_.stage]",
             {"problem": LONG},
         ),
-        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
-        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": LOADER}),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": SOURCES}),
+        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": SOURCES}),
     ],
 )
 

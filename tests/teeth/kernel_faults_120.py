@@ -14,6 +14,7 @@ from kernel_fault import (
     OUTPUT,
     RING,
     SMALL,
+    SOURCES,
     WEIGHT_BATCH,
     WHOLE,
     WIDE_TILE,
@@ -66,7 +67,7 @@ PIPELINE = planted(
         ("empty expects one warp more", INIT_EMPTY, INIT_EMPTY.replace("s);", "s + 1);"), {"problem": NARROW}),
         ("empty expects one warp less", INIT_EMPTY, INIT_EMPTY.replace("s);", "s - 1);"), {"problem": NARROW}),
         ("fewer bytes expected", LOADER_BYTES, LOADER_BYTES.replace("STAGE", "STAGE - 16"), {"file": LOADER}),
-        ("no bytes expected", LOADER_BYTES, "arrive_expect_tx(full, 0)", {"file": LOADER}),
+        ("no bytes expected", LOADER_BYTES, LOADER_BYTES.replace("Mainloop::BYTES_PER_STAGE", "0"), {"file": LOADER}),
         ("parity never turns", "parity ^= 1;", "", {"file": RING, "problem": NARROW}),
         ("no warp barrier before the release", "__syncwarp();  // every lane has read the stage", ""),
         ("try_wait not repeated", '"@!done bra WAIT;\\n"', "", {"file": MBARRIER}),
@@ -80,12 +81,12 @@ OPERANDS = planted(
     [
         ("scale padding not cleared", CLEAR_PADDING, ""),
         ("scale padding of tokens not cleared", "for (uint32_t& scale : tokens) scale &= mask;", "", SCALES),
-        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": LOADER}),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": SOURCES}),
         (
             "a partial scale block not counted",
-            "weight_atoms_(ceil_div(num_columns, scale_layout::ATOM_ROWS))",
-            "weight_atoms_(num_columns / scale_layout::ATOM_ROWS)",
-            {"file": LOADER},
+            "weight_atoms_(ceil_div(num_columns, ATOM_ROWS))",
+            "weight_atoms_(num_columns / ATOM_ROWS)",
+            {"file": SOURCES},
         ),
         (
             "k tail not loaded",
@@ -128,9 +129,9 @@ OPERANDS = planted(
         ),
         (
             "first scale block of an expert",
-            "tile.scale_row / scale_layout::ATOM_ROWS);",
-            "(tile.scale_row - scale_layout::ATOM_ROWS) / scale_layout::ATOM_ROWS);",
-            {"file": LOADER, "problem": BLOCKS},
+            "tile.scale_row / ATOM_ROWS);",
+            "(tile.scale_row - ATOM_ROWS) / ATOM_ROWS);",
+            {"file": SOURCES, "problem": BLOCKS},
         ),
         (
             "weight scales of the first mma tile",

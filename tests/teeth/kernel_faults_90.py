@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import FP4, LOADER, LOADER_WAIT, MIDDLE, WEIGHT_ROWS, WGMMA, planted
+from kernel_fault import FP4, LOADER, LOADER_WAIT, MIDDLE, SOURCES, WEIGHT_ROWS, WGMMA, planted
 from planting import Kernel, Problem
 
 MAINLOOP, DEQUANT = "mainloop/wgmma_dequant.cuh", "mainloop/dequant_fp4.cuh"
@@ -107,7 +107,7 @@ OPERANDS = planted(
             "TOKEN_SCALE_ROWS < 32 ? scale_row % 32 * 4 : 0;",
             "0;",
         ),
-        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": LOADER}),
+        ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": SOURCES}),
         ("descriptor stride of 4 rows", "uint64_t{1024 >> 4} << 32", "uint64_t{512 >> 4} << 32", {"file": WGMMA}),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import LDMATRIX, LOADER, TCGEN05, planted
+from kernel_fault import LDMATRIX, SOURCES, TCGEN05, planted
 from planting import Kernel, Problem
 
 OPERANDS, MMA_SYNC = "number/operands.cuh", "ptx/mma_sync.cuh"
@@ -41,7 +41,7 @@ CAUGHT = [
                 "mxfp8 weight scales of the block before",
                 SCALE_BLOCK,
                 SCALE_BLOCK.replace("k / SCALE_K", "max(k / SCALE_K - 1, 0)"),
-                {"file": LOADER},
+                {"file": SOURCES},
             ),
             (
                 "mxfp4 weights counted as they lie in shared memory",

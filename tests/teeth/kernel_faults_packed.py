@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import LOADER, TCGEN05, planted
+from kernel_fault import SOURCES, TCGEN05, planted
 from planting import Kernel, Problem
 
 OPERANDS = "number/operands.cuh"
@@ -66,7 +66,7 @@ CAUGHT = [
             ],
         ),
         *planted(
-            LOADER,
+            SOURCES,
             kernel(arch, "fp8_ue8m0"),
             WORDS,
             [
@@ -77,21 +77,21 @@ CAUGHT = [
                 ),
                 (
                     "packed scales of the first word",
-                    "full, tile.column, k / SCALE_K, tile.batch);",
+                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
                     "full, tile.column, 0, tile.batch);",
                 ),
                 (
                     "packed scales of the first group",
-                    "full, tile.column, k / SCALE_K, tile.batch);",
-                    "full, tile.column, k / SCALE_K, 0);",
+                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
+                    "full, tile.column, k / Mainloop::SCALE_K, 0);",
                 ),
                 (
                     "packed scales of the first columns",
-                    "full, tile.column, k / SCALE_K, tile.batch);",
-                    "full, 0, k / SCALE_K, tile.batch);",
+                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
+                    "full, 0, k / Mainloop::SCALE_K, tile.batch);",
                 ),
-                ("packed scales of the first mask", "= tile.scale_row / maps_.token_stride;", "= 0;", MASKED[arch]),
-                ("packed scales by the row of all", "tile.scale_row % maps_.token_stride;", "tile.row;", MASKED[arch]),
+                ("packed scales of the first mask", "tile.scale_row / sources_.token_stride +", "", MASKED[arch]),
+                ("packed scales by the row of all", "scale_row % sources_.token_stride;", "row;", MASKED[arch]),
             ],
         ),
     ]

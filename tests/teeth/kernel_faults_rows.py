@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from kernel_fault import planted
+from kernel_fault import LOADER, WGMMA, planted
 from planting import Kernel, Problem
 
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
-ANY_ROWS, STORE_ROWS = "schedule/any_rows.cuh", "epilogue/store_rows_sm90.cuh"
+ANY_ROWS, K_GROUPS, STORE_ROWS = "schedule/any_rows.cuh", "schedule/k_groups.cuh", "epilogue/store_rows_sm90.cuh"
+GROUP_SOURCES, TMA = "mainloop/k_group_sources.cuh", "ptx/tma.cuh"
 
 # Tokens as the columns of the instruction, and as its rows.
 COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "grouped_fp8") for tile in ("m16n128", "m128n256"))
 ENDS, LABELS, MASKED = (Kernel("90a", "m128n128_f32", f"grouped_fp8_{form}") for form in ("ends", "labels", "masked"))
 BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
+NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
+K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
 WIDE = Problem((3, 0, 17), 264, 272)
+OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"
-FREED_AFTER = "promote_columns(sums[t], block);\n                        if (t == kTiles - 1) free_stage();"
+PROMOTED = "promote(sums[t], block, rows, t);\n"
+FREED_AFTER = "                    if (kColumnScales && t == kTiles - 1) free_stage();"
+TOKEN_BLOCK = "tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K"
+MASKED_COUNT = "kind == kMasked && groups != nullptr ? group(batch) : num_rows"
 
 CAUGHT = [
     *planted(
@@ -25,25 +32,21 @@ CAUGHT = [
         COLUMNS,
         SMALL,
         [
-            (
-                "token scales of the block before",
-                "tile.scale_row + int64_t(block)",
-                "tile.scale_row + max(block - 1, 0)",
-            ),
-            ("weight scales of the block before", "* blocks_of_row + block;", "* blocks_of_row + max(block - 1, 0);"),
-            ("no arrival of the scales", "mbarrier::arrive(&shared.full[ring.stage]);", ""),
+            ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)")),
+            ("weight scales of the block before", "load(i, k / BLOCK_K)", "load(i, max(k - 128, 0) / 128)"),
+            ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
+            ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
             (
                 "scales freed before they are read",
-                FREED_AFTER,
-                "if (t == kTiles - 1) free_stage();\n                        promote_columns(sums[t], block);",
+                PROMOTED + FREED_AFTER,
+                "if (kColumnScales && t == kTiles - 1) free_stage();\n" + PROMOTED,
             ),
             (
                 "sums of a block not begun anew",
                 "products_.issue(block, ring_.stage, t, false);",
                 "products_.issue(block, ring_.stage, t, k > tile.k_begin);",
             ),
-            ("scales do not wait for a free stage", "mbarrier::wait(&shared.empty[ring.stage], ring.parity ^ 1);", ""),
-            ("scale of the neighbouring token", "sums[j * 4 + 1] += scale.y", "sums[j * 4 + 1] += scale.x"),
+            ("scale of the neighbouring token", "of_columns.y * block[j * 4 + 1]", "of_columns.x * block[j * 4 + 1]"),
             (
                 "weights of the first warpgroup alone",
                 "warpgroup() * (kTiles * kWarpgroupBytes >> 4)",
@@ -52,8 +55,8 @@ CAUGHT = [
             ),
             (
                 "half a step along K",
-                "(kTokenRows ? tokens : weights) + step * 2",
-                "(kTokenRows ? tokens : weights) + step",
+                "(kTokenRows ? tokens : weights) + (step * kRowStep >> 4)",
+                "(kTokenRows ? tokens : weights) + (step * kRowStep >> 5)",
                 {"file": SHARED},
             ),
         ],
@@ -63,13 +66,9 @@ CAUGHT = [
         ROWS,
         WIDE,
         [
-            ("rows weight scales of the first columns", "__ldg(weights + i * blocks_of_row)", "__ldg(weights)"),
-            ("rows scale of the row above", "make_float2(scales[0], scales[8])", "make_float2(scales[0], scales[0])"),
-            (
-                "rows stage never freed",
-                "if (t == kTiles - 1) free_stage();\n                        wgmma::fence_values",
-                "wgmma::fence_values",
-            ),
+            ("rows weight scales of the first columns", "of_weights[kTokenRows ? t : 0]", "of_weights[0]"),
+            ("rows scale of the row above", "scales[8] * of_weights", "scales[0] * of_weights"),
+            ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage();", ""),
             (
                 "rows read before they are in order",
                 "column, lane);\n                __syncwarp();",
@@ -110,8 +109,8 @@ CAUGHT = [
             ("masked scales of the first group", "batch * scales_of_group", "0", {"kernel": MASKED}),
             (
                 "masked count of the group before",
-                "kind == kMasked ? group(batch) : num_rows",
-                "kind == kMasked ? group(max(batch - 1, 0)) : num_rows",
+                MASKED_COUNT,
+                MASKED_COUNT.replace("group(batch)", "group(max(batch - 1, 0))"),
                 {"kernel": MASKED},
             ),
         ],
@@ -126,4 +125,52 @@ CAUGHT = [
             ("bf16 results read before they are there", "wgmma::wait<0>();", ""),
         ],
     ),
-]
+    *planted(
+        SHARED,
+        NN,
+        WIDE,
+        [
+            ("nn steps along k as in rows of k", "kColumnStep = kColumnsMnMajor ? 16 * 128 : 32", "kColumnStep = 32"),
+            ("nn columns of the first box", "tile.column + i * kPanelRows, k,", "tile.column, k,"),
+            ("nn next 64 columns where the first are", "mn_major ? 8192u >> 4 : 1u", "1u", {"file": WGMMA}),
+        ],
+    ),
+    *planted(
+        K_GROUPS,
+        K_BF16,
+        OF_K,
+        [
+            ("k groups begin at the first k", "tile.k_begin = scan::clamp_rows(__ldcg(k_offsets + tile.batch), depth);",
+             "tile.k_begin = 0;"),
+            ("k groups one group too long", "k_offsets + tile.batch + 1", "k_offsets + num_batches"),
+            ("k groups all in the first matrix", "return batch * num_rows;", "return 0;"),
+        ],
+    ),
+    *planted(
+        GROUP_SOURCES,
+        K_FP8,
+        OF_K,
+        [
+            ("k group has the maps of the first one", "tile.batch == batch_ ||", "batch_ >= 0 ||"),
+            ("k group begins with the first one", "sources_.b_data + int64_t(tile.k_begin) * sources_.num_columns",
+             "sources_.b_data"),
+            ("k group without its pitch", '"l"(int64_t(pitch))', '"l"(int64_t(128))', {"file": TMA}),
+            ("k group scales of the first one", "tile.column + k / Mainloop::BLOCK_K",
+             "tile.column + (k - tile.k_begin) / Mainloop::BLOCK_K"),
+        ],
+    ),
+]  # fmt: skip
+
+NOT_CAUGHT = planted(
+    LOADER,
+    K_FP8,
+    OF_K,
+    [
+        (
+            "maps changed while loads by them are on their way",
+            "mbarrier::wait(&shared_.full[stage], stage < ring_.stage ? ring_.parity : ring_.parity ^ 1);",
+            "break;",
+            {"reason": "a load of the emulator takes the map when it is issued"},
+        ),
+    ],
+)

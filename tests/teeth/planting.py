@@ -266,16 +266,31 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
 
 
 def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
-    """FP8 and bf16, in the form of rows that the family has."""
-    _, fmt, _, form = gemm_problem.named(family)
+    """FP8 and bf16, in the form of rows and the majors that the family has."""
+    _, fmt, letters, form = gemm_problem.named(family)
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
     place, padding = gemm_problem.FORMS[form]
     inputs, places = place(data)
     *lead, _ = inputs["a"].shape
     out = _output(problem, int(np.prod(lead)), **options)
     array = out.array.reshape(*lead, problem.n)
-    loader.launch(f"grouped_{fmt}", **gemm_problem.buffers(inputs), out=RawBuffer.of(array), **options)
+    inputs = gemm_problem.buffers(gemm_problem.in_majors(inputs, letters))
+    loader.launch(family.removesuffix(form), **inputs, out=RawBuffer.of(array), **options)
     gemm_problem.verify(data, places, out, len(out.array), padding, context)
+
+
+def _launch_k_groups(problem: Problem, context: str, family: str, **options: object) -> None:
+    """``counts`` are K of the groups, ``k`` is the number of rows."""
+    _, fmt, _, _ = gemm_problem.named(family)
+    rng, rows = np.random.default_rng(0), problem.k
+    problems = [gemm_problem.gemm_problem(rng, fmt, [rows], problem.n, k, weight_rows=1) for k in problem.counts]
+    out = _output(problem, len(problems) * rows, **options)
+    array = out.array.reshape(len(problems), rows, problem.n)
+    inputs = gemm_problem.buffers(gemm_problem.groups_of_k(problems))
+    loader.launch(family, **inputs, out=RawBuffer.of(array), **options)
+    value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+    stored = reference.as_float64(out.array, out.out_type)
+    reference.check_within(stored, value, gemm_problem.rounded_bound(value, bound, out.out_type), context)
 
 
 def _launch_fused(problem: Problem, context: str, **options: object) -> None:
@@ -299,5 +314,8 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_maske
              "grouped_fp4_swiglu": _launch_fused,
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
+             "grouped_bf16_nn": functools.partial(_launch_rows, family="grouped_bf16_nn"),
+             **{family: functools.partial(_launch_k_groups, family=family)
+                for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt")},
              **{family: functools.partial(_launch_grouped, family=family)
                 for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")}}  # fmt: skip
