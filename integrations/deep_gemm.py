@@ -230,7 +230,7 @@ def get_tma_aligned_size(x: int, element_size: int) -> int:
 
 def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
     """fp32 scales [.., MN, K] with MN innermost, a column padded to 16 bytes; as they are where they lie so already."""
-    *lead, mn, k = sf.shape
+    *lead, mn, k = _matrices(sf)
     return _padded(sf, mn, k, lead)[..., :mn].transpose(-1, -2)
 
 
@@ -240,7 +240,7 @@ def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> torch.Tens
     Scales must be powers of two: exponents are taken, nothing is rounded. On the host others raise; on a GPU, where
     no call waits for values, their fractions are lost.
     """
-    *lead, mn, k = sf.shape
+    *lead, mn, k = _matrices(sf)
     bits = sf.contiguous().view(torch.int32)
     if sf.device.type == "cpu" and bool((bits & 0x807FFFFF).any()):
         raise ValueError("scales: expected positive powers of two, got others; quantise with them, do not round them")
@@ -277,6 +277,13 @@ def transform_sf_into_required_layout(
     if tuple(sf.shape) != expected:
         raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
     return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
+
+
+def _matrices(sf: torch.Tensor) -> torch.Size:
+    """The shape of scales [.., MN, K]."""
+    if sf.dim() < 2:
+        raise ValueError(f"scales: expected [.., MN, K], got shape {tuple(sf.shape)}")
+    return sf.shape
 
 
 def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int, name: str = "a") -> torch.Tensor:

@@ -1,0 +1,131 @@
+"""What went wrong elsewhere with the calls that ``integrations.deep_gemm`` answers, by numbers of DeepGEMM's issues."""
+
+from __future__ import annotations
+
+import functools
+
+import gemm_problem
+import numpy as np
+import pytest
+import reference
+import torch
+from test_deep_gemm import operands, to_torch, verify
+
+import loader
+from integrations import deep_gemm
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+N, K = 136, 272
+
+
+@pytest.fixture(autouse=True)
+def on_hopper(monkeypatch, packs):
+    """Launches go to an emulated Hopper."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:90a"))
+
+
+def test_masked_rows_end_with_their_group(rng: np.random.Generator) -> None:
+    """#268: with 8 rows a group, fewer than any tile, no store reaches the next group."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [3, 8, 0, 5], N, K)
+    inputs, places = gemm_problem.masked(problem, 8)
+    d = torch.full((4, 8, N), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.m_grouped_fp8_gemm_nt_masked(*operands(inputs, 8), d, torch.from_numpy(inputs["mask"]), 192)
+    verify(problem, d, places, None)
+    assert np.isnan(np.delete(d.float().numpy().reshape(32, N), places, axis=0)).all()
+
+
+def test_skewed_masks(rng: np.random.Generator) -> None:
+    """sglang#7869: one group has most rows and many have none; a tenth of the rows that hung."""
+    counts = [400, 142, 0, 0, 0, 0, 0, 57, 50, 0, 3, 1, 123, 0, 0, 22]
+    problem = gemm_problem.gemm_problem(rng, "bf16", counts, 24, 64)
+    inputs, places = gemm_problem.masked(problem, 400)
+    d = torch.zeros(16, 400, 24, dtype=torch.bfloat16)
+    deep_gemm.m_grouped_bf16_gemm_nt_masked(*operands(inputs, 400), d, torch.from_numpy(inputs["mask"]), 100)
+    verify(problem, d, places, "zeros")
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "bf16"])
+def test_trailing_padding(fmt: str, rng: np.random.Generator) -> None:
+    """#38, #103, #113: -1 between groups and for many tiles behind the last."""
+    problem = gemm_problem.gemm_problem(rng, fmt, [5, 0, 130], N, K)
+    inputs, places = gemm_problem.by_labels(problem, spare=10 * 128)
+    rows = len(inputs["a"])
+    d = torch.full((rows, N), torch.nan, dtype=torch.bfloat16)
+    function = getattr(deep_gemm, f"m_grouped_{fmt}_gemm_nt_contiguous")
+    function(*operands(inputs, rows), d, torch.from_numpy(inputs["row_groups"]))
+    verify(problem, d, places, "zeros")
+
+
+def test_one_row_that_is_not_padded(rng: np.random.Generator) -> None:
+    """#178: one group of one row, and no padding behind."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [1], N, K)
+    inputs, places = gemm_problem.by_offsets(problem, spare=0)
+    d = torch.full((1, N), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.m_grouped_fp8_gemm_nt_contiguous(*operands(inputs, 1), d, torch.zeros(1, dtype=torch.int32))
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("psum", [False, True])
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_padding_stays_in_its_rows(value: float, psum: bool, rng: np.random.Generator) -> None:
+    """flashinfer#3650, sglang#33106: NaN and huge values in padding change no byte of another row."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [5, 130], N, K)
+    inputs, places = (gemm_problem.by_ends if psum else gemm_problem.by_labels)(problem)
+    rows = len(inputs["a"])
+    layout = torch.from_numpy(inputs["group_ends" if psum else "row_groups"])
+    results = []
+    for scale, element in ((value, 0x7F if np.isnan(value) else 0x7E), (0, 0)):
+        (a, a_scale), b = operands(inputs, rows)
+        padding = torch.from_numpy(np.delete(np.arange(rows), places))
+        a.view(torch.uint8)[padding], a_scale[padding] = element, float(scale)
+        d = torch.full((rows, N), torch.nan, dtype=torch.bfloat16)
+        deep_gemm.m_grouped_fp8_gemm_nt_contiguous((a, a_scale), b, d, layout, use_psum_layout=psum)
+        results.append(d)
+    assert torch.equal(*results)
+    verify(problem, results[0], places, "zeros")
+
+
+@pytest.mark.parametrize("n", [8, 16, 768])
+def test_narrow_and_odd_widths(n: int, rng: np.random.Generator) -> None:
+    """#147, #149: N = 16 could not be launched; #237, #300: N = 768 was an illegal instruction."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [5], n, K)
+    inputs, places = gemm_problem.dense(problem)
+    d = torch.full((5, n), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_gemm_nt(*operands(inputs, 5), d)
+    verify(problem, d, places, None)
+
+
+def test_odd_tiles_along_k(rng: np.random.Generator) -> None:
+    """#415, #429: an odd number of tiles in each group along K."""
+    ks, m, n = [128, 256], 264, 136
+    problems = [gemm_problem.gemm_problem(rng, "bf16", [m], n, k) for k in ks]
+    inputs = gemm_problem.groups_of_k(problems)
+    a, b = (to_torch(inputs[name][:-128]) for name in "ab")
+    d = torch.full((2, m, n), torch.nan)
+    deep_gemm.k_grouped_bf16_gemm_tn_contiguous(a, b, d, ks, torch.tensor(ks, dtype=torch.int32))
+    value, bound = (np.concatenate(parts) for parts in zip(*map(gemm_problem.expected, problems), strict=True))
+    reference.check_within(d.double().numpy().reshape(value.shape), value, bound + abs(value) * 2.0**-22)
+
+
+def test_names() -> None:
+    """sgl-project/DeepGEMM#39: all letters are there; #224: an old name raises with what there is."""
+    for letters in ("nt", "nn", "tn", "tt"):
+        assert callable(getattr(deep_gemm, f"fp8_gemm_{letters}"))
+        assert callable(getattr(deep_gemm, f"bf16_gemm_{letters}"))
+    for name in ("m_grouped_bf16_gemm_nn_contiguous", "m_grouped_fp8_gemm_nn_contiguous"):
+        assert callable(getattr(deep_gemm, name))
+    with pytest.raises(NotImplementedError, match="gemm_fp8_fp8_bf16_nt is not covered; covered are .*fp8_gemm_nt"):
+        _ = deep_gemm.gemm_fp8_fp8_bf16_nt
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+def test_scales_that_are_no_matrix(shape: tuple[int, ...]) -> None:
+    """#143: scales without rows and columns are refused by what they should be."""
+    for function in (
+        deep_gemm.get_mn_major_tma_aligned_tensor, deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"scales: expected \[.., MN, K\], got shape \("):
+            function(torch.ones(shape))
