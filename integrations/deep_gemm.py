@@ -1,6 +1,7 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
 fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
-groups of rows, masked, and with groups along K.
+groups of rows, masked, and with groups along K. On Blackwell FP8 with UE8M0 scales of each row (emulated, not run) and
+bf16, K-major, without groups along K.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -17,9 +18,19 @@ from typing import Any, NoReturn
 import torch
 
 import loader
+from integrations import deep_gemm_scales as _scales
+from integrations.deep_gemm_scales import SCALE_BLOCK
+from integrations.deep_gemm_scales import (
+    get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor as get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor,
+)
+from integrations.deep_gemm_scales import (
+    get_mn_major_tma_aligned_packed_ue8m0_tensor as get_mn_major_tma_aligned_packed_ue8m0_tensor,
+)
+from integrations.deep_gemm_scales import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
+from integrations.deep_gemm_scales import get_tma_aligned_size as get_tma_aligned_size
+from integrations.deep_gemm_scales import transform_sf_into_required_layout as transform_sf_into_required_layout
 
 ALIGNMENT = 128  # of the first row of a group in the contiguous layouts
-SCALE_BLOCK = 128
 
 Scaled = tuple[torch.Tensor, torch.Tensor]
 Recipe = tuple[int, ...] | None
@@ -44,16 +55,12 @@ def fp8_fp4_gemm_nt(
     """d [M, N] = a [M, K] . b [N, K]^T (+ c); scales of a [M, K / 128], of b [N / 128, K / 128], or [N, K / 128] with
     the recipe (1, 1, 128), fp32.
 
-    ``compiled_dims`` and ``disable_ue8m0_cast`` change nothing: no dimension is compiled in, and fp32 scales stay fp32.
+    On Blackwell scales are exponents of each row of a and b: int32, packed and MN-major, or made of fp32 scales, which
+    must be powers of two. ``compiled_dims`` changes nothing: no dimension is compiled in.
     """
     weight_rows = _weight_rows(recipe, recipe_a, recipe_b)
-    (a, a_scale), (b, b_scale) = a, b
-    if _is_done(a, b, d, c):
-        return
-    scales = ({"b_row_scale": _mn_major_scale(b_scale, *b.shape, 1, "b")} if weight_rows == 1
-              else {"b_scale": _block_scale(b_scale, *b.shape)})  # fmt: skip
-    loader.launch("gemm_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), a_scale=_mn_major_scale(a_scale, *a.shape, 1),
-                  **scales, out=d, accumulate=_accumulate(c, d))  # fmt: skip
+    if not _is_done(a[0], b[0], d, c):
+        _launch_fp8("gemm_fp8", a, b, weight_rows, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
 
 
 def fp8_gemm_nt_skip_head_mid(
@@ -63,12 +70,10 @@ def fp8_gemm_nt_skip_head_mid(
     """The product whose columns are those of heads, ``left + right`` each, in d [M, N / (left + right) * (left + mid +
     right)]; the ``mid`` columns of d in each head stay as they are. head_splits: left, mid, right."""
     _check_recipe(recipe, None, None)
-    (a, a_scale), (b, b_scale) = a, b
     left, mid, right = head_splits
     if 0 not in d.shape:
-        loader.launch("gemm_fp8_heads", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
-                      a_scale=_mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
-                      head_width=left + right, head_left=left, head_gap=mid)  # fmt: skip
+        _launch_fp8("gemm_fp8_heads", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, head_width=left + right,
+                    head_left=left, head_gap=mid)  # fmt: skip
 
 
 def bf16_gemm_nt(
@@ -108,12 +113,9 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says.
     """
     _check_recipe(recipe, recipe_a, recipe_b)
-    (a, a_scale), (b, b_scale) = a, b
-    if a.shape[0] == 0:
-        return
-    loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"), out=d,
-                  a_scale=_mn_major_scale(a_scale, *a.shape, 1), b_scale=_block_scale(b_scale, *b.shape),
-                  **_groups(grouped_layout, use_psum_layout))  # fmt: skip
+    if len(a[0]):
+        _launch_fp8("grouped_fp8", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d,
+                    **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
 def m_grouped_bf16_gemm_nt_contiguous(
@@ -136,10 +138,8 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed.
     """
     _check_recipe(recipe, recipe_a, recipe_b)
-    (a, a_scale), (b, b_scale) = a, b
-    loader.launch("grouped_fp8", a=_k_major(a, "a"), b=_k_major(b, "b"),
-                  a_scale=_mn_major_scale(a_scale, *a.shape[-2:], a.shape[0]), b_scale=_block_scale(b_scale, *b.shape),
-                  out=d, mask=masked_m, expected_rows=expected_m)  # fmt: skip
+    _launch_fp8("grouped_fp8", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, mask=masked_m,
+                expected_rows=expected_m)  # fmt: skip
 
 
 def m_grouped_bf16_gemm_nt_masked(
@@ -171,8 +171,8 @@ def k_grouped_fp8_gemm_nt_contiguous(
         return
     ctas = get_num_sms() if d.is_cuda else 1
     maps = torch.empty(ctas, 256, dtype=torch.uint8, device=d.device)  # a CTA's own tensor maps
-    loader.launch("k_grouped_fp8_nt", a=a, b=b, a_scale=_mn_major_scale(a_scale, m, total, 1),
-                  b_scale=_mn_major_scale(b_scale, n, total, 1, "b"), k_offsets=_offsets(grouped_layout), maps=maps,
+    loader.launch("k_grouped_fp8_nt", a=a, b=b, a_scale=_scales.mn_major(a_scale, (m, total), "a"),
+                  b_scale=_scales.mn_major(b_scale, (n, total), "b"), k_offsets=_offsets(grouped_layout), maps=maps,
                   out=d, accumulate=_accumulate(c, d))  # fmt: skip
 
 
@@ -217,99 +217,6 @@ m_grouped_bf16_gemm_nn_contiguous = _of_views(m_grouped_bf16_gemm_nt_contiguous,
 m_grouped_fp8_gemm_nt_contiguous = m_grouped_fp8_fp4_gemm_nt_contiguous
 m_grouped_fp8_gemm_nt_masked = fp8_m_grouped_gemm_nt_masked = m_grouped_fp8_fp4_gemm_nt_masked
 bf16_m_grouped_gemm_nt_masked = m_grouped_bf16_gemm_nt_masked
-
-
-# Scales
-
-
-def get_tma_aligned_size(x: int, element_size: int) -> int:
-    """x, rounded up until that many elements are a multiple of 16 bytes."""
-    per = 16 // element_size
-    return -(-x // per) * per
-
-
-def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
-    """fp32 scales [.., MN, K] with MN innermost, a column padded to 16 bytes; as they are where they lie so already."""
-    *lead, mn, k = _matrices(sf)
-    return _padded(sf, mn, k, lead)[..., :mn].transpose(-1, -2)
-
-
-def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> torch.Tensor:
-    """Exponents of fp32 scales [.., MN, K], four of K in an int32 (the first in the lowest byte), with MN innermost.
-
-    Scales must be powers of two: exponents are taken, nothing is rounded. On the host others raise; on a GPU, where
-    no call waits for values, their fractions are lost.
-    """
-    *lead, mn, k = _matrices(sf)
-    bits = sf.contiguous().view(torch.int32)
-    if sf.device.type == "cpu" and bool((bits & 0x807FFFFF).any()):
-        raise ValueError("scales: expected positive powers of two, got others; quantise with them, do not round them")
-    exponents = torch.nn.functional.pad((bits >> 23).to(torch.uint8), (0, -k % 4))
-    packed = exponents.view(torch.int32)
-    return _padded(packed, mn, packed.shape[-1], lead)[..., :mn].transpose(-1, -2)
-
-
-def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(
-    sf: torch.Tensor, grouped_layout: torch.Tensor, ks_cpu: list[int], gran_k: int, k_alignment: int,
-    use_psum_layout: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """The same of scales [sum of K_g / gran_k, MN] of groups along K: every group starts with an int32 of its own."""
-    if use_psum_layout:
-        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
-    if sum(-(-k // gran_k) for k in ks_cpu) != len(sf):
-        raise ValueError(f"scales: expected {sum(-(-k // gran_k) for k in ks_cpu)} rows for ks_cpu, got {len(sf)}")
-    groups = sf.split([-(-k // gran_k) for k in ks_cpu])
-    return torch.cat([get_mn_major_tma_aligned_packed_ue8m0_tensor(group.T).T for group in groups if len(group)])
-
-
-def transform_sf_into_required_layout(
-    sf: torch.Tensor, mn: int, k: int, recipe: tuple[int, ...], num_groups: int | None = None,
-    is_sfa: bool | None = None, disable_ue8m0_cast: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """fp32 scales as the kernels of Hopper read them: per 1 x 128 with MN innermost, per 128 x 128 as they are."""
-    if (len(recipe) == 3) != (is_sfa is not None):
-        raise ValueError(f"is_sfa goes with a recipe of three, and with no other; got {recipe} and is_sfa={is_sfa}")
-    granularity = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else tuple(recipe)
-    if sf.dtype != torch.float32 or granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
-        raise NotImplementedError("scales: expected float32 per 1 x 128 or 128 x 128, got "
-                                  f"{sf.dtype} per {granularity}")  # fmt: skip
-    expected = tuple([num_groups] * (num_groups is not None)) + (-(-mn // granularity[0]), -(-k // granularity[1]))
-    if tuple(sf.shape) != expected:
-        raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
-    return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
-
-
-def _matrices(sf: torch.Tensor) -> torch.Size:
-    """The shape of scales [.., MN, K]."""
-    if sf.dim() < 2:
-        raise ValueError(f"scales: expected [.., MN, K], got shape {tuple(sf.shape)}")
-    return sf.shape
-
-
-def _mn_major_scale(sf: torch.Tensor, mn: int, k: int, groups: int, name: str = "a") -> torch.Tensor:
-    """Scales [.., MN, K / 128] as kernels take them, [.., K / 128, MN up to a multiple of 4]: a view where that is
-    how they lie, else a copy."""
-    if sf.dtype != torch.float32:
-        raise NotImplementedError(f"scales: expected float32 on Hopper, got {sf.dtype}")
-    blocks = -(-k // SCALE_BLOCK)
-    lead = list(sf.shape[:-2])
-    if tuple(sf.shape[-2:]) != (mn, blocks) or lead not in ([groups], [] if groups == 1 else [groups]):
-        raise ValueError(f"scales of {name}: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
-    return _padded(sf, mn, blocks, lead)
-
-
-def _padded(sf: torch.Tensor, mn: int, k: int, lead: list[int]) -> torch.Tensor:
-    pitch = get_tma_aligned_size(mn, sf.element_size())
-    strides = [k * pitch] * len(lead) + [pitch, 1]
-    size = (lead[0] if lead else 1) * k * pitch
-    in_place = [*sf.stride()[:-2], sf.stride(-1), sf.stride(-2)] == strides or (mn == 1 and sf.stride(-1) == pitch)
-    in_place = in_place and sf.data_ptr() % 16 == 0  # where TMA may begin
-    if in_place and sf.untyped_storage().nbytes() // sf.element_size() - sf.storage_offset() >= size:
-        return sf.as_strided([*lead, k, pitch], strides)
-    # Padding is read by nothing, but compared by tests and copied by users.
-    padded = sf.new_zeros([*lead, k, pitch])
-    padded[..., :mn] = sf.transpose(-1, -2)
-    return padded
 
 
 # Settings
@@ -390,6 +297,12 @@ def _weight_rows(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
     return given[1]
 
 
+def _launch_fp8(family: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, **arguments: Any) -> None:
+    (a, a_scale), (b, b_scale) = a, b
+    ending, scales = _scales.scales_of(a_scale, b_scale, a.shape, b.shape, weight_rows, cast)
+    loader.launch(family + ending, a=_k_major(a, "a"), b=_k_major(b, "b"), **scales, **arguments)
+
+
 def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:
     if not x.is_contiguous():
         raise NotImplementedError(
@@ -425,15 +338,6 @@ def _without_k(d: torch.Tensor, c: torch.Tensor | None) -> None:
         d.zero_()
     elif c.data_ptr() != d.data_ptr():
         d.copy_(c)
-
-
-def _block_scale(sf: torch.Tensor, *shape: int) -> torch.Tensor:
-    *lead, n, k = shape
-    expected = (*lead, -(-n // SCALE_BLOCK), -(-k // SCALE_BLOCK))
-    if sf.dtype != torch.float32 or tuple(sf.shape) != expected:
-        raise ValueError(
-            f"scales of b: expected float32 {expected}, one for 128 x 128, got {sf.dtype} {tuple(sf.shape)}")
-    return sf.contiguous()
 
 
 def _is_done(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None) -> bool:

@@ -11,7 +11,7 @@ import reference
 import torch
 
 import loader
-from integrations import deep_gemm
+from integrations import deep_gemm, deep_gemm_scales
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -256,11 +256,68 @@ def test_refusals() -> None:
         deep_gemm.fp8_gemm_nt((a, one), (b, two), d, recipe=(1, 128, 128), recipe_a=(1, 128))
     with pytest.raises(ValueError, match=r"scales of b: expected float32 \(1, 1\)"):
         deep_gemm.fp8_gemm_nt((a, one), (b, torch.ones(16, 1)), d)
-    with pytest.raises(NotImplementedError, match="expected float32 on Hopper, got torch.int32"):
+    with pytest.raises(ValueError, match="expected those of a and b of one type, got torch.int32 and torch.float32"):
         deep_gemm.fp8_gemm_nt((a, one.int()), (b, two), d)
+    with pytest.raises(ValueError, match="scales of a: expected float32, or exponents in int32, got torch.float64"):
+        deep_gemm.fp8_gemm_nt((a, one.double()), (b, two.double()), d)
+    with pytest.raises(loader.LoaderError, match="emulated sm_90a"):  # no kernel of Hopper reads exponents
+        deep_gemm.fp8_gemm_nt((a, one.int()), (b, torch.ones(16, 1).int()), d)
     with pytest.raises(NotImplementedError, match=r"b: expected contiguous matrices .*, got strides \(256, 2\)"):
         deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(16, 256)[:, ::2], d)
     with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
         deep_gemm.set_mk_alignment_for_contiguous_layout(64)
     with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nn, "):
         _ = deep_gemm.fp8_einsum
+
+
+@pytest.fixture(params=["100a", "120a"])
+def on_blackwell(request, monkeypatch, packs):
+    """Launches of this test go to an emulated Blackwell."""
+    arch = f"emulated:{request.param}"
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch.func, packs=packs, device=arch))
+    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: True)
+
+
+def exponents_of(problem: gemm_problem.GemmProblem, a_scale: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    pack = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor
+    return pack(torch.from_numpy(a_scale)), pack(torch.from_numpy(problem.b_scale))
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_dense_by_exponents(cast: bool, on_blackwell: None, rng: np.random.Generator) -> None:
+    """Packed by the caller, or made of fp32 scales, of b for 128 x 128."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [37], N, 640)
+    blocks = np.exp2(rng.integers(-14, 15, (1, 2, 5))).astype(np.float32)
+    problem.b_scale = np.repeat(blocks, 128, 1)[:, :N]
+    inputs, places = gemm_problem.dense(problem)
+    a, b, d = to_torch(inputs["a"]), to_torch(inputs["b"]), torch.full((37, N), torch.nan, dtype=torch.bfloat16)
+    if cast:
+        a_scale, b_scale = torch.from_numpy(problem.a_scale), torch.from_numpy(blocks[0])
+    else:
+        a_scale, b_scale = exponents_of(problem, problem.a_scale)
+        b_scale = b_scale[0]
+    deep_gemm.fp8_gemm_nt((a, a_scale), (b, b_scale), d)
+    verify(problem, d, places, None)
+    if cast:
+        with pytest.raises(ValueError, match="expected positive powers of two"):
+            deep_gemm.fp8_gemm_nt((a, a_scale * 1.5), (b, b_scale), d)
+
+
+@pytest.mark.parametrize("form", ["_labels", "_ends", "_masked"])
+def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Generator) -> None:
+    """Contiguous by labels and ends, and masked."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", COUNTS, N, 640)
+    place, padding = gemm_problem.FORMS[form]
+    inputs, places = place(problem)
+    *lead, _ = inputs["a"].shape
+    a_scale = np.ones((int(np.prod(lead)), problem.a_scale.shape[1]), np.float32)
+    a_scale[places] = problem.a_scale
+    a_scale, b_scale = exponents_of(problem, a_scale.reshape(*lead, -1))
+    a, b = (to_torch(inputs["a"]), a_scale), (to_torch(inputs["b"]), b_scale)
+    d = torch.full((*lead, N), torch.nan, dtype=torch.bfloat16)
+    if form == "_masked":
+        deep_gemm.m_grouped_fp8_gemm_nt_masked(a, b, d, torch.from_numpy(inputs["mask"]), 50)
+    else:
+        layout = torch.from_numpy(inputs["group_ends" if form == "_ends" else "row_groups"])
+        deep_gemm.m_grouped_fp8_gemm_nt_contiguous(a, b, d, layout, use_psum_layout=form == "_ends")
+    verify(problem, d, places, padding if padding == "zeros" else None)

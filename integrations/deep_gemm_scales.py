@@ -1,0 +1,141 @@
+"""Layouts of scales of the FP8 GEMMs that ``integrations.deep_gemm`` calls, and DeepGEMM's functions that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+SCALE_BLOCK = 128  # of K, and of rows that share a scale
+
+
+def get_tma_aligned_size(x: int, element_size: int) -> int:
+    """x, rounded up until that many elements are a multiple of 16 bytes."""
+    per = 16 // element_size
+    return -(-x // per) * per
+
+
+def get_mn_major_tma_aligned_tensor(sf: torch.Tensor) -> torch.Tensor:
+    """fp32 scales [.., MN, K] with MN innermost, a column padded to 16 bytes; as they are where they lie so already."""
+    *lead, mn, k = _matrices(sf)
+    return _padded(sf, mn, k, lead)[..., :mn].transpose(-1, -2)
+
+
+def get_mn_major_tma_aligned_packed_ue8m0_tensor(sf: torch.Tensor) -> torch.Tensor:
+    """Exponents of fp32 scales [.., MN, K], four of K in an int32 (the first in the lowest byte), with MN innermost.
+
+    Scales must be powers of two: exponents are taken, nothing is rounded. On the host others raise; on a GPU, where
+    no call waits for values, their fractions are lost.
+    """
+    *lead, mn, k = _matrices(sf)
+    bits = sf.contiguous().view(torch.int32)
+    if sf.device.type == "cpu" and bool((bits & 0x807FFFFF).any()):
+        raise ValueError("scales: expected positive powers of two, got others; quantise with them, do not round them")
+    exponents = torch.nn.functional.pad((bits >> 23).to(torch.uint8), (0, -k % 4))
+    packed = exponents.view(torch.int32)
+    return _padded(packed, mn, packed.shape[-1], lead)[..., :mn].transpose(-1, -2)
+
+
+def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(
+    sf: torch.Tensor, grouped_layout: torch.Tensor, ks_cpu: list[int], gran_k: int, k_alignment: int,
+    use_psum_layout: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The same of scales [sum of K_g / gran_k, MN] of groups along K: every group starts with an int32 of its own."""
+    if use_psum_layout:
+        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
+    if sum(-(-k // gran_k) for k in ks_cpu) != len(sf):
+        raise ValueError(f"scales: expected {sum(-(-k // gran_k) for k in ks_cpu)} rows for ks_cpu, got {len(sf)}")
+    groups = sf.split([-(-k // gran_k) for k in ks_cpu])
+    return torch.cat([get_mn_major_tma_aligned_packed_ue8m0_tensor(group.T).T for group in groups if len(group)])
+
+
+def transform_sf_into_required_layout(
+    sf: torch.Tensor, mn: int, k: int, recipe: tuple[int, ...], num_groups: int | None = None,
+    is_sfa: bool | None = None, disable_ue8m0_cast: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """fp32 scales as kernels read them: per 1 x 128 with MN innermost, per 128 x 128 as they are; on Blackwell
+    exponents of each row, unless ``disable_ue8m0_cast``."""
+    if (len(recipe) == 3) != (is_sfa is not None):
+        raise ValueError(f"is_sfa goes with a recipe of three, and with no other; got {recipe} and is_sfa={is_sfa}")
+    granularity = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else tuple(recipe)
+    if sf.dtype != torch.float32 or granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
+        raise NotImplementedError("scales: expected float32 per 1 x 128 or 128 x 128, got "
+                                  f"{sf.dtype} per {granularity}")  # fmt: skip
+    expected = tuple([num_groups] * (num_groups is not None)) + (-(-mn // granularity[0]), -(-k // granularity[1]))
+    if tuple(sf.shape) != expected:
+        raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
+    if is_blackwell(sf) and not disable_ue8m0_cast:
+        return _exponents(sf, granularity[0], mn)
+    return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
+
+
+def _matrices(sf: torch.Tensor) -> torch.Size:
+    """The shape of scales [.., MN, K]."""
+    if sf.dim() < 2:
+        raise ValueError(f"scales: expected [.., MN, K], got shape {tuple(sf.shape)}")
+    return sf.shape
+
+
+def scales_of(
+    a_scale: torch.Tensor, b_scale: torch.Tensor, a_shape: Sequence[int], b_shape: Sequence[int], weight_rows: int,
+    cast: bool,
+) -> tuple[str, dict[str, torch.Tensor]]:  # fmt: skip
+    """What the name of a family with such scales ends in, and the scales by the names of its arguments.
+
+    weight_rows: rows of b that share an fp32 scale, 1 or 128. cast: on Blackwell fp32 scales become exponents.
+    """
+    if cast and is_blackwell(a_scale) and a_scale.dtype == b_scale.dtype == torch.float32:
+        a_scale, b_scale = _exponents(a_scale, 1, a_shape[-2]), _exponents(b_scale, weight_rows, b_shape[-2])
+    if a_scale.dtype != b_scale.dtype:
+        raise ValueError(f"scales: expected those of a and b of one type, got {a_scale.dtype} and {b_scale.dtype}")
+    found = {"a_scale": mn_major(a_scale, a_shape, "a")}
+    if a_scale.dtype == torch.int32:
+        return "_ue8m0", found | {"b_scale": mn_major(b_scale, b_shape, "b")}
+    if weight_rows == 1:
+        return "", found | {"b_row_scale": mn_major(b_scale, b_shape, "b")}
+    return "", found | {"b_scale": _of_blocks(b_scale, b_shape)}
+
+
+def is_blackwell(x: torch.Tensor) -> bool:
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 10
+
+
+def _exponents(sf: torch.Tensor, rows: int, mn: int) -> torch.Tensor:
+    """Of scales that ``rows`` rows share, for each of ``mn`` rows."""
+    of_rows = sf if rows == 1 else sf.repeat_interleave(rows, -2)[..., :mn, :]
+    return get_mn_major_tma_aligned_packed_ue8m0_tensor(of_rows)
+
+
+def mn_major(sf: torch.Tensor, shape: Sequence[int], name: str) -> torch.Tensor:
+    """Scales [.., MN, blocks] of each row of ``name`` [.., MN, K] as kernels take them, [.., blocks, MN up to a
+    multiple of 4]: a view where that is how they lie, else a copy. A block is 128 of K, in int32 four of them."""
+    if sf.dtype not in (torch.float32, torch.int32):
+        raise ValueError(f"scales of {name}: expected float32, or exponents in int32, got {sf.dtype}")
+    *lead, mn, k = shape
+    blocks = -(-k // (SCALE_BLOCK if sf.dtype == torch.float32 else 4 * SCALE_BLOCK))
+    if tuple(sf.shape[-2:]) != (mn, blocks) or list(sf.shape[:-2]) not in (lead, [] if lead == [1] else lead):
+        raise ValueError(f"scales of {name}: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
+    return _padded(sf, mn, blocks, list(sf.shape[:-2]))
+
+
+def _of_blocks(sf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    *lead, n, k = shape
+    expected = (*lead, -(-n // SCALE_BLOCK), -(-k // SCALE_BLOCK))
+    if sf.dtype != torch.float32 or tuple(sf.shape) != expected:
+        raise ValueError(
+            f"scales of b: expected float32 {expected}, one for 128 x 128, got {sf.dtype} {tuple(sf.shape)}")
+    return sf.contiguous()
+
+
+def _padded(sf: torch.Tensor, mn: int, k: int, lead: list[int]) -> torch.Tensor:
+    pitch = get_tma_aligned_size(mn, sf.element_size())
+    strides = [k * pitch] * len(lead) + [pitch, 1]
+    size = (lead[0] if lead else 1) * k * pitch
+    in_place = [*sf.stride()[:-2], sf.stride(-1), sf.stride(-2)] == strides or (mn == 1 and sf.stride(-1) == pitch)
+    in_place = in_place and sf.data_ptr() % 16 == 0  # where TMA may begin
+    if in_place and sf.untyped_storage().nbytes() // sf.element_size() - sf.storage_offset() >= size:
+        return sf.as_strided([*lead, k, pitch], strides)
+    # Padding is read by nothing, but compared by tests and copied by users.
+    padded = sf.new_zeros([*lead, k, pitch])
+    padded[..., :mn] = sf.transpose(-1, -2)
+    return padded
