@@ -94,8 +94,9 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
                 for (float& sum : of_tile) sum = 0;
             const BlockScales weights(*this, tile);
             first_token_ = tile.scale_row % 4;
-            const int last_block = ceil_div(tile.k_end, BLOCK_K);
-            for (int block_of_k = tile.k_begin / BLOCK_K; block_of_k < last_block; ++block_of_k) {
+            int block_of_k = tile.k_begin / BLOCK_K;
+            const int end = block_of_k + ceil_div(tile.k_end - tile.k_begin, BLOCK_K);  // as many as are loaded
+            for (; block_of_k < end; ++block_of_k) {
                 float of_weights[kBlocks];
 #pragma unroll
                 for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, block_of_k);
