@@ -200,6 +200,7 @@ def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Ge
     out_type = variant.axes["out"]
     problem = problem_of(variant, rng, [21, 5], 72, 160)
     inputs, _ = gemm_problem.by_offsets(problem, spare=0)
+    inputs = gemm_problem.in_majors(inputs, gemm_problem.named(variant.family)[2])
     before = rng.standard_normal((26, 72)).astype(np.float16 if out_type == "f16" else np.float32)
     held = (before.view(np.uint32) >> 16).astype(np.uint16) if out_type == "bf16" else before
     out = held.copy()

@@ -21,8 +21,9 @@ TORCH_TYPES = {
     "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8, "e4m3": torch.uint8, "ue8m0": torch.uint8,
 }  # fmt: skip
 SIZES = {
-    "M": 2, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64, "H": 64,
+    "M": 8, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64, "H": 64,
 }  # fmt: skip
+NUMBERS = {"head_width": 32, "head_left": 16, "head_gap": 8}  # that have no default
 # Integers that are not all zero: one expert has both rows, in their order.
 INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
 WORDS = {"global_scale_kind": "decode", "intermediate": "bf16"}
@@ -60,7 +61,7 @@ def small_data(rng, family) -> dict[str, torch.Tensor]:
     """Buffers that the family takes, those that may be left out last."""
     tensors = {}
     for argument in sorted(family.arguments, key=lambda argument: argument.optional):
-        shape = [int(expression.evaluate(entry, SIZES)) for entry in argument.shape]
+        shape = [int(expression.evaluate(entry, SIZES | NUMBERS)) for entry in argument.shape]
         if argument.name in INTEGERS:
             values = np.reshape(INTEGERS[argument.name], shape)
         elif argument.dtypes[0] in ("i32", "i64"):
@@ -112,8 +113,8 @@ def test_an_op_takes_what_its_kernel_takes(described, packs):
 def test_ops_tell_torch_the_truth(rng, described):
     """Schemas, fake kernels and mutated arguments agree with what the ops do."""
     for name, family in described.items():
-        words = {scalar.name: WORDS[scalar.name] for scalar in family.scalars if scalar.default is None}
-        results = torch.library.opcheck(getattr(ops, name), tuple(small_data(rng, family).values()), words)
+        given = {scalar.name: (WORDS | NUMBERS)[scalar.name] for scalar in family.scalars if scalar.default is None}
+        results = torch.library.opcheck(getattr(ops, name), tuple(small_data(rng, family).values()), given)
         assert set(results.values()) == {"SUCCESS"}, (name, results)
 
 
