@@ -321,8 +321,7 @@ def _either_major(x: torch.Tensor, name: str) -> tuple[torch.Tensor, bool]:
 
 
 def _total_k(ks_cpu: list[int], groups: int, use_psum_layout: bool) -> int:
-    if use_psum_layout:
-        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
+    _scales.refuse_ends_of_k(use_psum_layout)
     if len(ks_cpu) != groups or any(k % ALIGNMENT for k in ks_cpu):
         raise ValueError(f"ks_cpu: expected {groups} multiples of {ALIGNMENT}, got {ks_cpu}")
     return sum(ks_cpu)

@@ -41,8 +41,7 @@ def get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(
     use_psum_layout: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """The same of scales [sum of K_g / gran_k, MN] of groups along K: every group starts with an int32 of its own."""
-    if use_psum_layout:
-        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
+    refuse_ends_of_k(use_psum_layout)
     if sum(-(-k // gran_k) for k in ks_cpu) != len(sf):
         raise ValueError(f"scales: expected {sum(-(-k // gran_k) for k in ks_cpu)} rows for ks_cpu, got {len(sf)}")
     groups = sf.split([-(-k // gran_k) for k in ks_cpu])
@@ -94,6 +93,11 @@ def scales_of(
     if weight_rows == 1:
         return "", found | {"b_row_scale": mn_major(b_scale, b_shape, "b")}
     return "", found | {"b_scale": _of_blocks(b_scale, b_shape)}
+
+
+def refuse_ends_of_k(use_psum_layout: bool) -> None:
+    if use_psum_layout:
+        raise NotImplementedError("groups along K by their ends are not covered; give ks_cpu")
 
 
 def is_blackwell(x: torch.Tensor) -> bool:

@@ -70,6 +70,12 @@ def expected(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     return {"fp8": _expected_fp8, "fp8_ue8m0": _expected_ue8m0, "bf16": _expected_bf16}[problem.format](problem)
 
 
+def expected_of_groups(problems: list[GemmProblem]) -> tuple[np.ndarray, np.ndarray]:
+    """The same of problems one below the other."""
+    value, bound = zip(*map(expected, problems), strict=True)
+    return np.concatenate(value), np.concatenate(bound)
+
+
 def _expected_bf16(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     """A step of 16 products cuts them and the sum so far off at 25 bits below the largest, and the sum to fp32."""
     a, b = reference.as_float64(problem.a, "bf16"), reference.as_float64(problem.b, "bf16")

@@ -12,7 +12,7 @@ namespace mainloop {
 struct KGroupSources : PromotedSources {
     const uint8_t *a_data, *b_data;
     tma::TensorMap* maps;  // two of each CTA
-    int num_rows, num_columns;
+    int num_rows;
 
     template <class Mainloop>
     class Loads {
@@ -21,8 +21,8 @@ struct KGroupSources : PromotedSources {
     public:
         static constexpr bool kChangesMaps = true;
 
-        __device__ __forceinline__ Loads(const KGroupSources& sources, int)
-            : sources_(sources), a_(sources.maps + blockIdx.x * 2), b_(a_ + 1) {
+        __device__ __forceinline__ Loads(const KGroupSources& sources, int num_columns)
+            : sources_(sources), num_columns_(num_columns), a_(sources.maps + blockIdx.x * 2), b_(a_ + 1) {
             tma::copy(a_, sources.a);
             tma::copy(b_, sources.b);
         }
@@ -35,26 +35,25 @@ struct KGroupSources : PromotedSources {
             const int depth = tile.k_end - tile.k_begin;
             batch_ = tile.batch;
             tma::change(a_, sources_.a_data + int64_t(tile.k_begin) * sources_.num_rows, depth);
-            tma::change(b_, sources_.b_data + int64_t(tile.k_begin) * sources_.num_columns, depth);
+            tma::change(b_, sources_.b_data + int64_t(tile.k_begin) * num_columns_, depth);
         }
 
         __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
                                                const schedule::Tile& tile, int k) const {
             tma::load_2d(places.tokens, a_, full, k - tile.k_begin, tile.scale_row);
-            tma::load_1d(places.token_scales, &sources_.a_scale, full,
-                         tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K * sources_.a_stride);
+            sources_.template load_token_scales<Mainloop>(places, full, tile, k);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
             for (int i = 0; i < Mainloop::BLOCK_N / kBoxRows; ++i)
                 tma::load_2d(places.weights + i * kBoxRows * Mainloop::ROW_BYTES, b_, full, k - tile.k_begin,
                              tile.column + i * kBoxRows);
-            tma::load_1d(places.weight_scales, sources_.b_scale_map, full,
-                         tile.column + k / Mainloop::BLOCK_K * sources_.b_stride);
+            sources_.template load_weight_scales<Mainloop>(places, full, tile, k);
         }
 
     private:
         const KGroupSources& sources_;
+        const int num_columns_;
         tma::TensorMap *const a_, *const b_;
         int batch_ = -1;
     };

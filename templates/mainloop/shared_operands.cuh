@@ -16,15 +16,8 @@
 
 namespace mainloop {
 
-// Tokens and weights as tensor maps, and how a stage of them is loaded.
-struct SharedSources {
-    const tma::TensorMap &a, &b;
-
-    __device__ __forceinline__ void prefetch() const {
-        tma::prefetch(&a);
-        tma::prefetch(&b);
-    }
-
+// How a stage of either major is loaded.
+struct SharedSources : PlainSources {
     template <class Mainloop>
     class Loads {
         static constexpr int kPanelRows = 64, kPanelBytes = kPanelRows * 128, kBoxRows = 128;

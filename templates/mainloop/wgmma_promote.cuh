@@ -28,6 +28,18 @@ struct PromotedSources : SharedSources {
     int b_stride;
 
     template <class Mainloop>
+    __device__ __forceinline__ void load_token_scales(const StagePlaces& places, mbarrier::Barrier* full,
+                                                      const schedule::Tile& tile, int k) const {
+        tma::load_1d(places.token_scales, &a_scale, full, tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K * a_stride);
+    }
+    template <class Mainloop>
+    __device__ __forceinline__ void load_weight_scales(const StagePlaces& places, mbarrier::Barrier* full,
+                                                       const schedule::Tile& tile, int k) const {
+        if constexpr (Mainloop::kWeightRowScales)
+            tma::load_1d(places.weight_scales, b_scale_map, full, tile.column + k / Mainloop::BLOCK_K * b_stride);
+    }
+
+    template <class Mainloop>
     class Loads : SharedSources::Loads<Mainloop> {
         using Base = SharedSources::Loads<Mainloop>;
 
@@ -40,15 +52,12 @@ struct PromotedSources : SharedSources {
         __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
                                                const schedule::Tile& tile, int k) const {
             Base::tokens(places, full, tile, k);
-            tma::load_1d(places.token_scales, &sources_.a_scale, full,
-                         tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K * sources_.a_stride);
+            sources_.template load_token_scales<Mainloop>(places, full, tile, k);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
             Base::weights(places, full, tile, k);
-            if constexpr (Mainloop::kWeightRowScales)
-                tma::load_1d(places.weight_scales, sources_.b_scale_map, full,
-                             tile.column + k / Mainloop::BLOCK_K * sources_.b_stride);
+            sources_.template load_weight_scales<Mainloop>(places, full, tile, k);
         }
 
     private:

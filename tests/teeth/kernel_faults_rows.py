@@ -152,11 +152,11 @@ CAUGHT = [
         OF_K,
         [
             ("k group has the maps of the first one", "tile.batch == batch_ ||", "batch_ >= 0 ||"),
-            ("k group begins with the first one", "sources_.b_data + int64_t(tile.k_begin) * sources_.num_columns",
+            ("k group begins with the first one", "sources_.b_data + int64_t(tile.k_begin) * num_columns_",
              "sources_.b_data"),
             ("k group without its pitch", '"l"(int64_t(pitch))', '"l"(int64_t(128))', {"file": TMA}),
             ("k group scales of the first one", "tile.column + k / Mainloop::BLOCK_K",
-             "tile.column + (k - tile.k_begin) / Mainloop::BLOCK_K"),
+             "tile.column + (k - tile.k_begin) / Mainloop::BLOCK_K", {"file": PROMOTE}),
         ],
     ),
 ]  # fmt: skip
