@@ -8,6 +8,8 @@
 #include "number/bias.cuh"
 #include "number/output.cuh"
 #include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/stmatrix.cuh"
 #include "schedule/tile.cuh"
 
 namespace epilogue {
@@ -16,7 +18,8 @@ template <class Config, class Out>
 struct StoreRowsSm90 {
     static constexpr int kNumConsumerWarps = 8;
     static constexpr int kNumWarps = 0;  // of its own
-    static constexpr int kVector = 16 / sizeof(Out), kColumns = 8 * kVector;  // staged: 128 bytes of a row
+    static constexpr int kVector = 16 / sizeof(Out);
+    static constexpr int kColumns = Config::BLOCK_N < 8 * kVector ? Config::BLOCK_N : 8 * kVector;  // staged at a time
     static constexpr int ROW_BYTES = 128 + 16;                                // the pad keeps rows off others' banks
 
     using Params = StoreParams<Out>;
@@ -59,7 +62,7 @@ struct StoreRowsSm90 {
 #pragma unroll
             for (int first = 0; first < Config::BLOCK_N; first += kColumns) {
                 const int column = tile.column + first;
-                const bool exists = column + part < num_columns;
+                const bool exists = part < kColumns && column + part < num_columns;
                 Out* const own = out + params_.heads.place(column + part);
                 if (kAdds && params_.accumulate) {
 #pragma unroll
@@ -69,7 +72,10 @@ struct StoreRowsSm90 {
                                                           : uint4{};
                     __syncwarp();
                 }
-                stage<kAdds>(staging, &accumulators[first / 2 / kSums][first / 2 % kSums], alpha, bias, column, lane);
+                const float* const sums = &accumulators[first / 2 / kSums][first / 2 % kSums];
+                if constexpr (kAdds || sizeof(Out) != 2 || kColumns % 16 != 0)
+                    stage<kAdds>(staging, sums, alpha, bias, column, lane);
+                else stage_matrices(staging, sums, alpha, lane);
                 __syncwarp();
 #pragma unroll
                 for (int row = 0; row < 16; row += 4)
@@ -100,6 +106,20 @@ struct StoreRowsSm90 {
                     }
                 }
                 output::store_pair(&pair.low, low, high);
+            }
+        }
+
+        // The same without anything to add, four matrices of eight rows and eight columns at once, the rows first.
+        __device__ __forceinline__ static void stage_matrices(uint8_t* staging, const float* sums, float alpha,
+                                                              int lane) {
+            const uint32_t place = mbarrier::shared_address(staging + lane % 16 * ROW_BYTES + lane / 16 * 16);
+#pragma unroll
+            for (int i = 0; i < kColumns / 2; i += 8) {
+                uint32_t pairs[4];
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+                    pairs[m] = output::pack<Out>(alpha * sums[i + 2 * m], alpha * sums[i + 2 * m + 1]);
+                stmatrix::store(place + i / 8 * 32, pairs);
             }
         }
 

@@ -9,6 +9,8 @@
 #include "number/bias.cuh"
 #include "number/output.cuh"
 #include "ptx/launch.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/stmatrix.cuh"
 #include "schedule/tile.cuh"
 
 namespace epilogue {
@@ -103,8 +105,16 @@ struct StoreSm90 {
                 if (params_.accumulate) values[i] += static_cast<float>(element(staging, i, lane));
             }
             if (params_.accumulate) __syncwarp();
+            if constexpr (WeightRows::kInOrder && sizeof(Out) == 2) {
+                uint32_t pairs[kTokens / 4];  // of eight tokens and eight weight rows each, the rows first
 #pragma unroll
-            for (int i = 0; i < kTokens / 2; ++i) element(staging, i, lane) = output::convert<Out>(values[i]);
+                for (int i = 0; i < kTokens / 4; ++i) pairs[i] = output::pack<Out>(values[2 * i], values[2 * i + 1]);
+                stmatrix::store_transposed(mbarrier::shared_address(staging + (lane / 16 * 8 + lane % 8) * ROW_BYTES +
+                                                                    lane / 8 % 2 * 16), pairs);
+            } else {
+#pragma unroll
+                for (int i = 0; i < kTokens / 2; ++i) element(staging, i, lane) = output::convert<Out>(values[i]);
+            }
         }
         // Of sum i of a lane.
         __device__ __forceinline__ static Out& element(uint8_t* staging, int i, int lane) {

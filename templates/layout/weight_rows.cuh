@@ -3,7 +3,7 @@
 // epilogue needs.
 //
 // first(): the first row of a lane in a tile, g = lane / 4. packed_place() and scale_place(): from the place of that
-// row, in bytes, to that of row i of m64 tile t.
+// row, in bytes, to that of row i of m64 tile t. kInOrder: permuted() changes nothing.
 #pragma once
 
 namespace layout {
@@ -11,6 +11,7 @@ namespace layout {
 // Rows in their order but within 8. The second row of a lane is 8 below the first, the next m64 tile 64.
 template <int kRowBytes, int kTiles>
 struct PlainRows {
+    static constexpr bool kInOrder = kRowBytes != 128;
     // Physical row of logical row g of an 8-row group. The eight lanes of a phase of 16-byte loads hold two rows of
     // four chunks. With 128-byte rows they touch every bank once if the rows are 4 apart (the top bit of the swizzle
     // differs), with 64-byte rows if they are neighbours.
@@ -27,6 +28,7 @@ struct PlainRows {
 
 // Rows as wgmma reads them from shared memory.
 struct MatrixRows {
+    static constexpr bool kInOrder = true;
     __device__ __forceinline__ static int permuted(int g) { return g; }
 };
 
