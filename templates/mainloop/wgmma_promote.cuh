@@ -2,7 +2,8 @@
 // or each has its own (Config::kWeightRowScales).
 //
 // The tensor core sums 128 of K; fp32 adds these sums, times both scales, as DeepGEMM does. So the sums of one block
-// and of all blocks take registers both, and one m64 tile is multiplied at a time: the two warpgroups fill each
+// and of all blocks take registers both. Where they leave room, with one m64 tile a warpgroup, a few blocks are multiplied
+// one behind the other, and added meanwhile; of two tiles one is multiplied at a time, and the two warpgroups fill each
 // other's gaps.
 //
 // Roles: one thread loads operands and scales of rows by TMA, two warpgroups multiply, and read the scales of blocks.
@@ -103,30 +104,10 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
                 for (float& sum : of_tile) sum = 0;
             const BlockScales weights(*this, tile);
             first_token_ = tile.scale_row % 4;
-            int block_of_k = tile.k_begin / BLOCK_K;
-            const int end = block_of_k + ceil_div(tile.k_end - tile.k_begin, BLOCK_K);  // as many as are loaded
-            for (; block_of_k < end; ++block_of_k) {
-                float of_weights[kBlocks];
-#pragma unroll
-                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, block_of_k);
-                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
-                const float2 of_rows = row_scales();
-#pragma unroll
-                for (int t = 0; t < kTiles; ++t) {
-                    Sums block;
-                    wgmma::fence();
-                    products_.issue(block, ring_.stage, t, false);
-                    wgmma::commit();
-                    const float of_block = of_weights[kTokenRows ? t : 0];
-                    const float2 rows = make_float2(of_rows.x * of_block, of_rows.y * of_block);
-                    wgmma::wait<0>();
-                    if (!kColumnScales && t == kTiles - 1) free_stage();
-                    wgmma::fence_values<Base::kColumns / 2>(block);
-                    promote(sums[t], block, rows, t);
-                    if (kColumnScales && t == kTiles - 1) free_stage();
-                }
-                ring_.advance();
-            }
+            const int block = tile.k_begin / BLOCK_K;
+            const int end = block + ceil_div(tile.k_end - tile.k_begin, BLOCK_K);  // as many as are loaded
+            if constexpr (kTiles == 1) multiply_in_batches(sums[0], weights, block, end);
+            else multiply_in_turn(sums, weights, block, end);
         }
 
     private:
@@ -156,9 +137,86 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
             const float* scales_[kBlocks];
         };
 
-        __device__ __forceinline__ void free_stage() const {
+        // A tile after the other, block by block.
+        __device__ __forceinline__ void multiply_in_turn(Accumulators& sums, const BlockScales& weights, int block_of_k,
+                                                         int end) {
+            for (; block_of_k < end; ++block_of_k) {
+                float of_weights[kBlocks];
+#pragma unroll
+                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, block_of_k);
+                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                const float2 of_rows = row_scales();
+#pragma unroll
+                for (int t = 0; t < kTiles; ++t) {
+                    Sums block;
+                    wgmma::fence();
+                    products_.issue(block, ring_.stage, t, false);
+                    wgmma::commit();
+                    const float of_block = of_weights[kTokenRows ? t : 0];
+                    const float2 rows = make_float2(of_rows.x * of_block, of_rows.y * of_block);
+                    wgmma::wait<0>();
+                    if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                    wgmma::fence_values<Base::kColumns / 2>(block);
+                    promote(sums[t], block, rows, ring_.stage, t);
+                    if (kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                }
+                ring_.advance();
+            }
+        }
+
+        // Blocks at a time, by the registers of their sums, and by the stages that there are. Nothing runs from one batch
+        // into the next: the compiler would wait for each product if one ran around a loop.
+        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : 2;
+        static_assert(kTiles > 1 || kNumStages >= kBatch, "a block is loaded before the first one of its batch is over");
+
+        __device__ __forceinline__ void multiply_in_batches(Sums& sums, const BlockScales& weights, int block, int end) {
+            for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
+            for (; block < end; ++block) multiply_blocks<1>(sums, weights, block);
+        }
+
+        // A block that is multiplied.
+        struct Running {
+            Sums sums;
+            float2 of_rows;
+            float of_weights;
+            int stage;
+        };
+
+        template <int kCount>
+        __device__ __forceinline__ void multiply_blocks(Sums& sums, const BlockScales& weights, int block) {
+            Running blocks[kCount];
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) start(blocks[i], weights.load(0, block + i));
+            finish<kCount>(sums, blocks);
+        }
+
+        __device__ __forceinline__ void start(Running& running, float of_weights) {
+            running.stage = ring_.stage;
+            running.of_weights = of_weights;  // on its way: it is not needed before the products are there
+            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+            running.of_rows = row_scales();
+            wgmma::fence();
+            products_.issue(running.sums, ring_.stage, 0, false);
+            wgmma::commit();
+            ring_.advance();
+        }
+
+        // Adds the last kLeft of the blocks, as they are done.
+        template <int kLeft, int kCount>
+        __device__ __forceinline__ void finish(Sums& sums, Running (&blocks)[kCount]) {
+            Running& block = blocks[kCount - kLeft];
+            wgmma::wait<kLeft - 1>();
+            if (!kColumnScales) free_stage(block.stage);
+            wgmma::fence_values<Base::kColumns / 2>(block.sums);
+            promote(sums, block.sums,
+                    make_float2(block.of_rows.x * block.of_weights, block.of_rows.y * block.of_weights), block.stage, 0);
+            if (kColumnScales) free_stage(block.stage);
+            if constexpr (kLeft > 1) finish<kLeft - 1>(sums, blocks);
+        }
+
+        __device__ __forceinline__ void free_stage(int stage) const {
             __syncwarp();
-            if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.stage]);
+            if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[stage]);
         }
 
         // Of the two rows of a thread, eight apart.
@@ -170,8 +228,8 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
         }
 
         // sums += scales * block; a thread has two neighbouring columns in eight.
-        __device__ __forceinline__ void promote(Sums& sums, const Sums& block, float2 rows, int t) const {
-            const float* columns = shared_.scales[ring_.stage] + threadIdx.x % 4 * 2 +
+        __device__ __forceinline__ void promote(Sums& sums, const Sums& block, float2 rows, int stage, int t) const {
+            const float* columns = shared_.scales[stage] + threadIdx.x % 4 * 2 +
                                    (kTokenRows ? kTokenScales + t * Base::kColumns : first_token_);
 #pragma unroll
             for (int j = 0; j < Base::kColumns / 8; ++j) {

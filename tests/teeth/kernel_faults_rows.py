@@ -6,11 +6,13 @@ from kernel_fault import LOADER, WGMMA, planted
 from planting import Kernel, Problem
 
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
-ANY_ROWS, K_GROUPS, STORE_ROWS = "schedule/any_rows.cuh", "schedule/k_groups.cuh", "epilogue/store_rows_sm90.cuh"
+ANY_ROWS, K_GROUPS = "schedule/any_rows.cuh", "schedule/k_groups.cuh"
+STORE, STORE_ROWS = "epilogue/store_sm90.cuh", "epilogue/store_rows_sm90.cuh"
 GROUP_SOURCES, TMA = "mainloop/k_group_sources.cuh", "ptx/tma.cuh"
 
 # Tokens as the columns of the instruction, and as its rows.
 COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "grouped_fp8") for tile in ("m16n128", "m128n256"))
+COLUMNS_BF16, ROWS_BF16 = (Kernel("90a", f"{tile}_bf16", "grouped_fp8") for tile in ("m16n128", "m128n256"))
 ENDS, LABELS, MASKED = (Kernel("90a", "m128n128_f32", f"grouped_fp8_{form}") for form in ("ends", "labels", "masked"))
 BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
@@ -21,8 +23,7 @@ OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"
-PROMOTED = "promote(sums[t], block, rows, t);\n"
-FREED_AFTER = "                    if (kColumnScales && t == kTiles - 1) free_stage();"
+BEFORE_SUMS = "if (!kColumnScales) free_stage(block.stage);"
 TOKEN_BLOCK = "tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K"
 MASKED_COUNT = "kind == kMasked && groups != nullptr ? group(batch) : num_rows"
 
@@ -33,18 +34,17 @@ CAUGHT = [
         SMALL,
         [
             ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)")),
-            ("weight scales of the block before", "load(i, block_of_k)", "load(i, max(block_of_k - 1, 0))"),
+            ("weight scales of the block before", "load(0, block + i)", "load(0, max(block + i - 1, 0))"),
             ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
             ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
-            (
-                "scales freed before they are read",
-                PROMOTED + FREED_AFTER,
-                "if (kColumnScales && t == kTiles - 1) free_stage();\n" + PROMOTED,
-            ),
+            ("scales freed before they are read", BEFORE_SUMS, BEFORE_SUMS.replace("!", "")),
+            ("blocks of a batch not all waited for", "wgmma::wait<kLeft - 1>();", "wgmma::wait<kCount - 1>();"),
+            ("scales of the next stage in a batch", "block.of_weights), block.stage, 0);",
+             "block.of_weights), ring_.stage, 0);"),
             (
                 "sums of a block not begun anew",
-                "products_.issue(block, ring_.stage, t, false);",
-                "products_.issue(block, ring_.stage, t, block_of_k > 0);",
+                "products_.issue(running.sums, ring_.stage, 0, false);",
+                "products_.issue(running.sums, ring_.stage, 0, true);",
             ),
             ("scale of the neighbouring token", "of_columns.y * block[j * 4 + 1]", "of_columns.x * block[j * 4 + 1]"),
             (
@@ -68,12 +68,25 @@ CAUGHT = [
         [
             ("rows weight scales of the first columns", "of_weights[kTokenRows ? t : 0]", "of_weights[0]"),
             ("rows scale of the row above", "make_float2(scales[0], scales[8])", "make_float2(scales[0], scales[0])"),
-            ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage();", ""),
+            ("rows weight scales of the block before", "load(i, block_of_k)", "load(i, max(block_of_k - 1, 0))"),
+            ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);", ""),
             (
                 "rows read before they are in order",
-                "column, lane);\n                __syncwarp();",
-                "column, lane);",
+                "alpha, lane);\n                __syncwarp();",
+                "alpha, lane);",
                 {"file": STORE_ROWS},
+            ),
+            (
+                "rows of a matrix in the place of others",
+                "lane % 16 * ROW_BYTES + lane / 16 * 16",
+                "lane % 8 * ROW_BYTES + lane / 16 * 16",
+                {"file": STORE_ROWS, "kernel": ROWS_BF16},
+            ),
+            (
+                "tokens of a matrix in the place of others",
+                "lane / 8 % 2 * 16",
+                "lane / 16 * 16",
+                {"file": STORE, "kernel": COLUMNS_BF16},
             ),
             (
                 "rows stored past the group",
