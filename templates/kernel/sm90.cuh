@@ -8,6 +8,7 @@
 
 #include "kernel/load_role.cuh"
 #include "mainloop/loader.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/registers.cuh"
@@ -41,18 +42,14 @@ struct Sm90 {
         extern __shared__ __align__(1024) uint8_t shared_bytes[];
         Storage& shared = *reinterpret_cast<Storage*>(shared_bytes);
         const int warp = warp_index();
-        if (threadIdx.x == 0) {
-            sources.prefetch();
-            Mainloop::init(shared.mainloop);
-            Epilogue::init(shared.epilogue);
-            shared.tiles.init();
-            mbarrier::fence_init();
-        }
+        if (threadIdx.x == 0) sources.prefetch();
+        init_barriers(shared);
         if (!prefetch) {
             wait_for_previous_grid();
             allow_next_grid();
         }
         Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
 
         if (warp < 4) {
             registers::decrease<Config::kProducerRegisters>();
@@ -75,9 +72,21 @@ struct Sm90 {
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
         }
+        if constexpr (Schedule::kSplits > 1) {
+            if (warp < 4) cluster::wait();
+            cluster::sync();  // nobody arrives on barriers of this CTA any more
+        }
     }
 
 private:
+    // A warp each, since it takes a thread long.
+    __device__ __forceinline__ static void init_barriers(Storage& shared) {
+        if (threadIdx.x == 32) Mainloop::init(shared.mainloop);
+        if (threadIdx.x == 64) Epilogue::init(shared.epilogue);
+        if (threadIdx.x == 96) shared.tiles.init();
+        if (threadIdx.x < 128 && threadIdx.x % 32 == 0) mbarrier::fence_init();
+    }
+
     __device__ __forceinline__ static void assist(Storage& shared, int assistant) {
         Mainloop::assist(shared.mainloop, schedule::TileReader(shared.tiles), assistant);
     }
@@ -85,6 +94,7 @@ private:
     __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Mainloop::Sources& sources,
                                                          const typename Epilogue::Params& params, int num_columns,
                                                          int depth) {
+        if constexpr (Schedule::kSplits > 1) cluster::wait();  // for the barriers of the others
         schedule::TileReader tiles(shared.tiles);
         typename Mainloop::Multiplier mainloop(shared.mainloop, sources, num_columns, depth);
         typename Epilogue::Consumer epilogue(shared.epilogue, params);

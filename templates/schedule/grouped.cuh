@@ -19,11 +19,14 @@
 
 namespace schedule {
 
-template <class Rows, int BLOCK_M, int BLOCK_N>
+// kSplits: CTAs of a cluster, which compute the same tiles, a share of K each.
+template <class Rows, int BLOCK_M, int BLOCK_N, int kSplits_ = 1>
 class Grouped {
     static constexpr int kSwathTiles = 16;
 
 public:
+    static constexpr int kSplits = kSplits_;
+
     struct Storage {
         int tiles_before[Rows::kMaxBatches + 1];  // row tiles of the batches before
         int warp_totals[scan::kMaxWarps];
@@ -32,8 +35,13 @@ public:
     // Every thread of the CTA calls it; CTA barriers are inside.
     template <int kNumThreads>
     __device__ __forceinline__ static void prepare(Storage& storage, const Rows& rows) {
-        scan::over_batches<kNumThreads>(storage.tiles_before, storage.warp_totals, rows.num_batches,
-                                        [&](int batch) { return ceil_div(rows.count(batch), BLOCK_M); });
+        if constexpr (Rows::kMaxBatches == 1 && kNumThreads <= 384) {  // of more, a kernel of FP4 spills then
+            if (threadIdx.x < 2) storage.tiles_before[threadIdx.x] = threadIdx.x * ceil_div(rows.count(0), BLOCK_M);
+            __syncthreads();
+        } else {
+            scan::over_batches<kNumThreads>(storage.tiles_before, storage.warp_totals, rows.num_batches,
+                                            [&](int batch) { return ceil_div(rows.count(batch), BLOCK_M); });
+        }
     }
 
     __device__ __forceinline__ Grouped(const Storage& storage, const Rows& rows, int num_columns, int depth)
@@ -41,20 +49,24 @@ public:
           rows_(rows),
           column_tiles_(ceil_div(num_columns, BLOCK_N)),
           depth_(depth),
-          next_(blockIdx.x) {}
+          next_(blockIdx.x / kSplits) {}
 
     // The CTA's next tile; false when there is none left.
     __device__ __forceinline__ bool next(Tile& tile) {
         const int index = next_;
         if (index >= storage_.tiles_before[rows_.num_batches] * column_tiles_) return false;
-        next_ += gridDim.x;
+        next_ += gridDim.x / kSplits;
         const int batch = scan::find(storage_.tiles_before, rows_.num_batches, index, column_tiles_);
         const int first = storage_.tiles_before[batch], row_tiles = storage_.tiles_before[batch + 1] - first;
-        const int place = index - first * column_tiles_, swath = place / (kSwathTiles * column_tiles_) * kSwathTiles;
-        const int width = min(kSwathTiles, row_tiles - swath), local = place - swath * column_tiles_;
-        const int column_tile = local / width;
+        const int place = index - first * column_tiles_;
+        int column_tile = place, row = 0;  // within the batch
+        if (row_tiles > 1) {               // else no division is on the way to the first load
+            const int swath = place / (kSwathTiles * column_tiles_) * kSwathTiles;
+            const int width = min(kSwathTiles, row_tiles - swath), local = place - swath * column_tiles_;
+            column_tile = local / width;
+            row = (swath + (local + column_tile) % width) * BLOCK_M;
+        }
         tile.batch = batch;
-        const int row = (swath + (local + column_tile) % width) * BLOCK_M;  // within the batch
         tile.row = rows_.row(batch) + row;
         tile.num_rows = tile.num_stored = min(BLOCK_M, rows_.count(batch) - row);
         tile.column = column_tile * BLOCK_N;
@@ -62,10 +74,19 @@ public:
         tile.k_begin = 0;
         tile.k_end = depth_;
         rows_.settle(tile);
+        if constexpr (kSplits > 1) take_share(tile);
         return true;
     }
 
 private:
+    // In whole stages of a main loop, which have at most kStageDepth of K.
+    __device__ __forceinline__ static void take_share(Tile& tile) {
+        constexpr int kStageDepth = 128;
+        const int share = ceil_div(tile.k_end - tile.k_begin, kStageDepth * kSplits) * kStageDepth;
+        tile.k_begin = min(tile.k_end, tile.k_begin + static_cast<int>(blockIdx.x % kSplits) * share);
+        tile.k_end = min(tile.k_end, tile.k_begin + share);
+    }
+
     const Storage& storage_;
     const Rows& rows_;
     int column_tiles_, depth_, next_;
