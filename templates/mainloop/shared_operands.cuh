@@ -1,7 +1,8 @@
 // Weights and tokens that wgmma reads from shared memory as TMA wrote them: a ring of stages of 128 bytes of each row.
 //
 // Few tokens are the columns of the instruction, and weights its 64 rows. Many are the rows (Config::kTokenRows), 64 a
-// warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands.
+// warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands. Of 64
+// both warpgroups take all, and every other kWeightColumns of the weights.
 //
 // bf16 may be MN-major, K being the outer dimension: then TMA takes 64 rows at a time, and a stage has 128 bytes of these
 // for each k. A tile lies as it does in K-major order, 8192 bytes for 64 rows.
@@ -64,12 +65,14 @@ struct SharedOperands {
     static constexpr bool kTokenRows = Config::kTokenRows, kGroupsOfK = Config::kGroupsOfK;
     static constexpr bool kTokensMnMajor = Config::kTokensMnMajor, kWeightsMnMajor = Config::kWeightsMnMajor;
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
-    static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns : BLOCK_N / 128;  // of a warpgroup
+    static constexpr bool kSharesTokens = kTokenRows && BLOCK_M == 64;
+    // Of a warpgroup.
+    static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / (kSharesTokens ? 2 : 1) : BLOCK_N / 128;
     static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");
     static_assert(BLOCK_N == 128 || BLOCK_N == 256, "one or two tiles a warpgroup");
-    static_assert(!kTokenRows || BLOCK_M == 128, "two consumer warpgroups of 64 rows");
+    static_assert(!kTokenRows || BLOCK_M == 128 || BLOCK_M == 64, "a warpgroup multiplies 64 rows");
     static_assert(!kTokensMnMajor || BLOCK_M % 64 == 0, "a box has 64 tokens");
     static_assert(!(kTokensMnMajor || kWeightsMnMajor) || Element::kBytes == 2, "wgmma transposes 16-bit types alone");
 
@@ -109,15 +112,17 @@ struct SharedOperands {
     public:
         __device__ __forceinline__ explicit Products(Storage& shared)
             : weights_(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor) +
-                       (kTokenRows ? 0 : warpgroup() * (kTiles * kWarpgroupBytes >> 4))),
+                       (kSharesTokens ? warpgroup() * (kColumns * ROW_BYTES >> 4)
+                        : kTokenRows  ? 0
+                                      : warpgroup() * (kTiles * kWarpgroupBytes >> 4))),
               tokens_(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor) +
-                      (kTokenRows ? warpgroup() * (kWarpgroupBytes >> 4) : 0)) {}
+                      (kTokenRows && !kSharesTokens ? warpgroup() * (kWarpgroupBytes >> 4) : 0)) {}
 
         __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128 - 1; }
 
         // sums (+)= the products of tile t, running until they are waited for.
         __device__ __forceinline__ void issue(Sums& sums, int stage, int t, bool accumulate) const {
-            constexpr int kTileBytes = kTokenRows ? kColumns * ROW_BYTES : kWarpgroupBytes;
+            constexpr int kTileBytes = kTokenRows ? BLOCK_N / kTiles * ROW_BYTES : kWarpgroupBytes;
             const uint64_t weights = weights_ + stage * (BLOCK_N * ROW_BYTES >> 4) + t * (kTileBytes >> 4);
             const uint64_t tokens = tokens_ + stage * (BLOCK_M * ROW_BYTES >> 4);
 #pragma unroll

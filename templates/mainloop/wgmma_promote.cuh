@@ -28,6 +28,11 @@ struct PromotedSources : SharedSources {
     const tma::TensorMap* b_scale_map;  // of rows
     int b_stride;
 
+    // Of the i-th 128 rows of a tile's weights; a batch has `blocks` of them.
+    __device__ __forceinline__ static int weight_block(const schedule::Tile& tile, int i, int blocks) {
+        return tile.batch * blocks + min(tile.column / 128 + i, blocks - 1);  // the last one may be past the matrix
+    }
+
     template <class Mainloop>
     __device__ __forceinline__ void load_token_scales(const StagePlaces& places, mbarrier::Barrier* full,
                                                       const schedule::Tile& tile, int k) const {
@@ -66,9 +71,13 @@ struct PromotedSources : SharedSources {
     };
 };
 
+// Columns of weights of an instruction whose rows are tokens: half a block where the warpgroups share these.
+template <class Config>
+constexpr int kPromotedColumns = Config::BLOCK_M == 64 ? 64 : 128;
+
 template <class Config, class OwnSources = PromotedSources>
-struct WgmmaPromote : SharedOperands<Config, 128> {
-    using Base = SharedOperands<Config, 128>;
+struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
+    using Base = SharedOperands<Config, kPromotedColumns<Config>>;
     using Sources = OwnSources;
     using typename Base::Accumulators, typename Base::Sums;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_N = Base::BLOCK_N, BLOCK_K = Base::BLOCK_K;
@@ -124,9 +133,9 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
                     const int blocks = ceil_div(multiplier.num_columns_, 128), depth = ceil_div(multiplier.depth_, 128);
                     const int own = kTokenRows ? 0 : Base::Products::warpgroup() * kTiles / 2;
 #pragma unroll
-                    for (int i = 0; i < kBlocks; ++i)  // the last one may be past the matrix
+                    for (int i = 0; i < kBlocks; ++i)
                         scales_[i] = multiplier.sources_.b_scale +
-                                     int64_t(tile.batch * blocks + min(tile.column / 128 + own + i, blocks - 1)) * depth;
+                                     int64_t(Sources::weight_block(tile, own + i, blocks)) * depth;
                 }
             }
             __device__ __forceinline__ float load(int i, int block) const {
@@ -222,7 +231,8 @@ struct WgmmaPromote : SharedOperands<Config, 128> {
         // Of the two rows of a thread, eight apart.
         __device__ __forceinline__ float2 row_scales() const {
             if constexpr (!kRowScales) return make_float2(1, 1);
-            const int row = Base::Products::warpgroup() * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+            const int own = Base::kSharesTokens ? 0 : Base::Products::warpgroup() * 64;
+            const int row = own + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
             const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + row;
             return make_float2(scales[0], scales[8]);
         }

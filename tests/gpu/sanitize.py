@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import itertools
 import re
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import fp8_swiglu  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
 import packs  # noqa: E402
@@ -189,6 +191,27 @@ def launch_fused(device: Device, rng: np.random.Generator) -> str:
     return f"{len(variants)} variants of grouped_fp4_swiglu"
 
 
+def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of grouped_fp8_swiglu in every form of rows, each element and scale within its bound."""
+    count, settings = 0, fp8_swiglu.GPT_OSS
+    problem = fp8_swiglu.Problem.random(rng, COUNTS, BETWEEN, K, extras=True)
+    expected = problem.expected(settings)
+    for form, (_, padding) in gemm_problem.FORMS.items():
+        arrays, places = problem.inputs(form)
+        inputs = {name: device.upload(array) for name, array in arrays.items()}
+        for artifact in packs.artifacts(f"grouped_fp8_swiglu{form}", hardware.runs_here):
+            outputs = fp8_swiglu.Outputs.of(arrays["a"].shape[:-1], BETWEEN)
+            results = {name: device.upload(array) for name, array in outputs.arrays.items()}
+            loader.launch("grouped_fp8_swiglu", **inputs, **results, **dataclasses.asdict(settings),
+                          variant=artifact.variant)  # fmt: skip
+            for name, array in outputs.arrays.items():
+                device.download(results[name], array)
+            context = f"{artifact.variant}{form}"
+            fp8_swiglu.verify(outputs.rows(places, padding, context), *expected, settings.scale_rounding, context)
+            count += 1
+    return f"{count} variants of grouped_fp8_swiglu"
+
+
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:
     """The quantising families from every type, launched only; test_nvfp4_quantize_device.py has their bytes."""
     for family in quantization.FAMILIES:
@@ -235,7 +258,7 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused
+    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused, launch_fp8_fused
     parts = *gemms, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 

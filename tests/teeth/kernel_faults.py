@@ -9,6 +9,7 @@ from __future__ import annotations
 import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
+import kernel_faults_fp8_swiglu
 import kernel_faults_mx
 import kernel_faults_packed
 import kernel_faults_rows
@@ -18,9 +19,15 @@ CAUGHT = [
     *kernel_faults_90.CAUGHT,
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
+    *kernel_faults_fp8_swiglu.CAUGHT,
     *kernel_faults_mx.CAUGHT,
     *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
 ]
-NOT_CAUGHT = [*kernel_faults_90.NOT_CAUGHT, *kernel_faults_rows.NOT_CAUGHT, *kernel_faults_100.NOT_CAUGHT]
+NOT_CAUGHT = [
+    *kernel_faults_90.NOT_CAUGHT,
+    *kernel_faults_rows.NOT_CAUGHT,
+    *kernel_faults_fp8_swiglu.NOT_CAUGHT,
+    *kernel_faults_100.NOT_CAUGHT,
+]

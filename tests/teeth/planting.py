@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import fp8_swiglu
 import gemm_problem
 import numpy as np
 import pytest
@@ -308,12 +309,25 @@ def _launch_fused(problem: Problem, context: str, **options: object) -> None:
     expected.verify(data, out, out_scale, context)
 
 
+def _launch_fp8_swiglu(problem: Problem, context: str, form: str, **options: object) -> None:
+    """``n`` are the columns of out. The last row of gates is zeros."""
+    data = fp8_swiglu.Problem.random(np.random.default_rng(0), list(problem.counts), problem.n, problem.k, extras=True)
+    data.gate.a_scale[-1], data.bias[data.gate.groups[-1]] = 0, 0
+    inputs, places = data.inputs(form)
+    settings, outputs = fp8_swiglu.Settings(), fp8_swiglu.Outputs.of(inputs["a"].shape[:-1], problem.n)
+    loader.launch("grouped_fp8_swiglu", **inputs, **outputs.arrays, **dataclasses.asdict(settings), **options)
+    quantized = outputs.rows(places, gemm_problem.FORMS[form][1], context)
+    fp8_swiglu.verify(quantized, *data.expected(settings), settings.scale_rounding, context)
+
+
 def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference.GuardedOutput:
     return reference.GuardedOutput(rows, problem.n, variant.rpartition("_")[2])
 
 
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu": _launch_fused,
+             **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
+                for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
              "grouped_bf16_nn": functools.partial(_launch_rows, family="grouped_bf16_nn"),
