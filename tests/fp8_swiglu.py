@@ -7,12 +7,9 @@ import dataclasses
 import gemm_problem
 import numpy as np
 import reference
+from block_quantization import FP8, Quantized, activated, quantize
 from gemm_problem import BLOCK, GemmProblem
-from quantization import EMULATED, NO_LIMIT, Swiglu, load, store, to_ue4m3
-
-LARGEST, SMALLEST_AMAX = 448, 1e-10
-# Largest slope of SiLU with any alpha and of GELU.
-SLOPE = 1.13
+from quantization import EMULATED, NO_LIMIT, Swiglu, load, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +30,6 @@ class Settings:
 
 
 GPT_OSS = Settings("f32", "none", "power_of_two", swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0)
-
-
-@dataclasses.dataclass
-class Quantized:
-    """E4M3 [rows, I], and fp32 scales [rows, blocks of I]."""
-
-    out: np.ndarray
-    scales: np.ndarray
-
-    @property
-    def values(self) -> np.ndarray:
-        wide = np.repeat(self.scales.astype(np.float64), BLOCK, axis=1)[:, : self.out.shape[1]]
-        return reference.E4M3[self.out] * wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,79 +73,19 @@ class Problem:
         sums = [gemm_problem.expected(part) for part in (self.gate, self.up)]
         gate, up = ((value + self._bias(part), bound + (abs(value) + abs(self._bias(part)) + bound) * 2.0**-23)
                     for part, (value, bound) in enumerate(sums))  # fmt: skip
-        return activated(gate, up, self._weight(), settings)
+        return activated(gate, up, self._weight(), settings.intermediate, settings.swiglu)
 
     def exact(self, gate: np.ndarray, up: np.ndarray, settings: Settings) -> Quantized:
         """Of fp32 sums, which are known to the bit."""
         dtype = settings.intermediate
         gate, up = (load(store(sums + self._bias(part), dtype), dtype) for part, sums in enumerate((gate, up)))
-        return quantize(settings.swiglu.apply(gate, up, self._weight(), dtype, EMULATED), settings.scale_rounding)
+        return quantize(settings.swiglu.apply(gate, up, self._weight(), dtype, EMULATED), FP8, settings.scale_rounding)
 
     def _bias(self, part: int) -> np.ndarray:
         return np.float32(-0.0) if self.bias is None else self.bias[self.gate.groups, part]
 
     def _weight(self) -> np.ndarray:
         return np.ones(len(self.gate.a), np.float32) if self.row_weight is None else self.row_weight
-
-
-def activated(
-    gate: tuple[np.ndarray, np.ndarray], up: tuple[np.ndarray, np.ndarray], weight: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Value and bound of the activation of values with bounds. Limits move nothing farther apart. Each approximation
-    and each fp32 operation is off by 2^-22 of its result at most, and an error in the exponent of the sigmoid counts as
-    often as that is large, up to where the sigmoid is 0."""
-    dtype, limit = settings.intermediate, settings.swiglu_limit
-    (gate, of_gate), (up, of_up) = ((value, gemm_problem.rounded_bound(value, bound, dtype))
-                                    for value, bound in (gate, up))  # fmt: skip
-    if limit < NO_LIMIT:
-        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-    up = up + settings.swiglu_beta
-    slope = settings.swiglu_alpha if settings.activation == "silu" else 1.5957691216 * (1 + 0.044715 * gate**2)
-    exponent = np.clip(slope * gate, -700, 700)
-    gated = gate / (1 + np.exp(-exponent))
-    value = gated * up * weight[:, None]
-    bound = abs(weight[:, None]) * (SLOPE * of_gate * (abs(up) + of_up) + abs(gated) * of_up)
-    bound = bound + abs(value) * (np.minimum(abs(exponent), 100) * 1.5 + 8) * 2.0**-22 + 1e-30
-    return value, gemm_problem.rounded_bound(value, bound, dtype if settings.rounding == "activation_type" else "f32")
-
-
-def blocks_of(values: np.ndarray) -> np.ndarray:
-    """[rows, I] as [rows, blocks, 128], zeros behind."""
-    padded = np.zeros((len(values), reference.round_up(values.shape[1], BLOCK)), values.dtype)
-    padded[:, : values.shape[1]] = values
-    return padded.reshape(len(values), -1, BLOCK)
-
-
-def quantize(values: np.ndarray, scale_rounding: str) -> Quantized:
-    """fp32 [rows, I] as the kernel does it, every operation rounded to fp32."""
-    with np.errstate(all="ignore"):
-        scales = np.maximum(abs(blocks_of(values)).max(-1), np.float32(SMALLEST_AMAX)) / np.float32(LARGEST)
-        if scale_rounding == "power_of_two":
-            scales = np.exp2(np.ceil(np.log2(scales.astype(np.float64)))).astype(np.float32)
-        scaled = values * np.repeat(np.float32(1) / scales, BLOCK, axis=1)[:, : values.shape[1]]
-    codes = to_ue4m3(abs(scaled))
-    return Quantized(np.where(np.isnan(scaled), codes, codes | np.signbit(scaled) << 7).astype(np.uint8), scales)
-
-
-def quantization_bound(quantized: Quantized, value: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """How far E4M3 times its scale may be from a value that is known within a bound: half a step more."""
-    scale = np.repeat(quantized.scales.astype(np.float64), BLOCK, axis=1)[:, : value.shape[1]]
-    largest = np.minimum((abs(value) + bound) / scale, LARGEST)
-    step = 2.0 ** np.maximum(np.floor(np.log2(np.maximum(largest, 2.0**-20))) - 3, -9)
-    return bound + scale * step / 2 + (abs(value) + bound) * 2.0**-21
-
-
-def verify(quantized: Quantized, value: np.ndarray, bound: np.ndarray, scale_rounding: str, context: str = "") -> None:
-    """Scales follow from a maximum within the bound, and each element is its value, rounded."""
-    amax = np.maximum(abs(blocks_of(value)).max(-1), SMALLEST_AMAX)
-    off = blocks_of(bound).max(-1) + amax * 2.0**-21
-    held = quantized.scales.astype(np.float64) * LARGEST
-    if scale_rounding == "power_of_two":
-        assert (np.frexp(quantized.scales)[0] == 0.5).all(), f"{context}: a scale is no power of two"
-        assert ((held >= amax - off) & (held < 2 * (amax + off))).all(), f"{context}: another power of two"
-    else:
-        reference.check_within(held, amax, off, f"{context} scales")
-    reference.check_within(quantized.values, value, quantization_bound(quantized, value, bound), context)
 
 
 @dataclasses.dataclass
@@ -198,4 +122,4 @@ class Outputs:
             assert (rest == unchanged).all(), f"{context}: rows of padding are not {padding}"
         intact = self.out.intact(len(self.out.array)) and self.out_scale.intact(len(self.out_scale.array))
         assert intact and (behind.view(np.uint8) == self.out.POISON).all(), f"{context}: wrote outside of the rows"
-        return Quantized(self.out.array[places], scales[places])
+        return Quantized(self.out.array[places], scales[places], FP8)

@@ -1,4 +1,6 @@
-// Epilogue of a GEMM whose weight rows are gate and up in turn: activates, quantises to NVFP4 and stores.
+// Epilogue of a GEMM whose weight rows are gate and up in turn: activates, quantises and stores.
+//
+// Result says to what: nvfp4::Result, or mx::Result of a type of elements.
 #pragma once
 #include <stdint.h>
 
@@ -6,22 +8,27 @@
 #include "number/bias.cuh"
 #include "number/integer.cuh"
 #include "number/minmax.cuh"
+#include "number/mx.cuh"
 #include "number/nvfp4.cuh"
+#include "number/operands.cuh"
 #include "number/swiglu.cuh"
 #include "schedule/tile.cuh"
 
 namespace swiglu {
 
 // Arguments of the kernel.
+template <class Result_>
 struct Epilogue {
+    using Result = Result_;
+    static constexpr int kBlock = Result::kBlock, kBits = Result::kBits;
+
     const float *alpha, *up_alpha;  // of gate, and of up; null: that of gate
     const float* bias;              // [.., 2 * kBlock * num_groups], gate and up in turn; null: none
-    const float *row_weight, *global_scale;
+    const float* row_weight;
     uint8_t *out, *out_scale;
     int num_groups;  // scale groups in a row of out
     int scale_rows;  // of out_scale
-    bool decode;     // global_scale is amax / (6 * 448), else its inverse
-    bool ieee;
+    Result result;
     Type intermediate;  // of gate and up
     Type activated;     // of the value before it is quantised
     Parameters activation;
@@ -31,10 +38,10 @@ struct Epilogue {
     }
     // Index of the bias of a gate; its up is the next.
     __device__ __forceinline__ int64_t bias_index(int batch, int element) const {
-        return (static_cast<int64_t>(batch) * num_groups * nvfp4::kBlock + element) * 2;
+        return (static_cast<int64_t>(batch) * num_groups * kBlock + element) * 2;
     }
     // Of a block of a row of out. Groups after the last one fill up a word of scales: they get 0; none is past that
-    // word.
+    // word. A tile has the groups of a word or of half of it.
     __device__ __forceinline__ void write_scale(int row, int group, uint32_t scale) const {
         const int words = ceil_div(num_groups, 4);
         // Unsigned, so that scale_offsets which are not what they should be cannot lead out of the buffer.
@@ -42,6 +49,8 @@ struct Epilogue {
         const int64_t atom = static_cast<int64_t>(row / scale_layout::ATOM_ROWS) * words + group / 4;
         out_scale[(atom * scale_layout::ATOM_WORDS + scale_layout::word(row)) * 4 + group % 4] =
             group < num_groups ? scale : 0;
+        if (kBlock == 32 && group % 4 < 2 && group / 2 == (num_groups - 1) / 2)  // there is no tile of the other half
+            out_scale[(atom * scale_layout::ATOM_WORDS + scale_layout::word(row)) * 4 + group % 4 + 2] = 0;
     }
 };
 
@@ -51,10 +60,10 @@ struct Epilogue {
 //
 // How the values of a call lie in a warp: kTokens tokens, of each one group in kLanes lanes that are kStride apart, in
 // the order of the lanes. Tokens are neighbours, or pairs of neighbours that are kPairStep tokens apart.
-template <int kTokens_, int kLanes_, int kStride_, int kPairStep_ = 2>
+template <int kBlock, int kTokens_, int kLanes_, int kStride_, int kPairStep_ = 2>
 struct Layout {
     static constexpr int kTokens = kTokens_, kLanes = kLanes_, kStride = kStride_, kPairStep = kPairStep_;
-    static constexpr int kElements = nvfp4::kBlock / kLanes;  // neighbours of a token, of one lane
+    static constexpr int kElements = kBlock / kLanes;  // neighbours of a token, of one lane
     static_assert(kTokens <= kLanes, "a lane holds one token in the end");
 
     __device__ __forceinline__ static int lane() { return threadIdx.x / kStride % kLanes; }
@@ -86,8 +95,8 @@ __device__ __forceinline__ float maximum(const float (&values)[kCount]) {
     }
 }
 
-// Packed elements of all lanes of a group, of token lane() % kTokens; kBits of each token are in this lane.
-template <typename L, int kDistance = L::kStride, int kBits = 4 * L::kElements, int kCount>
+// 64 bits of packed elements of neighbouring lanes, of token lane() % kTokens; kBits of each token are in this lane.
+template <typename L, int kBits, int kDistance = L::kStride, int kCount>
 __device__ __forceinline__ uint2 join(const uint32_t (&codes)[kCount]) {
     constexpr int kKept = kCount > 1 ? kCount / 2 : 1;
     uint32_t low[kKept], high[kKept];
@@ -104,11 +113,24 @@ __device__ __forceinline__ uint2 join(const uint32_t (&codes)[kCount]) {
     } else {
 #pragma unroll
         for (int i = 0; i < kKept; ++i) low[i] |= high[i] << kBits;
-        return join<L, 2 * kDistance, 2 * kBits>(low);
+        return join<L, 2 * kBits, 2 * kDistance>(low);
     }
 }
 
-// Packs the elements of each token; element i of a lane is its neighbour i ^ order.
+// Packs the E4M3 of each token; element i of a lane is its neighbour i ^ order.
+template <typename L>
+__device__ __forceinline__ void pack_bytes(uint32_t (&codes)[L::kTokens],
+                                           const float (&values)[L::kTokens][L::kElements], uint32_t order) {
+    static_assert(L::kElements == 4, "a word of a token");
+    const uint32_t places = 0x3210 ^ order * 0x1111;
+#pragma unroll
+    for (int t = 0; t < L::kTokens; ++t) {
+        const float(&v)[4] = values[t];
+        codes[t] = __byte_perm(mx::Result<operands::Format::E4M3>::pack_bytes(v[0], v[1], v[2], v[3]), 0, places);
+    }
+}
+
+// Packs the E2M1 of each token; element i of a lane is its neighbour i ^ order.
 template <typename L>
 __device__ __forceinline__ void pack(uint32_t (&codes)[L::kTokens], const float (&values)[L::kTokens][L::kElements],
                                      uint32_t order) {
@@ -134,14 +156,18 @@ __device__ __forceinline__ void pack(uint32_t (&codes)[L::kTokens], const float 
 }  // namespace detail
 
 // The epilogue of one tile.
+template <class Result>
 class TileEpilogue {
+    static constexpr int kBlock = Result::kBlock, kBits = Result::kBits;
+    static constexpr int kPieces = kBlock * kBits / 64;  // of 8 bytes, in a block
+
 public:
-    __device__ __forceinline__ TileEpilogue(const Epilogue& epilogue, const schedule::Tile& tile)
+    __device__ __forceinline__ TileEpilogue(const Epilogue<Result>& epilogue, const schedule::Tile& tile)
         : epilogue_(epilogue),
           tile_(tile),
           alpha_(epilogue.alpha[tile.batch]),
           up_alpha_(epilogue.alpha_of(true)[tile.batch]),
-          encode_scale_(nvfp4::encode_scale(epilogue.global_scale[tile.batch], epilogue.decode)),
+          result_(epilogue.result, tile.batch),
           scale_row_(tile.scale_row) {}
 
     // Activates, quantises and stores. gate, up: accumulators, element i of a lane is its neighbour i ^ order.
@@ -155,7 +181,7 @@ public:
         float2 bias[L::kElements];
 #pragma unroll
         for (int i = 0; i < L::kElements; ++i) {
-            const int element = group * nvfp4::kBlock + L::lane() * L::kElements + (i ^ order);
+            const int element = group * kBlock + L::lane() * L::kElements + (i ^ order);
             bias[i] = bias::load_pair(epilogue_.bias, epilogue_.bias_index(tile_.batch, element),
                                       group < epilogue_.num_groups);
         }
@@ -177,8 +203,7 @@ public:
                 maxima[t] = max_nan(maxima[t], fabsf(values[t][i]));
             }
         }
-        const nvfp4::BlockScale scale =
-            nvfp4::block_scale(detail::maximum<L>(maxima), encode_scale_, epilogue_.ieee);
+        const auto scale = result_.scale(detail::maximum<L>(maxima));
         const int first_lane = threadIdx.x % 32 - L::lane() * L::kStride;
 #pragma unroll
         for (int t = 0; t < L::kTokens; ++t) {
@@ -187,9 +212,14 @@ public:
             for (int i = 0; i < L::kElements; ++i) values[t][i] = __fmul_rn(values[t][i], multiplier);
         }
         uint32_t codes[L::kTokens];
-        detail::pack<L>(codes, values, order);
-        const uint2 elements = detail::join<L>(codes);
-        if (L::lane() < L::kTokens) write(elements, scale.byte, first_token + L::token(L::lane()), group);
+        if constexpr (kBits == 8) detail::pack_bytes<L>(codes, values, order);
+        else detail::pack<L>(codes, values, order);
+        const uint2 elements = detail::join<L, kBits * L::kElements>(codes);
+        // A piece is in as many lanes, of which the first ones have a token each.
+        constexpr int kPieceLanes = L::kLanes / kPieces;
+        if (L::lane() % kPieceLanes < L::kTokens)
+            write(elements, scale.byte, first_token + L::token(L::lane() % kPieceLanes), group,
+                  L::lane() / kPieceLanes);
     }
 
     // Of the row of a token; 0 where the tile has none.
@@ -198,28 +228,30 @@ public:
     }
 
     // Weighs, quantises and stores the activated values of one group.
-    __device__ __forceinline__ void store_group(float (&values)[nvfp4::kBlock], float weight, int token,
+    __device__ __forceinline__ void store_group(float (&values)[kBlock], float weight, int token,
                                                 int group) const {
 #pragma unroll
         for (float& value : values) value = __fmul_rn(value, weight);
         round_to(values, epilogue_.activated);
-        const nvfp4::Quantized result = nvfp4::quantize(values, encode_scale_, epilogue_.ieee);
-        write(result.elements, result.scale, token, group);
+        const nvfp4::BlockScale scale = result_.scale(nvfp4::amax(values));
+        write(nvfp4::pack(values, scale), scale.byte, token, group);
     }
 
 private:
-    __device__ __forceinline__ void write(uint2 elements, uint32_t scale, int token, int group) const {
+    __device__ __forceinline__ void write(uint2 elements, uint32_t scale, int token, int group,
+                                          int piece = 0) const {
         if (token >= tile_.num_rows) return;
         if (group < epilogue_.num_groups) {
             const int64_t index = static_cast<int64_t>(tile_.row + token) * epilogue_.num_groups + group;
-            reinterpret_cast<uint2*>(epilogue_.out)[index] = elements;
+            reinterpret_cast<uint2*>(epilogue_.out)[index * kPieces + piece] = elements;
         }
-        epilogue_.write_scale(scale_row_ + token, group, scale);
+        if (piece == 0) epilogue_.write_scale(scale_row_ + token, group, scale);
     }
 
-    const Epilogue& epilogue_;
+    const Epilogue<Result>& epilogue_;
     const schedule::Tile& tile_;
-    float alpha_, up_alpha_, encode_scale_;
+    float alpha_, up_alpha_;
+    typename Result::OfBatch result_;
     int scale_row_;
 };
 

@@ -21,7 +21,7 @@ struct SwigluQuantizeSm90 {
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N;
     static constexpr int kNumWarps = 4;  // of its own
     using WeightRows = layout::GateUpRows<Config::BLOCK_K / 2, BLOCK_N / 128>;
-    using Params = swiglu::Epilogue;
+    using Params = swiglu::Epilogue<nvfp4::Result>;
 
     // A chunk is what a consumer warpgroup hands over at once: of each of its 4 scale groups a row for each of 8
     // tokens. All uses of its place in the ring are one epilogue warp's, so every warp sees each phase of its barriers.
@@ -65,7 +65,7 @@ struct SwigluQuantizeSm90 {
     struct Affine {
         float factor[2], bias[2][2];
 
-        __device__ __forceinline__ Affine(const swiglu::Epilogue& params, const schedule::Tile& tile) {
+        __device__ __forceinline__ Affine(const Params& params, const schedule::Tile& tile) {
             const uint32_t thread = thread_index_again(), g = thread % 32 / 4;
             const bool ups_first = WeightRows::has_ups_first(g);
             const float alpha = __ldcg(params.alpha + tile.batch);
@@ -151,7 +151,7 @@ struct SwigluQuantizeSm90 {
 
     // Activates a group of a token in `chunk`, or of fp32 in it and the next one.
     __device__ __forceinline__ static void activate(float (&values)[nvfp4::kBlock], const Chunk* chunk, int group,
-                                                    int token, const swiglu::Epilogue& params) {
+                                                    int token, const Params& params) {
         const int place = chunk_place(group, token);
 #pragma unroll
         for (int first = 0; first < 4; first += 2) {  // not all at once: registers
@@ -190,7 +190,7 @@ struct SwigluQuantizeSm90 {
         ChunkRing ring;
         for (; tiles.wait(); tiles.release()) {
             const schedule::Tile tile = tiles.tile();
-            const swiglu::TileEpilogue epilogue(params, tile);
+            const swiglu::TileEpilogue<nvfp4::Result> epilogue(params, tile);
             const int group_in_row = tile.column / (2 * nvfp4::kBlock) + warpgroup * GROUPS + group;
             for (int first = 0; first < tile.num_rows; first += CHUNK_TOKENS) {
                 const int stage = ring.stage, pair = apart ? stage / 2 : stage;

@@ -83,6 +83,30 @@ __device__ __forceinline__ uint32_t pack_e2m1(const float (&v)[8]) {
 #endif
 }
 
+// How a GEMM's epilogue quantises tokens for the next one: elements of kBits in blocks of kBlock.
+struct Result {
+    static constexpr int kBlock = nvfp4::kBlock, kBits = 4;
+    using Packed = uint32_t;  // eight elements, the first in the lowest bits
+
+    const float* global_scale;  // of each batch
+    bool decode;                // it is amax / (6 * 448), else its inverse
+    bool ieee;
+
+    class OfBatch {
+    public:
+        __device__ __forceinline__ OfBatch(const Result& result, int batch)
+            : result_(result), encode_(encode_scale(result.global_scale[batch], result.decode)) {}
+
+        __device__ __forceinline__ BlockScale scale(float amax) const { return block_scale(amax, encode_, result_.ieee); }
+
+    private:
+        const Result& result_;
+        float encode_;
+    };
+
+    __device__ __forceinline__ static Packed pack(const float (&v)[8]) { return pack_e2m1(v); }
+};
+
 // Largest magnitude; NaN where a value is.
 __device__ __forceinline__ float amax(const float (&values)[kBlock]) {
     float largest[4] = {};  // four chains instead of one long one
@@ -91,13 +115,8 @@ __device__ __forceinline__ float amax(const float (&values)[kBlock]) {
     return max_nan(max_nan(largest[0], largest[1]), max_nan(largest[2], largest[3]));
 }
 
-struct Quantized {
-    uint2 elements;  // 16 E2M1, the first in the lowest nibble
-    uint32_t scale;  // UE4M3
-};
-
-__device__ __forceinline__ Quantized quantize(const float (&values)[kBlock], float encode_scale, bool ieee) {
-    const BlockScale scale = block_scale(amax(values), encode_scale, ieee);
+// 16 E2M1, the first in the lowest nibble.
+__device__ __forceinline__ uint2 pack(const float (&values)[kBlock], const BlockScale& scale) {
     uint32_t packed[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -106,7 +125,17 @@ __device__ __forceinline__ Quantized quantize(const float (&values)[kBlock], flo
         for (int i = 0; i < 8; ++i) scaled[i] = __fmul_rn(values[8 * half + i], scale.multiplier);
         packed[half] = pack_e2m1(scaled);
     }
-    return {make_uint2(packed[0], packed[1]), scale.byte};
+    return make_uint2(packed[0], packed[1]);
+}
+
+struct Quantized {
+    uint2 elements;
+    uint32_t scale;  // UE4M3
+};
+
+__device__ __forceinline__ Quantized quantize(const float (&values)[kBlock], float encode_scale, bool ieee) {
+    const BlockScale scale = block_scale(amax(values), encode_scale, ieee);
+    return {pack(values, scale), scale.byte};
 }
 
 }  // namespace nvfp4

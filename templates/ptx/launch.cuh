@@ -41,3 +41,8 @@ template <int kNumThreads>
 __device__ __forceinline__ void barrier_of() {
     asm volatile("barrier.cta.sync 1, %0;" ::"n"(kNumThreads) : "memory");
 }
+// By another barrier than 1.
+template <int kNumThreads>
+__device__ __forceinline__ void barrier_of(int number) {
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(number), "n"(kNumThreads) : "memory");
+}

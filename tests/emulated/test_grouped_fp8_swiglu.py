@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import fp8_swiglu
 import gemm_problem
 import numpy as np
 import pytest
 import reference
-from fp8_swiglu import GPT_OSS, Outputs, Problem, Quantized, Settings
+from block_quantization import Quantized
+from fp8_swiglu import GPT_OSS, Outputs, Problem, Settings
 
 import loader
 from generator.matrix import Variant, load
@@ -62,7 +62,7 @@ def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Run:
 
 def check(run: Run, variant: Variant, problem: Problem, settings: Settings, form: str = "", **options: str) -> None:
     quantized = run(variant, problem, settings, form, **options)
-    fp8_swiglu.verify(quantized, *problem.expected(settings), settings.scale_rounding, run.context)
+    quantized.verify(*problem.expected(settings), settings.scale_rounding, run.context)
 
 
 @variants()
@@ -136,8 +136,8 @@ def test_values_that_are_no_ordinary_numbers(variant: Variant, run: Run, rng: np
         value, bound = problem.expected(settings)
         problem.bias[0, 1, 130] = np.nan
         rows, blocks = [0, 1, 5, 6, 7, 8], [*range(128), *range(256, 272)]
-        kept = Quantized(quantized.out[rows][:, blocks], quantized.scales[rows][:, [0, 2]])
-        fp8_swiglu.verify(kept, value[rows][:, blocks], bound[rows][:, blocks], settings.scale_rounding, run.context)
+        kept = Quantized(quantized.out[rows][:, blocks], quantized.scales[rows][:, [0, 2]], quantized.format)
+        kept.verify(value[rows][:, blocks], bound[rows][:, blocks], settings.scale_rounding, run.context)
 
 
 @variants()
@@ -160,7 +160,7 @@ def test_the_next_gemm_takes_the_result_as_it_is(
     second = dataclasses.replace(second, a=between.out, a_scale=between.scales)
     _, of_second = gemm_problem.expected(second)
     value, bound = problem.expected(settings)
-    bound = fp8_swiglu.quantization_bound(between, value, bound)
+    bound = between.bound(value, bound)
     scale = np.repeat(np.repeat(second.b_scale.astype(np.float64), 128, 1)[:, :n], 128, 2)[..., :i]
     weights = reference.E4M3[second.b] * scale
     whole = np.stack([weights[e] @ row for row, e in zip(value, second.groups, strict=True)])
@@ -187,4 +187,4 @@ def test_selection_takes_a_tile_by_the_rows_of_a_group(
         outputs = Outputs.of(inputs["a"].shape[:-1], 48)
         loader.launch("grouped_fp8_swiglu", **inputs, **outputs.arrays, intermediate="bf16", device="emulated:90a",
                       packs=packs)  # fmt: skip
-        fp8_swiglu.verify(outputs.rows(places, "as before", ""), *problem.expected(Settings()), "none")
+        outputs.rows(places, "as before", "").verify(*problem.expected(Settings()), "none")

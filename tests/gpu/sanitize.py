@@ -207,7 +207,7 @@ def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
             for name, array in outputs.arrays.items():
                 device.download(results[name], array)
             context = f"{artifact.variant}{form}"
-            fp8_swiglu.verify(outputs.rows(places, padding, context), *expected, settings.scale_rounding, context)
+            outputs.rows(places, padding, context).verify(*expected, settings.scale_rounding, context)
             count += 1
     return f"{count} variants of grouped_fp8_swiglu"
 

@@ -11,6 +11,7 @@ import kernel_faults_100
 import kernel_faults_120
 import kernel_faults_fp8_swiglu
 import kernel_faults_mx
+import kernel_faults_mx_swiglu
 import kernel_faults_packed
 import kernel_faults_rows
 import kernel_faults_schedule
@@ -21,6 +22,7 @@ CAUGHT = [
     *kernel_faults_120.CAUGHT,
     *kernel_faults_fp8_swiglu.CAUGHT,
     *kernel_faults_mx.CAUGHT,
+    *kernel_faults_mx_swiglu.CAUGHT,
     *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,

@@ -27,6 +27,7 @@ from unittest import mock
 
 import fp8_swiglu
 import gemm_problem
+import mx_swiglu
 import numpy as np
 import pytest
 import reference
@@ -317,7 +318,16 @@ def _launch_fp8_swiglu(problem: Problem, context: str, form: str, **options: obj
     settings, outputs = fp8_swiglu.Settings(), fp8_swiglu.Outputs.of(inputs["a"].shape[:-1], problem.n)
     loader.launch("grouped_fp8_swiglu", **inputs, **outputs.arrays, **dataclasses.asdict(settings), **options)
     quantized = outputs.rows(places, gemm_problem.FORMS[form][1], context)
-    fp8_swiglu.verify(quantized, *data.expected(settings), settings.scale_rounding, context)
+    quantized.verify(*data.expected(settings), settings.scale_rounding, context)
+
+
+def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: object) -> None:
+    """``n`` are the columns of out."""
+    data = mx_swiglu.Problem.random(np.random.default_rng(0), family, list(problem.counts), problem.n, problem.k,
+                                    extras=True, gaps=problem.gaps, unowned_rows=2)  # fmt: skip
+    settings, outputs = mx_swiglu.Settings(), mx_swiglu.Outputs(data, mx_swiglu.FAMILIES[family][1])
+    loader.launch(family, **data.inputs(), **outputs.arrays, **dataclasses.asdict(settings), **options)
+    outputs.rows(context).verify(*data.expected(settings), settings.scale_rounding, context)
 
 
 def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference.GuardedOutput:
@@ -326,6 +336,7 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu": _launch_fused,
+             **{family: functools.partial(_launch_mx_swiglu, family=family) for family in mx_swiglu.FAMILIES},
              **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
                 for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)

@@ -1,0 +1,136 @@
+"""Every variant of the fused GEMMs of MX operands, executed from its PTX on the emulated device with all checks on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from block_quantization import MXFP4, Quantized
+from mx_swiglu import FAMILIES, GPT_OSS, MANY, Outputs, Problem, Settings
+from raw_buffer import RawBuffer
+from swiglu_reference import scale_rows
+
+import loader
+from generator.matrix import Variant, load
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX = [v for v in load(ROOT / "kernels.yaml").variants if v.arch in ("100a", "120a")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+every_variant = pytest.mark.parametrize("variant", [v for v in MATRIX if v.family in FAMILIES],
+                                        ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")  # fmt: skip
+
+
+class Run:
+    """Launches one variant under a fresh schedule; returns what it made of the rows."""
+
+    def __init__(self, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
+        self.packs, self.reschedule, self.context = packs, reschedule, ""
+
+    def __call__(self, variant: Variant, problem: Problem, settings: Settings, prefetch: str = "none") -> Quantized:
+        outputs = Outputs(problem, FAMILIES[variant.family][1])
+        self.context = f"{variant.label} {settings} {self.reschedule()}"
+        loader.launch(variant.family, **problem.inputs(), **outputs.arrays, **dataclasses.asdict(settings),
+                      prefetch=prefetch, variant=variant.variant, device=f"emulated:{variant.arch}",
+                      packs=self.packs)  # fmt: skip
+        return outputs.rows(self.context)
+
+    def sums(self, variant: Variant, problem: Problem) -> np.ndarray:
+        """fp32 of the GEMM alone, by a tile with as many rows: the order of a sum is the same."""
+        family, wanted = variant.family.removesuffix("_swiglu"), {"block_m": variant.axes["block_m"], "out": "f32"}
+        alone, *_ = [other.variant for other in MATRIX if other.family == family and other.arch == variant.arch
+                     and wanted.items() <= other.axes.items()]  # fmt: skip
+        out = np.full((problem.gemm.shape[0], problem.gemm.shape[1]), np.nan, np.float32)
+        loader.launch(family, **problem.of_one.inputs(), out=RawBuffer.of(out), variant=alone,
+                      device=f"emulated:{variant.arch}", packs=self.packs)  # fmt: skip
+        return out[: problem.owned]
+
+
+@pytest.fixture
+def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Run:
+    return Run(packs, reschedule)
+
+
+@every_variant
+def test_many_awkward_things_at_once(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Empty experts, one row, a row tile and three rows, a row tile less one; tails of I and K, and of K inside a word
+    of scales; unused scale blocks, rows without an expert, NaN in all padding; scales of out that fill no word."""
+    rows = variant.axes["block_m"]
+    counts = [0, 1, rows + 3, 0, rows - 1, 0]
+    for settings, prefetch, i in zip(MANY, ("none", "weights", "weights"), (96, 160, 32), strict=True):
+        problem = Problem.random(rng, variant.family, counts, i, 608, extras=i > 32, gaps=True, unowned_rows=2)
+        quantized = run(variant, problem, settings, prefetch)
+        quantized.verify(*problem.expected(settings), settings.scale_rounding, run.context)
+
+
+SMALL = {"smallest": ([1], 32, 32), "one row each": ([1] * 5, 160, 64), "a word of scales": ([3, 0, 2], 128, 256)}
+
+
+@every_variant
+def test_every_byte_is_that_of_the_gemm_and_the_activation(
+    variant: Variant, run: Run, rng: np.random.Generator
+) -> None:
+    """Scales by both rules, every type in between, an alpha of its own for up, a bias, weights and limits."""
+    _, fmt = FAMILIES[variant.family]
+    for counts, i, k in SMALL.values():
+        problem = Problem.random(rng, variant.family, counts, i, k, extras=True)
+        sums = run.sums(variant, problem)
+        for settings in [*MANY, Settings("bf16", "none", "ocp")]:
+            expected, got = problem.exact(sums, fmt, settings), run(variant, problem, settings)
+            assert (got.scales == expected.scales).all(), run.context
+            assert (got.out == expected.out).all(), run.context
+
+
+@every_variant
+def test_values_that_are_no_ordinary_numbers(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """A NaN is in its block of 32, and in no other; blocks of zeros have the smallest scale, and are zeros."""
+    problem = Problem.random(rng, variant.family, [9], 96, 96, extras=True)
+    _, fmt = FAMILIES[variant.family]
+    problem.row_weight[2], problem.row_weight[4], problem.bias[0, 2 * 33 + 1] = 0, np.nan, np.nan
+    is_nan = np.zeros((9, 3), bool)
+    is_nan[4], is_nan[:, 1] = True, True
+    for rule in ("up", "ocp"):
+        settings = dataclasses.replace(GPT_OSS, scale_rounding=rule)
+        quantized = run(variant, problem, settings)
+        assert (np.isnan(quantized.scales) == is_nan).all(), run.context
+        assert (quantized.scales[2, [0, 2]] == 2.0**-127).all() and (fmt.elements[quantized.out[2, :32]] == 0).all()
+        value, bound = problem.expected(settings)
+        kept = Quantized(quantized.out[:4, :32], quantized.scales[:4, :1], fmt)
+        kept.verify(value[:4, :32], bound[:4, :32], rule, run.context)
+
+
+@every_variant
+def test_the_next_gemm_takes_the_result_as_it_is(
+    variant: Variant, run: Run, packs: list[str] | None, rng: np.random.Generator
+) -> None:
+    """L2 of a layer, on out and out_scale, against float64 of both; what L1 left in padding does not reach it."""
+    operands, fmt = FAMILIES[variant.family]
+    counts, i, n = [5, 0, variant.axes["block_m"] + 1], 128, 72
+    problem, settings = Problem.random(rng, variant.family, counts, i, 96, extras=True), Settings()
+    out = np.full((problem.owned, i // (2 if fmt is MXFP4 else 1)), 0xFF, np.uint8)
+    out_scale = np.full((len(problem.gemm.a_scale), 4), 0xFF, np.uint8)
+    options = {"device": f"emulated:{variant.arch}", "packs": packs}
+    loader.launch(variant.family, **problem.inputs(), out=out, out_scale=out_scale, variant=variant.variant, **options,
+                  **dataclasses.asdict(settings))  # fmt: skip
+    weights = reference.grouped_problem(rng, counts, n, i, formats=operands)
+    result = np.full((problem.owned, n), np.nan, np.float32)
+    loader.launch(variant.family.removesuffix("_swiglu"), **{**weights.inputs(), "a": out, "a_scale": out_scale},
+                  out=RawBuffer.of(result), **options)  # fmt: skip
+    scales = out_scale.reshape(-1)[reference.scale_offset(scale_rows(problem.gemm)[:, None], np.arange(4), 4)]
+    second = dataclasses.replace(weights, a=out, a_groups=scales)
+    of_second = reference.error_bound(reference.grouped_reference(second), i, "f32")
+    codes = np.stack([out & 0xF, out >> 4], axis=-1).reshape(problem.owned, i) if fmt is MXFP4 else out
+    between = Quantized(codes, reference.UE8M0[scales].astype(np.float32), fmt)
+    value, bound = problem.expected(settings)
+    b = weights.alpha[:, None, None] * reference.dequantize(weights.b, weights.b_groups, operands.weights,
+                                                            operands.scales)  # fmt: skip
+    expert = np.repeat(np.arange(len(counts)), counts)
+    whole = np.stack([b[e] @ row for row, e in zip(value, expert, strict=True)])
+    of_first = np.stack([abs(b[e]) @ row for row, e in zip(between.bound(value, bound), expert, strict=True)])
+    reference.check_within(result.astype(np.float64), whole, of_first + of_second, run.context)

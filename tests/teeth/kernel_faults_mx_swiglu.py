@@ -1,0 +1,53 @@
+"""Faults in the fused epilogues of Blackwell, where a block of 32 is of two warps or of all lanes of a token."""
+
+from __future__ import annotations
+
+from kernel_fault import planted
+from planting import Kernel, Problem
+
+SM100, COMMON, MX = "epilogue/swiglu_quantize_sm100.cuh", "epilogue/swiglu_quantize.cuh", "number/mx.cuh"
+M100, M120 = Kernel("100a", "m16n128k128", "grouped_mxfp8_swiglu"), Kernel("120a", "m8n128k128", "grouped_mxfp8_swiglu")
+PACKED = Kernel("120a", "m8n128k256", "grouped_mxfp4_swiglu")
+SMALL = Problem((0, 1, 19, 0, 37), 160, 224)
+OF_FP4 = {"kernel": PACKED}
+
+CAUGHT = [
+    *planted(
+        SM100,
+        M100,
+        SMALL,
+        [
+            ("mx results of the warp alone", "staging_ + (static_cast<int>(part / 2) - warp_)", "staging_ + (0)"),
+            ("mx tokens of the other warp", "const int row = warp_ * (kStagingTokens / kBlockWarps) +",
+             "const int row ="),
+            ("mx results read before they are there", "synchronize();\n            quantize", "quantize"),
+            ("mx results written while they are read",
+             "            synchronize();  // before the buffer is written again\n", ""),
+            ("mx barrier of another block", "(2 + threadIdx.x / (32 * kBlockWarps))", "(2)"),
+            ("mx maximum of two lanes", "distance < kBlockLanes;", "distance < 2;"),
+            ("mx elements in the place of others", "[kBlockLanes * block + part] = packed",
+             "[kBlockLanes * block] = packed"),
+            ("mx bias of the first warp", "(tile.column / 32 + warp) * kResults)", "(tile.column / 32) * kResults)"),
+            ("mx alpha of gates for ups", "params.alpha_of(threadIdx.x % 2)", "params.alpha_of(0)"),
+            ("mx scales of the first half of a word alone", "group / 2 == (num_groups - 1) / 2)",
+             "false)", {"file": COMMON}),
+        ],
+    ),
+    *planted(
+        COMMON,
+        M120,
+        SMALL,
+        [
+            ("mx bytes of neighbours the other way", "0x3210 ^ order * 0x1111", "0x3210"),
+            ("mx piece of the first lanes", "L::lane() / kPieceLanes);", "0);"),
+            ("mx pieces of a byte each", "kBlock * kBits / 64;", "kBlock * 4 / 64;"),
+            ("mxfp4 piece of the first lanes", "L::lane() / kPieceLanes);", "0);", OF_FP4),
+            ("mx scale a step too small", "static_cast<int>(bits >> 23) - kExponent",
+             "static_cast<int>(bits >> 23) - 9",
+             {"file": MX}),
+            ("mx scale that saturates", "kBytes ? 0x001FFFFF : 0x003FFFFF", "0", {"file": MX}),
+            ("mxfp4 scale of another fraction", "kBytes ? 0x001FFFFF : 0x003FFFFF", "0x001FFFFF",
+             {"file": MX, **OF_FP4}),
+        ],
+    ),
+]  # fmt: skip
