@@ -209,7 +209,19 @@ def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
             context = f"{artifact.variant}{form}"
             outputs.rows(places, padding, context).verify(*expected, settings.scale_rounding, context)
             count += 1
-    return f"{count} variants of grouped_fp8_swiglu"
+    quantized = packs.artifacts("grouped_fp8_quantized", hardware.runs_here)
+    arrays, places = gemm_problem.by_offsets(problem.gate)
+    inputs = {name: device.upload(array) for name, array in arrays.items()}
+    value, bound = gemm_problem.expected(problem.gate)
+    for artifact in quantized:
+        outputs = fp8_swiglu.Outputs.of(arrays["a"].shape[:-1], BETWEEN)
+        results = {name: device.upload(array) for name, array in outputs.arrays.items()}
+        loader.launch("grouped_fp8_quantized", **inputs, **results, variant=artifact.variant)
+        for name, array in outputs.arrays.items():
+            device.download(results[name], array)
+        rows = outputs.rows(places, "as before", artifact.variant)
+        rows.verify(value, gemm_problem.rounded_bound(value, bound, "f32"), "none", artifact.variant)
+    return f"{count} variants of grouped_fp8_swiglu, {len(quantized)} of grouped_fp8_quantized"
 
 
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:

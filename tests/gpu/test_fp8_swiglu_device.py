@@ -1,8 +1,9 @@
-"""grouped_fp8_swiglu on a GPU: every variant and form of rows right, and equal in every byte over 20 launches."""
+"""FP8 GEMMs with E4M3 results on a GPU: each variant and form of rows right, and 20 launches equal in every byte."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import gemm_problem
 import hardware
@@ -27,21 +28,29 @@ def cases() -> list[tuple[str, str]]:
             for artifact in packs.artifacts(f"grouped_fp8_swiglu{form}", hardware.runs_here)]  # fmt: skip
 
 
-def launch(
-    problem: Problem, form: str, settings: Settings, variant: str, times: int
-) -> tuple[Outputs, np.ndarray]:
-    """As many launches into poisoned outputs: all equal. Returns the first, and the places of the rows."""
-    inputs, places = problem.inputs(form)
+def launch_repeated(
+    family: str, inputs: dict[str, np.ndarray], columns: int, times: int, **scalars: object
+) -> Outputs:
+    """As many launches into poisoned outputs: all equal. Returns the first."""
     on_device = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    outputs = Outputs.of(inputs["a"].shape[:-1], problem.columns)
+    outputs = Outputs.of(inputs["a"].shape[:-1], columns)
     results = [{name: torch.from_numpy(array).cuda() for name, array in outputs.arrays.items()} for _ in range(times)]
     for result in results:
-        loader.launch("grouped_fp8_swiglu", **on_device, **result, **dataclasses.asdict(settings), variant=variant)
+        loader.launch(family, **on_device, **result, **scalars)
     for name, array in outputs.arrays.items():
         first = results[0][name].view(torch.uint8)
         assert all(torch.equal(result[name].view(torch.uint8), first) for result in results)
         array[:] = results[0][name].cpu().numpy()
-    return outputs, places
+    return outputs
+
+
+def launch(
+    problem: Problem, form: str, settings: Settings, variant: str, times: int
+) -> tuple[Outputs, np.ndarray]:
+    """The outputs of equal launches, and the places of the rows."""
+    inputs, places = problem.inputs(form)
+    scalars = {**dataclasses.asdict(settings), "variant": variant}
+    return launch_repeated("grouped_fp8_swiglu", inputs, problem.columns, times, **scalars), places
 
 
 @pytest.mark.parametrize(("form", "name"), cases())
@@ -52,6 +61,23 @@ def test_rows(form: str, name: str, rng: np.random.Generator) -> None:
         outputs, places = launch(problem, form, settings, name, 20)
         quantized = outputs.rows(places, gemm_problem.FORMS[form][1], name)
         quantized.verify(*problem.expected(settings), settings.scale_rounding, f"{name} {settings}")
+
+
+QUANTIZED = {"gemm_fp8_quantized": gemm_problem.dense, "grouped_fp8_quantized": gemm_problem.by_offsets,
+             "grouped_fp8_quantized_masked": gemm_problem.FORMS["_masked"][0]}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", QUANTIZED)
+def test_quantized_results(family: str, rng: np.random.Generator) -> None:
+    """Every variant, by both rules for scales, 20 launches each; tails of N and K."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [531] if family.startswith("gemm") else COUNTS, 400, 1120)
+    value, bound = gemm_problem.expected(problem)
+    inputs, places = QUANTIZED[family](problem)
+    for artifact, rule in itertools.product(packs.artifacts(family, hardware.runs_here), ("none", "power_of_two")):
+        outputs = launch_repeated(family.removesuffix("_masked"), inputs, 400, 20,
+                                  scale_rounding=rule, variant=artifact.variant)  # fmt: skip
+        quantized = outputs.rows(places, "as before", artifact.variant)
+        quantized.verify(value, gemm_problem.rounded_bound(value, bound, "f32"), rule, artifact.variant)
 
 
 def test_tiles_give_the_same_bytes(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Faults in the L1 of FP8 layers on Hopper: weights of gates and ups apart, and the quantisation of rows to E4M3."""
+"""Faults in the GEMMs of Hopper that quantise rows to E4M3, and in the L1 of FP8 layers: gates and ups apart."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from planting import Kernel, Problem
 
 GATED, SHARED, PROMOTE = (f"mainloop/{name}.cuh" for name in ("gated_sources", "shared_operands", "wgmma_promote"))
 SWIGLU, QUANTIZE, FP8 = "epilogue/swiglu_rows_sm90.cuh", "epilogue/quantize_rows_sm90.cuh", "number/fp8.cuh"
-TEMPLATE = "grouped_fp8_swiglu/sm90.cu.j2"
 
+STORE = "epilogue/store_quantized_sm90.cuh"
+PLAIN = Kernel("90a", "m128n256", "grouped_fp8_quantized")
 FEW, MANY = (Kernel("90a", tile, "grouped_fp8_swiglu") for tile in ("m64n256", "m128n256"))
 ENDS, MASKED = (Kernel("90a", "m128n256", f"grouped_fp8_swiglu_{form}") for form in ("ends", "masked"))
 SMALL = Problem((0, 1, 19, 0, 7), 272, 272)
@@ -90,6 +91,20 @@ CAUGHT = [
             ("scales a step too small", "kLargest = 448,", "kLargest = 512,", {"file": FP8}),
             ("E4M3 of neighbours the other way", "make_float2(first, second)",
              "make_float2(second, first)", {"file": FP8}),
+        ],
+    ),
+    *planted(
+        STORE,
+        PLAIN,
+        Problem((0, 3, 19), 272, 272),
+        [
+            ("quantised columns of the first block", "tile.column + t * fp8::kBlock", "tile.column"),
+            ("quantised block past the columns", "if (first >= num_columns) return;", ""),
+            ("quantised sums of the row above", "i * 2 + half * 2]", "i * 2]"),
+            ("quantised sums of the first block", "&sums[t][", "&sums[0]["),
+            ("quantised with the first alpha", "params_.alpha[tile.batch]", "params_.alpha[0]"),
+            ("quantised with the first bias", "params_.bias + int64_t(tile.batch) * num_columns", "params_.bias"),
+            ("quantised bias past the columns", "column, column < num_columns)", "column, true)"),
         ],
     ),
 ]  # fmt: skip

@@ -321,6 +321,19 @@ def _launch_fp8_swiglu(problem: Problem, context: str, form: str, **options: obj
     quantized.verify(*data.expected(settings), settings.scale_rounding, context)
 
 
+def _launch_fp8_quantized(problem: Problem, context: str, **options: object) -> None:
+    data = gemm_problem.gemm_problem(np.random.default_rng(0), "fp8", list(problem.counts), problem.n, problem.k)
+    inputs, places = gemm_problem.by_offsets(data)
+    alpha = np.linspace(0.5, 2, len(data.counts), dtype=np.float32)
+    bias = np.random.default_rng(1).standard_normal((len(alpha), problem.n)).astype(np.float32)
+    outputs = fp8_swiglu.Outputs.of(inputs["a"].shape[:-1], problem.n)
+    loader.launch("grouped_fp8_quantized", **inputs, **outputs.arrays, alpha=alpha, bias=bias, **options)
+    value, bound = gemm_problem.expected(data)
+    factor = alpha[data.groups, None].astype(np.float64)
+    value, bound = factor * value + bias[data.groups], factor * bound + 2.0**-20 * (factor * abs(value) + 8)
+    outputs.rows(places, "as before", context).verify(value, bound, "none", context)
+
+
 def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: object) -> None:
     """``n`` are the columns of out."""
     data = mx_swiglu.Problem.random(np.random.default_rng(0), family, list(problem.counts), problem.n, problem.k,
@@ -335,7 +348,7 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
 
 
 _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
-             "grouped_fp4_swiglu": _launch_fused,
+             "grouped_fp4_swiglu": _launch_fused, "grouped_fp8_quantized": _launch_fp8_quantized,
              **{family: functools.partial(_launch_mx_swiglu, family=family) for family in mx_swiglu.FAMILIES},
              **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
                 for form in gemm_problem.FORMS},
