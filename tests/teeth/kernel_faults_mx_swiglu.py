@@ -38,7 +38,8 @@ CAUGHT = [
         M120,
         SMALL,
         [
-            ("mx bytes of neighbours the other way", "0x3210 ^ order * 0x1111", "0x3210"),
+            ("mx bytes of neighbours the other way", "0x3210 ^ order * 0x1111", "0x3210",
+             {"file": "epilogue/spread_groups.cuh"}),
             ("mx piece of the first lanes", "L::lane() / kPieceLanes);", "0);"),
             ("mx pieces of a byte each", "kBlock * kBits / 64;", "kBlock * 4 / 64;"),
             ("mxfp4 piece of the first lanes", "L::lane() / kPieceLanes);", "0);", OF_FP4),
