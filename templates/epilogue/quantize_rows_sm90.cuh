@@ -17,15 +17,16 @@ struct QuantizedOut {
     uint8_t* out;
     float* out_scale;
     int num_columns;
-    int scale_stride;    // from the scales of a block of columns to those of the next
-    int batch_stride;    // from scale_row of a tile to its row in out_scale, for every batch before
+    int scale_stride;  // from the scales of a block of columns to those of the next
+    int batch_stride;  // from scale_row of a tile to its row in out_scale, for every batch before
     fp8::ScaleRounding rounding;
 };
 
 // What a warp that multiplies does with one block. kShared: both warpgroups have all rows, and 64 of the columns each.
 template <bool kShared>
 class QuantizedRows {
-    static constexpr int kColumns = kShared ? 64 : 128, ROW_BYTES = kColumns + 16;  // the pad keeps rows off others' banks
+    static constexpr int kColumns = kShared ? 64 : 128;
+    static constexpr int ROW_BYTES = kColumns + 16;  // the pad keeps rows off others' banks
     static constexpr int kNumConsumerWarps = 8, kRowVectors = kColumns / 16;
 
 public:

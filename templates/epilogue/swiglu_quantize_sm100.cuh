@@ -1,8 +1,8 @@
 // Quantised SwiGLU from tensor memory, whose lanes are gates and ups in turn.
 //
-// The 32 lanes of a warp are the gates and ups of 16 results of every token. Two lanes with a gate and its up take turns
-// in activating tokens; in shared memory the results become rows, and each lane quantises 8 of them. A block of 32 is of
-// two warps, which share the tokens: each quantises the blocks of one half.
+// The 32 lanes of a warp are the gates and ups of 16 results of every token. Two lanes with a gate and its up take
+// turns in activating tokens; in shared memory the results become rows, and each lane quantises 8 of them. A block of
+// 32 is of two warps, which share the tokens: each quantises the blocks of one half.
 #pragma once
 #include <stdint.h>
 

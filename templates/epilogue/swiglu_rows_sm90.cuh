@@ -1,4 +1,5 @@
-// Activates a gate and its up, which a thread has at the same place of two accumulators of wgmma, and quantises to E4M3.
+// Activates a gate and its up, which a thread has at the same place of two accumulators of wgmma, and quantises to
+// E4M3.
 #pragma once
 #include <stdint.h>
 

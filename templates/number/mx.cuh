@@ -1,8 +1,8 @@
 // Quantisation to MX: E4M3 or E2M1 with a UE8M0 scale for a block of 32 (OCP MX 1.0).
 //
-// The scale is the smallest power of two with which the largest magnitude of the block does not saturate, or, by the OCP
-// rule, 2^(floor(log2(amax)) - the largest exponent of an element), with which it may. Elements are multiplied by its
-// reciprocal, which is exact.
+// The scale is the smallest power of two with which the largest magnitude of the block does not saturate, or, by the
+// OCP rule, 2^(floor(log2(amax)) - the largest exponent of an element), with which it may. Elements are multiplied by
+// its reciprocal, which is exact.
 #pragma once
 #include <math.h>
 #include <stdint.h>

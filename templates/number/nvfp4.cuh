@@ -97,7 +97,9 @@ struct Result {
         __device__ __forceinline__ OfBatch(const Result& result, int batch)
             : result_(result), encode_(encode_scale(result.global_scale[batch], result.decode)) {}
 
-        __device__ __forceinline__ BlockScale scale(float amax) const { return block_scale(amax, encode_, result_.ieee); }
+        __device__ __forceinline__ BlockScale scale(float amax) const {
+            return block_scale(amax, encode_, result_.ieee);
+        }
 
     private:
         const Result& result_;
