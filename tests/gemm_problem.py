@@ -262,8 +262,8 @@ def _aligned_bytes(*shape: int) -> np.ndarray:
 
 
 def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
-    """Inputs of problems of one group each that differ in K, one behind the other, and NaN for 128 of K more: bf16 with
-    K outside, FP8 with K inside and scales for each row of both."""
+    """Inputs of problems of one group each that differ in K, one behind the other, and NaN for 128 of K more. Each row
+    of both has scales. FP8 with fp32 scales has K inside, the others outside."""
     fmt, ks = problems[0].format, [problem.a.shape[1] for problem in problems]
     m, n = len(problems[0].a), problems[0].b.shape[1]
 
@@ -274,9 +274,15 @@ def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
 
     offsets = {"k_offsets": np.cumsum([0, *ks]).astype(np.int32)}
     storage = STORAGE[fmt]
-    if fmt == "bf16":
-        return offsets | {"a": behind([p.a.T for p in problems], np.empty((BLOCK, m), storage)),
-                          "b": behind([p.b[0].T for p in problems], np.empty((BLOCK, n), storage))}  # fmt: skip
+    if fmt != "fp8":
+        operands = {"a": behind([p.a.T for p in problems], np.empty((BLOCK, m), storage)),
+                    "b": behind([p.b[0].T for p in problems], np.empty((BLOCK, n), storage))}  # fmt: skip
+        if fmt == "fp8_ue8m0":  # four of K in a word, wherever a group begins
+            for name, scales in ("a", [p.a_scale for p in problems]), ("b", [p.b_scale[0] for p in problems]):
+                rows = len(scales[0])
+                scale = np.concatenate([*scales, np.full((rows, 1), np.nan)], axis=1)
+                operands[f"{name}_scale"] = _mn_major(fmt, scale, np.arange(rows), rows)
+        return offsets | operands
     a_scales, b_scales = ([row_scales(scale) for scale in scales]
                           for scales in ([p.a_scale for p in problems], [p.b_scale[0] for p in problems]))  # fmt: skip
     return offsets | {

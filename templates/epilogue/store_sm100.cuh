@@ -23,12 +23,17 @@ struct StoreSm100 {
     class Warp {
     public:
         __device__ __forceinline__ Warp(const Params& params, const schedule::Tile& tile, int warp, uint8_t* staging)
-            : staging_(staging), stride_(params.num_columns), num_rows_(tile.num_rows), accumulate_(params.accumulate) {
-            const int column = tile.column + warp * 32, own_column = column + threadIdx.x % 32;
+            : staging_(staging),
+              stride_(params.stride()),
+              num_rows_(tile.num_rows),
+              accumulate_(params.accumulate),
+              heads_(params.heads),
+              first_column_(tile.column + warp * 32) {
+            const int column = first_column_, own_column = column + threadIdx.x % 32;
             alpha_ = params.factor(tile.batch);
-            bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * stride_ + own_column,
-                               own_column < stride_);
-            num_columns_ = stride_ - column;
+            bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * params.num_columns + own_column,
+                               own_column < params.num_columns);
+            num_columns_ = params.num_columns - column;
             out_ = params.out + static_cast<int64_t>(tile.row) * stride_ + column;
         }
 
@@ -77,12 +82,15 @@ struct StoreSm100 {
             __syncwarp();  // before the buffer is written again
         }
         __device__ __forceinline__ uint4* vector_of_out(int row, int column) const {
-            return reinterpret_cast<uint4*>(out_ + static_cast<int64_t>(row) * stride_ + column);
+            const int place = heads_.place(first_column_ + column) - first_column_;
+            return reinterpret_cast<uint4*>(out_ + static_cast<int64_t>(row) * stride_ + place);
         }
 
         uint8_t* const staging_;
         const int stride_, num_rows_;
         const bool accumulate_;
+        const HeadSplit heads_;
+        const int first_column_;
         int num_columns_;  // from the warp's first on
         float alpha_, bias_;
         Out* out_;

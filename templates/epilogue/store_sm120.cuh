@@ -11,10 +11,9 @@
 
 namespace epilogue {
 
-template <class Config, class Out>
+template <class Slots, class Out>
 struct StoreSm120 {
-    using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
-    static constexpr int kVector = Slots::kVector, MMA_N = Slots::MMA_N;
+    static constexpr int kVector = Slots::kVector;
 
     using Params = StoreParams<Out>;
 
@@ -24,7 +23,7 @@ struct StoreSm120 {
         const int num_columns = params.num_columns;
         const float alpha = params.factor(tile.batch);
         const int column = tile.column + place.warp_n * Slots::WARP_N + place.g * kVector;
-        const int first_token = place.warp_m * MMA_N + 2 * place.l;
+        const int first_token = Slots::first_token(place.warp_m, 2 * place.l);
         const int num_tokens = column < num_columns ? tile.num_rows - first_token : 0;
         float bias[kVector];
 #pragma unroll
@@ -32,18 +31,22 @@ struct StoreSm120 {
             bias[slot] = bias::load(params.bias,
                                     int64_t(tile.batch) * num_columns + column + (slot ^ Slots::order(place.g)),
                                     column < num_columns);
-        Out* out = params.out + int64_t(tile.row + first_token) * num_columns + column;
+        const int stride = params.stride();
+        Out* out = params.out + int64_t(tile.row + first_token) * stride + params.heads.place(column);
 #pragma unroll
         for (int j = 0; j < Slots::kTokenTiles; ++j)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                const int token = 32 * j + c;
+                const int token = Slots::token(j, c);
                 float values[kVector];
 #pragma unroll
                 for (int slot = 0; slot < kVector; ++slot)
-                    values[slot] = bias::apply(alpha, accumulators[j][slot / 2][slot % 2 * 2 + c], bias[slot]);
+                    values[slot] = accumulators[j][slot / 2][slot % 2 * 2 + c];
+                Slots::gather(values);
+#pragma unroll
+                for (int slot = 0; slot < kVector; ++slot) values[slot] = bias::apply(alpha, values[slot], bias[slot]);
                 if (token < num_tokens) {
-                    Out* const row = out + int64_t(token) * num_columns;
+                    Out* const row = out + int64_t(token) * stride;
                     if (params.accumulate) add(row, values, Slots::order(place.g));
                     store(row, values, Slots::order(place.g));
                 }
@@ -52,12 +55,13 @@ struct StoreSm120 {
 
     // Zeros in the rows of padding.
     __device__ __forceinline__ static void clear_padding(const schedule::Tile& tile, const Params& params) {
-        constexpr int kColumns = 16 / sizeof(Out), kRowVectors = Config::BLOCK_N / kColumns;  // of a vector; of a row
+        constexpr int kColumns = 16 / sizeof(Out), kRowVectors = Slots::kNumWeights / kColumns;  // of a vector; of a row
         for (int vector = tile.num_rows * kRowVectors + threadIdx.x; vector < tile.num_stored * kRowVectors;
              vector += 32 * Slots::kNumWarps) {
             const int row = tile.row + vector / kRowVectors, column = tile.column + vector % kRowVectors * kColumns;
             if (column < params.num_columns)
-                *reinterpret_cast<uint4*>(params.out + int64_t(row) * params.num_columns + column) = uint4{};
+                *reinterpret_cast<uint4*>(params.out + int64_t(row) * params.stride() + params.heads.place(column)) =
+                    uint4{};
         }
     }
 

@@ -81,8 +81,9 @@ struct Sm100 {
     }
 
 private:
-    // A tile of padding alone has none, and no accumulator.
+    // A tile of padding alone has none, nor has one of a batch without K, and no accumulator.
     __device__ __forceinline__ static bool has_products(const schedule::Tile& tile) {
+        if constexpr (Rows::kDividesK) return tile.k_begin < tile.k_end;
         return !Rows::kHasPadding || tile.num_rows > 0;
     }
 
@@ -105,7 +106,10 @@ private:
             const typename Epilogue::Warp output(params, tiles.tile(), warp, shared.staging[warp]);
             const int num_rows = tiles.tile().num_rows;
             if constexpr (Rows::kHasPadding) output.clear(num_rows, tiles.tile().num_stored);
-            if (!has_products(tiles.tile())) continue;
+            if (!has_products(tiles.tile())) {
+                if constexpr (Rows::kDividesK) store_zeros(output, num_rows);
+                continue;
+            }
             const uint32_t source =
                 shared.tensor_memory + accumulator.stage * Columns::kSecondAccumulator + (warp * 32 << 16);
             mbarrier::wait(&full[accumulator.stage], accumulator.parity);
@@ -114,6 +118,12 @@ private:
             else drain(output, source, 0, num_rows, &empty[accumulator.stage]);
             accumulator.advance();
         }
+    }
+
+    // The sums of no products.
+    __device__ __forceinline__ static void store_zeros(const typename Epilogue::Warp& output, int num_rows) {
+        const uint32_t zeros[Epilogue::kChunk] = {};
+        for (int begin = 0; begin < num_rows; begin += Epilogue::kChunk) output.store(zeros, begin);
     }
 
     // The columns from `begin` to `end`, a chunk at a time; frees the accumulator when all are read.

@@ -15,9 +15,9 @@ template <class Config, class Rows, class Schedule, class Mainloop, class Epilog
 struct Sm120 {
     static constexpr int kNumThreads = Config::kNumThreads, kNumConsumerWarps = Mainloop::Slots::kNumWarps;
 
-    // Three warps on a quarter of the multiprocessor leave 168 registers a thread. The widest tile needs more: its
-    // producer is a whole warpgroup, of which one warp works, and gives registers away.
-    static constexpr bool kMoveRegisters = Config::BLOCK_M == 256;
+    // Three warps on a quarter of the multiprocessor leave 168 registers a thread. Where that is too few the producer is
+    // a whole warpgroup, of which one warp works, and gives registers away.
+    static constexpr bool kMoveRegisters = kNumThreads == (kNumConsumerWarps + 4) * 32;
     static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
     static_assert(!kMoveRegisters || kProducerRegisters + 2 * kConsumerRegisters <=
                                          kNumThreads / 128 * registers::at_launch(kNumThreads, 1),
@@ -65,7 +65,8 @@ private:
         typename Mainloop::Multiplier mainloop(shared.mainloop);
         for (; tiles.wait(); tiles.release()) {
             typename Mainloop::Accumulators accumulators = {};
-            mainloop.multiply(accumulators, tiles.tile());
+            if (!Rows::kDividesK || tiles.tile().k_begin < tiles.tile().k_end)
+                mainloop.multiply(accumulators, tiles.tile());
             Epilogue::finish(accumulators, tiles.tile(), params);
             if constexpr (Rows::kHasPadding) Epilogue::clear_padding(tiles.tile(), params);
         }

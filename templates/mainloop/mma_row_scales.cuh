@@ -9,7 +9,7 @@ namespace mainloop {
 
 template <class Config, class Operands>
 struct MmaScales<Config, Operands, operands::Scales::kRows> {
-    using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
+    using Slots = MmaSlots<Config, Operands>;
     using Sources = RowScaledSources;
     static constexpr int SCALE_K = scale_rows::WORD_K, kTokenWords = scale_rows::box_words(Config::BLOCK_M);
     static_assert(Config::BLOCK_K == scale_rows::SCALE_K, "a stage has one scale of a row");
@@ -31,7 +31,7 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
 
         __device__ __forceinline__ void locate(const typename Slots::Place& place) {
             weights = place.warp_n * Slots::WARP_N | Slots::row(place.g, place.l % 2);
-            tokens = place.warp_m * Slots::MMA_N + place.g;
+            tokens = Slots::first_token(place.warp_m, place.g);
         }
         __device__ __forceinline__ void begin(const schedule::Tile& tile) {
             tokens += scale_rows::first_word(tile.scale_row);
@@ -45,12 +45,12 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
 
         __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets,
                                                      const Fragments& before, int step, int t) {
-            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ 2 * t] >> offsets.shift : before.weights[t];
+            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ Slots::row(0, 2 * t)] >> offsets.shift : before.weights[t];
         }
         template <int kTiles>
         __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, const Fragments& before,
                                                     int step, int j) {
-            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + 32 * j] >> offsets.shift : before.tokens[j];
+            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + Slots::token(j, 0)] >> offsets.shift : before.tokens[j];
         }
         __device__ __forceinline__ void clear_padding(int, int, int) {}
 

@@ -19,12 +19,16 @@ struct alignas(1024) MmaOperands {  // the swizzle pattern repeats every 1024 by
     uint8_t tokens[Config::BLOCK_M][ROW_BYTES];
 };
 
+template <class Config, class Operands>
+using MmaSlots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N, Operands::WEIGHTS_MN_MAJOR,
+                                     Operands::TOKENS_MN_MAJOR && Operands::STEP_K == Operands::STEP_BYTES>;
+
 template <class Config, class Operands, operands::Scales = Operands::SCALES>
 struct MmaScales;
 
 template <class Config, class Operands>
 struct MmaScales<Config, Operands, operands::Scales::kNone> {
-    using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
+    using Slots = MmaSlots<Config, Operands>;
     using Sources = PlainSources;
     using Stage = MmaOperands<Config, Operands>;
     static constexpr int SCALE_K = Config::BLOCK_K, BYTES = 0;
@@ -56,7 +60,7 @@ struct MmaScales<Config, Operands, operands::Scales::kNone> {
 template <class Config, class Operands>
 struct MmaScales<Config, Operands, operands::Scales::kBlocks> {
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_K = Config::BLOCK_K, SCALE_K = Operands::SCALE_K;
-    using Slots = layout::WeightSlots<BLOCK_M, Config::BLOCK_N>;
+    using Slots = MmaSlots<Config, Operands>;
     using Sources = BlockScaledSources;
     static constexpr int kWeightTiles = Slots::kWeightTiles, kTokenTiles = Slots::kTokenTiles;
     static constexpr int kScaleWords = BLOCK_K / SCALE_K;  // of a row and a stage

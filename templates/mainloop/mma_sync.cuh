@@ -7,8 +7,8 @@
 #pragma once
 #include <stdint.h>
 
-#include "layout/weight_slots.cuh"
 #include "mainloop/loader.cuh"
+#include "mainloop/mma_fragments.cuh"
 #include "mainloop/mma_row_scales.cuh"
 #include "mainloop/mma_scales.cuh"
 #include "number/integer.cuh"
@@ -27,11 +27,14 @@ struct MmaSync {
     using Stage = typename Scales::Stage;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
-    using Slots = layout::WeightSlots<BLOCK_M, BLOCK_N>;
+    using Slots = MmaSlots<Config, Operands>;
     using Accumulators = typename Slots::Accumulators;
     static constexpr int MMA_N = Slots::MMA_N, MMA_K = Operands::STEP_K, WARP_N = Slots::WARP_N;
     static constexpr int kWeightTiles = Slots::kWeightTiles, kTokenTiles = Slots::kTokenTiles;
     static constexpr int ROW_BYTES = Stage::ROW_BYTES, SCALE_K = Scales::SCALE_K;
+    using Weights = WeightFragments<Slots, Operands, BLOCK_K>;
+    using Tokens = TokenFragments<Slots, Operands, BLOCK_K>;
+    static constexpr bool kTokensMnMajor = Operands::TOKENS_MN_MAJOR, kWeightsMnMajor = Operands::WEIGHTS_MN_MAJOR;
     static constexpr int kSteps = BLOCK_K / MMA_K;  // of a stage
     static_assert(kSteps % 2 == 0, "fragments are double-buffered: a stage starts with the first buffer");
 
@@ -65,10 +68,8 @@ struct MmaSync {
 
         __device__ __forceinline__ explicit Offsets(const typename Slots::Place& place) {
             const uint32_t row = place.lane % 8, matrix = place.lane / 8;  // the row that this lane addresses
-            weights = ldmatrix::swizzled<ROW_BYTES>(place.warp_n * WARP_N | Slots::row(row, matrix % 2),
-                                                    matrix / 2 * 16);
-            tokens = ldmatrix::swizzled<ROW_BYTES>(
-                (kTokenTiles > 1 ? matrix / 2 * 32 : 0) + place.warp_m * MMA_N + row, matrix % 2 * 16);
+            weights = Weights::first(place, row, matrix);
+            tokens = Tokens::first(place, row, matrix);
             scales.locate(place);
         }
     };
@@ -84,8 +85,8 @@ struct MmaSync {
         __device__ __forceinline__ explicit Multiplier(Storage& shared) : shared_(shared), offsets_(place_) {}
 
         __device__ __forceinline__ void multiply(Accumulators& accumulators, const schedule::Tile& tile) {
-            const int own_rows = tile.num_rows - static_cast<int>(place_.warp_m) * MMA_N;
-            multiply_some<kTokenTiles>(accumulators, tile, ceil_div(max(own_rows, 0), 32));
+            const int own_rows = tile.num_rows - static_cast<int>(Slots::first_token(place_.warp_m, 0));
+            multiply_some<kTokenTiles>(accumulators, tile, Slots::tiles_of(own_rows));
         }
 
     private:
@@ -135,19 +136,15 @@ struct MmaSync {
         template <int kTiles>
         __device__ __forceinline__ static void load_part(Fragments& fragments, const Fragments& before,
                                                          const Stage& stage, const Offsets& offsets, int step, int j) {
-            const uint32_t step_bytes = step * Operands::STEP_BYTES;
 #pragma unroll
             for (int t = 0; t < kWeightTiles; ++t) {
                 if (t * kTiles / kWeightTiles != j) continue;
-                const uint32_t weights = mbarrier::shared_address(stage.weights) +
-                                         (offsets.weights ^ ldmatrix::swizzled<ROW_BYTES>(2 * t, step_bytes));
-                if constexpr (Operands::UNPACKED_WEIGHTS) ldmatrix::x4_of_e2m1(fragments.weights[t], weights);
-                else ldmatrix::x4(fragments.weights[t], weights);
+                Weights::load(fragments.weights[t], stage.weights, offsets.weights, step, t);
                 fragments.scales.load_weights(stage, offsets.scales, before.scales, step, t);
             }
-            const uint32_t tokens = mbarrier::shared_address(stage.tokens[j / 2 * 64]) + (offsets.tokens ^ step_bytes);
-            if (j % 2 == 1) ldmatrix::x4(fragments.tokens[j - 1], fragments.tokens[j], tokens);
-            else if (j + 1 == kTiles) ldmatrix::x2(fragments.tokens[j], tokens);
+            const uint32_t tokens = Tokens::address(stage.tokens, offsets.tokens, step, j);
+            if (j % 2 == 1) Tokens::load(fragments.tokens[j - 1], fragments.tokens[j], tokens);
+            else if (j + 1 == kTiles) Tokens::load(fragments.tokens[j], tokens);
             fragments.scales.template load_tokens<kTiles>(stage, offsets.scales, before.scales, step, j);
         }
 

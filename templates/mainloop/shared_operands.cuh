@@ -4,8 +4,7 @@
 // warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands. Of 64
 // both warpgroups take all, and every other kWeightColumns of the weights.
 //
-// bf16 may be MN-major, K being the outer dimension: then TMA takes 64 rows at a time, and a stage has 128 bytes of these
-// for each k. A tile lies as it does in K-major order, 8192 bytes for 64 rows.
+// bf16 may be MN-major. A tile lies as it does in K-major order then, 8192 bytes for 64 rows.
 #pragma once
 #include <stdint.h>
 
@@ -17,58 +16,19 @@
 
 namespace mainloop {
 
-// How a stage of either major is loaded.
-struct SharedSources : PlainSources {
-    template <class Mainloop>
-    class Loads {
-        static constexpr int kPanelRows = 64, kPanelBytes = kPanelRows * 128, kBoxRows = 128;
-
-    public:
-        static constexpr bool kChangesMaps = false;
-
-        __device__ __forceinline__ Loads(const SharedSources& sources, int) : maps_(sources) {}
-
-        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
-                                               const schedule::Tile& tile, int k) const {
-            const int row = Mainloop::kGroupsOfK ? tile.scale_row : tile.row;
-            if constexpr (Mainloop::kTokensMnMajor)
-                for (int i = 0; i < Mainloop::BLOCK_M / kPanelRows; ++i)
-                    tma::load_2d(places.tokens + i * kPanelBytes, &maps_.a, full, row + i * kPanelRows, k);
-            else
-                tma::load_2d(places.tokens, &maps_.a, full, k, row);
-        }
-
-        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
-                                                const schedule::Tile& tile, int k) const {
-            const int batch = Mainloop::kGroupsOfK ? 0 : tile.batch;
-            if constexpr (Mainloop::kWeightsMnMajor)
-                for (int i = 0; i < Mainloop::BLOCK_N / kPanelRows; ++i)
-                    tma::load_3d(places.weights + i * kPanelBytes, &maps_.b, full, tile.column + i * kPanelRows, k,
-                                 batch);
-            else
-                for (int i = 0; i < Mainloop::BLOCK_N / kBoxRows; ++i)
-                    tma::load_3d(places.weights + i * 2 * kPanelBytes, &maps_.b, full, k, tile.column + i * kBoxRows,
-                                 batch);
-        }
-
-    private:
-        const SharedSources& maps_;
-    };
-};
-
 // kWeightColumns: of the instruction whose rows are tokens.
 template <class Config, int kWeightColumns>
 struct SharedOperands {
     using Element = typename Config::Element;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, ROW_BYTES = 128;
     static constexpr int BLOCK_K = ROW_BYTES / Element::kBytes, kNumStages = Config::kNumStages;
-    static constexpr bool kTokenRows = Config::kTokenRows, kGroupsOfK = Config::kGroupsOfK;
+    static constexpr bool kTokenRows = Config::kTokenRows;
     static constexpr bool kTokensMnMajor = Config::kTokensMnMajor, kWeightsMnMajor = Config::kWeightsMnMajor;
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
     static constexpr bool kSharesTokens = kTokenRows && BLOCK_M == 64;
     // Of a warpgroup.
     static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / (kSharesTokens ? 2 : 1) : BLOCK_N / 128;
-    static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
+    static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES, WEIGHT_ATOMS = BLOCK_N / 128;
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");
     static_assert(BLOCK_N == 128 || BLOCK_N == 256, "one or two tiles a warpgroup");
@@ -94,6 +54,8 @@ struct SharedOperands {
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return {shared.weights[stage], shared.tokens[stage], nullptr, nullptr};
     }
+
+    __device__ __forceinline__ static int coordinate(int k) { return k; }
 
     // Nothing is left for a warp beside the one that loads.
     template <class Tiles>

@@ -18,8 +18,13 @@ struct StagePlaces {
     uint8_t *weights, *tokens, *weight_scales, *token_scales;
 };
 
-// Tokens (a) and weights (b), K-major, without scales. Of the main loop:
-//     static constexpr int WEIGHT_ATOMS, ROW_BYTES;  static int coordinate(int k), of element k of a row in its map
+// Tokens (a) and weights (b) without scales. Of the main loop:
+//     static constexpr int BLOCK_M, BLOCK_N, BLOCK_K, WEIGHT_ATOMS, ROW_BYTES;
+//     static constexpr bool kTokensMnMajor, kWeightsMnMajor;
+//     static int coordinate(int k), of element k of a row in its map
+// A stage has rows of BLOCK_K elements. Of what is MN-major, K being the outer dimension, it has as many bytes: panels of
+// BLOCK_K rows, 128 bytes of neighbouring tokens or weights each. Tokens that are MN-major are those of one matrix, and
+// so are the weights with them: batches share these, and have parts of K.
 struct PlainSources {
     const tma::TensorMap &a, &b;
 
@@ -31,6 +36,8 @@ struct PlainSources {
     template <class Mainloop>
     class Loads {
         static constexpr int ATOM_ROWS = scale_layout::ATOM_ROWS;
+        static constexpr int PANEL_ROWS = 128 * Mainloop::BLOCK_K / Mainloop::ROW_BYTES;
+        static constexpr int PANEL_BYTES = 128 * Mainloop::BLOCK_K;
 
     public:
         static constexpr bool kChangesMaps = false;
@@ -39,13 +46,28 @@ struct PlainSources {
 
         __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
                                                const schedule::Tile& tile, int k) const {
-            tma::load_2d(places.tokens, &maps_.a, full, Mainloop::coordinate(k), tile.row);
+            if constexpr (Mainloop::kTokensMnMajor)
+                for (int i = 0; i < Mainloop::BLOCK_M / PANEL_ROWS; ++i)
+                    tma::load_2d(places.tokens + i * PANEL_BYTES, &maps_.a, full, tile.scale_row + i * PANEL_ROWS, k);
+            else
+                tma::load_2d(places.tokens, &maps_.a, full, Mainloop::coordinate(k), tile.row);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
-            for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
-                tma::load_3d(places.weights + i * ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full,
-                             Mainloop::coordinate(k), tile.column + i * ATOM_ROWS, tile.batch);
+            if constexpr (Mainloop::kWeightsMnMajor)
+                for (int i = 0; i < Mainloop::BLOCK_N / PANEL_ROWS; ++i)
+                    tma::load_3d(places.weights + i * PANEL_BYTES, &maps_.b, full, tile.column + i * PANEL_ROWS, k,
+                                 matrix(tile));
+            else
+                for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
+                    tma::load_3d(places.weights + i * ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full,
+                                 Mainloop::coordinate(k), tile.column + i * ATOM_ROWS, matrix(tile));
+        }
+
+    protected:
+        // Of the weights.
+        __device__ __forceinline__ static int matrix(const schedule::Tile& tile) {
+            return Mainloop::kTokensMnMajor ? 0 : tile.batch;
         }
 
     private:
@@ -119,7 +141,8 @@ struct RowScaledSources : PlainSources {
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
             Base::weights(places, full, tile, k);
-            tma::load_3d(places.weight_scales, &sources_.b_scale, full, tile.column, k / Mainloop::SCALE_K, tile.batch);
+            tma::load_3d(places.weight_scales, &sources_.b_scale, full, tile.column, k / Mainloop::SCALE_K,
+                         Base::matrix(tile));
         }
 
     private:

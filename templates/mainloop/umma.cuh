@@ -33,12 +33,15 @@ struct Umma {
     static constexpr int ROW_BYTES = Stage::ROW_BYTES, SCALE_K = Scales::SCALE_K;
     static constexpr int kStepK = Operands::STEP_K, kSteps = BLOCK_K / kStepK;
     static constexpr bool kMovesScales = Scales::kMoves;
+    static constexpr bool kTokensMnMajor = Operands::TOKENS_MN_MAJOR, kWeightsMnMajor = Operands::WEIGHTS_MN_MAJOR;
+    static constexpr int PANEL_BYTES = 128 * BLOCK_K;  // of what is MN-major
 
     // CTA pairs (cta_group::2) would share the tokens of a tile between two CTAs' weights; a tile here is one CTA's.
     static_assert(BLOCK_N == tcgen05::kNumLanes, "a row of the instruction's first operand is a lane of tensor memory");
     static_assert(BLOCK_M % 16 == 0 && BLOCK_M <= 256, "with 128 rows the instruction has 16 to 256 columns");
     static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
     static_assert(ROW_BYTES == 128, "a row of a stage is one span of the 128-byte swizzle");
+    static_assert(!kTokensMnMajor || sizeof(Stage::tokens) % PANEL_BYTES == 0, "TMA writes whole panels");
     static_assert(sizeof(Stage) % 1024 == 0, "the 128-byte swizzle repeats every 1024 bytes");
 
     struct Storage {
@@ -141,8 +144,9 @@ struct Umma {
         __device__ __forceinline__ void issue_stage(int num_steps, uint32_t instruction, uint32_t scale_column,
                                                     bool accumulate) const {
             const uint32_t stage = mbarrier::shared_address(&shared_.stages[ring_.stage]);
-            const uint64_t weights = tcgen05::swizzle128_descriptor(stage);
-            const uint64_t tokens = tcgen05::swizzle128_descriptor(stage) + (sizeof(Stage::weights) >> 4);
+            const uint64_t weights = tcgen05::swizzle128_descriptor(stage, kWeightsMnMajor ? PANEL_BYTES : 0);
+            const uint64_t tokens = tcgen05::swizzle128_descriptor(stage, kTokensMnMajor ? PANEL_BYTES : 0) +
+                                    (sizeof(Stage::weights) >> 4);
             const uint32_t scales = tensor_memory_ + Columns::scales(ring_.stage);
             const typename Scales::Products products(stage, scales, scale_column);
             const uint32_t d = tensor_memory_ + accumulator_.stage * Columns::kSecondAccumulator;

@@ -46,7 +46,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
     }
 
     __device__ __forceinline__ static uint32_t instruction(int num_tokens) {
-        return tcgen05::block_scaled_descriptor<Operands>(num_tokens);
+        return tcgen05::block_scaled_descriptor<Operands>(num_tokens) | tcgen05::majors<Operands>();
     }
     // Of the stage at element k.
     __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int k) {
@@ -64,13 +64,13 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
         __device__ __forceinline__ void issue(int step, uint32_t d, uint64_t weights, uint64_t tokens,
                                               uint32_t instruction, bool accumulate) const {
             const uint32_t token_columns = columns_ + Columns::kAtomColumns;
-            const int place = step * Operands::STEP_BYTES >> 4;
             if (step == 0) {
                 tcgen05::copy_scales(columns_, scales_);
                 tcgen05::copy_scales(token_columns, scales_ + (sizeof(Stage::weight_scales) >> 4));
             }
-            tcgen05::mma_block_scaled<Operands>(d, weights + place, tokens + place, instruction, columns_,
-                                                token_columns, accumulate || step > 0);
+            tcgen05::mma_block_scaled<Operands>(d, weights + (step * operands::WEIGHT_STEP<Operands> >> 4),
+                                                tokens + (step * operands::TOKEN_STEP<Operands> >> 4), instruction,
+                                                columns_, token_columns, accumulate || step > 0);
         }
 
     private:

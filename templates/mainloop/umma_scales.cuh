@@ -37,7 +37,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kNone> {
         return {stage.weights, stage.tokens, nullptr, nullptr};
     }
     __device__ __forceinline__ static uint32_t instruction(int num_tokens) {
-        return tcgen05::bf16_descriptor(num_tokens);
+        return tcgen05::bf16_descriptor(num_tokens) | tcgen05::majors<Operands>();
     }
     __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int) { return instruction; }
     __device__ __forceinline__ static uint32_t first_column(const schedule::Tile&) { return 0; }
@@ -48,8 +48,9 @@ struct UmmaScales<Config, Operands, operands::Scales::kNone> {
 
         __device__ __forceinline__ void issue(int step, uint32_t d, uint64_t weights, uint64_t tokens,
                                               uint32_t instruction, bool accumulate) const {
-            const int place = step * Operands::STEP_BYTES >> 4;
-            tcgen05::mma_f16(d, weights + place, tokens + place, instruction, accumulate || step > 0);
+            tcgen05::mma_f16(d, weights + (step * operands::WEIGHT_STEP<Operands> >> 4),
+                             tokens + (step * operands::TOKEN_STEP<Operands> >> 4), instruction,
+                             accumulate || step > 0);
         }
     };
 };

@@ -30,6 +30,7 @@ struct WgmmaDequant {
     static constexpr int kNumTokenWarps = Config::kNumTokenWarps, kNumConsumerWarps = 8;
     static constexpr int kTilesPerWarpgroup = BLOCK_N / 128;  // m64 tiles
     static constexpr int GROUP_K = dequant::GROUP_K;
+    static constexpr bool kTokensMnMajor = false, kWeightsMnMajor = false;
     static constexpr int PANEL_BYTES = BLOCK_M * dequant::PANEL_K * 2;
     static constexpr int ROW_BYTES = BLOCK_K / 2;  // of packed elements
     static constexpr int SCALE_K = 64, SCALE_WORDS = BLOCK_K / SCALE_K;

@@ -21,7 +21,7 @@ namespace mainloop {
 
 // Scales are fp32. Those of rows are a vector, block after block of K, `stride` apart, which is a multiple of 4. A box
 // starts at 16 bytes: it has 4 rows more than a tile, which starts at one of the first.
-struct PromotedSources : SharedSources {
+struct PromotedSources : PlainSources {
     const tma::TensorMap& a_scale;
     int a_stride;
     const float* b_scale;  // of blocks, [batch, N / 128, K / 128], or
@@ -46,8 +46,8 @@ struct PromotedSources : SharedSources {
     }
 
     template <class Mainloop>
-    class Loads : SharedSources::Loads<Mainloop> {
-        using Base = SharedSources::Loads<Mainloop>;
+    class Loads : PlainSources::Loads<Mainloop> {
+        using Base = PlainSources::Loads<Mainloop>;
 
     public:
         using Base::kChangesMaps;

@@ -15,7 +15,7 @@ namespace mainloop {
 template <class Config>
 struct WgmmaShared : SharedOperands<Config, Config::BLOCK_N> {
     using Base = SharedOperands<Config, Config::BLOCK_N>;
-    using Sources = SharedSources;
+    using Sources = PlainSources;
     using typename Base::Accumulators, typename Base::Storage;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;
 

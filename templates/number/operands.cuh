@@ -19,6 +19,7 @@ struct Pair {
     static constexpr Format TOKENS = kTokens, WEIGHTS = kWeights;
     static constexpr bool PACKED = TOKENS == Format::E2M1 && WEIGHTS == Format::E2M1;  // two in a byte
     static constexpr bool POWER_SCALES = GROUP == 32;
+    static constexpr bool TOKENS_MN_MAJOR = false, WEIGHTS_MN_MAJOR = false;
     static constexpr int STEP_BYTES = 32, STEP_K = PACKED ? 2 * STEP_BYTES : STEP_BYTES;
     static constexpr int SCALE_K = 4 * GROUP, STEPS_PER_WORD = SCALE_K / STEP_K, SCALES_PER_STEP = STEP_K / GROUP;
 
@@ -47,6 +48,7 @@ struct Pair {
 struct Bf16 {
     static constexpr Scales SCALES = Scales::kNone;
     static constexpr bool UNPACKED_WEIGHTS = false;
+    static constexpr bool TOKENS_MN_MAJOR = false, WEIGHTS_MN_MAJOR = false;
     static constexpr int STEP_BYTES = 32, STEP_K = STEP_BYTES / 2;
 
     __device__ __forceinline__ static constexpr int byte(int k) { return 2 * k; }
@@ -62,5 +64,17 @@ using Mxfp8Mxfp4 = Pair<Format::E4M3, Format::E2M1, 32>;
 struct Fp8 : Mxfp8 {
     static constexpr Scales SCALES = Scales::kRows;
 };
+
+// Either operand with K as its outer dimension, of which no two elements share a byte.
+template <class Operands, bool kTokensMnMajor, bool kWeightsMnMajor>
+struct InMajors : Operands {
+    static constexpr bool TOKENS_MN_MAJOR = kTokensMnMajor, WEIGHTS_MN_MAJOR = kWeightsMnMajor;
+};
+
+// From the operand of an instruction to that of the next one along K: in each row, or rows of 128 bytes.
+template <class Operands>
+constexpr int TOKEN_STEP = Operands::TOKENS_MN_MAJOR ? Operands::STEP_K * 128 : Operands::STEP_BYTES;
+template <class Operands>
+constexpr int WEIGHT_STEP = Operands::WEIGHTS_MN_MAJOR ? Operands::STEP_K * 128 : Operands::STEP_BYTES;
 
 }  // namespace operands

@@ -27,6 +27,31 @@ __device__ __forceinline__ void x4(uint32_t (&registers)[4], uint32_t address) {
                  : "memory");
 }
 
+// The same transposed: lane 4 r + c receives elements 2 c and 2 c + 1 of column r.
+__device__ __forceinline__ void x2_transposed(uint32_t (&registers)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(registers[0]), "=r"(registers[1])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void x4_transposed(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3, uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
+                 : "r"(address)
+                 : "memory");
+}
+
+// Two 16x16 matrices of bytes, transposed: lane i gives the address of row i % 16 of matrix i / 16. Of each matrix lane
+// 4 r + c receives bytes 4 c .. 4 c + 3 of column r, then of column r + 8.
+__device__ __forceinline__ void x2_transposed_bytes(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
+                                                    uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m16n16.x2.trans.shared.b8 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
+                 : "r"(address)
+                 : "memory");
+}
+
 // The same of rows of 16 E2M1 elements in the first 8 of 16 bytes. They become bytes as mma.sync reads them: an element
 // lies in bits 2 to 5.
 __device__ __forceinline__ void x4_of_e2m1(uint32_t (&registers)[4], uint32_t address) {

@@ -51,9 +51,11 @@ __device__ __forceinline__ void commit(mbarrier::Barrier* barrier) {
 // is aligned to the period of its swizzle.
 //
 // Rows of 128 bytes along K, 128-byte swizzle: 8 rows are 1024 bytes; the next step of K is 32 bytes further on.
-__device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address) {
+// MN-major a row has 128 bytes of one k, the next step of K is as many rows further on, and the next 128 bytes of it
+// are panel_bytes further on.
+__device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address, uint64_t panel_bytes = 0) {
     constexpr uint64_t kStride = 1024 >> 4, kSwizzle128 = 2;
-    return kSwizzle128 << 61 | 1ull << 46 | kStride << 32 | address >> 4;
+    return kSwizzle128 << 61 | 1ull << 46 | kStride << 32 | panel_bytes >> 4 << 16 | address >> 4;
 }
 
 // Blocks of 32 rows of 16 bytes, contiguous, no swizzle: 8 rows are 128 bytes.
@@ -82,6 +84,13 @@ __device__ __forceinline__ constexpr uint32_t block_scaled_descriptor(int n) {
 __device__ __forceinline__ constexpr uint32_t bf16_descriptor(int n) {
     constexpr uint32_t kF32 = 1, kBf16 = 1, kM = 128;
     return kM >> 4 << 24 | static_cast<uint32_t>(n) >> 3 << 17 | kBf16 << 10 | kBf16 << 7 | kF32 << 4;
+}
+
+// The fields of either that say which operand is MN-major.
+template <class Operands>
+__device__ __forceinline__ constexpr uint32_t majors() {
+    return static_cast<uint32_t>(Operands::TOKENS_MN_MAJOR) << 16 |
+           static_cast<uint32_t>(Operands::WEIGHTS_MN_MAJOR) << 15;
 }
 
 // The fields of a block-scaled one that name the first byte of a word of scales, of both operands.

@@ -22,7 +22,7 @@ constexpr int kRowAlignment = 128;
 template <int BLOCK_M>
 struct AnyRows {
     static constexpr int kMaxBatches = scan::kMaxBatches;
-    static constexpr bool kHasPadding = true;
+    static constexpr bool kHasPadding = true, kDividesK = false;
     static_assert(kRowAlignment % BLOCK_M == 0, "a tile has rows of one batch");
 
     int kind;

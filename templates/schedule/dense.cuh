@@ -6,7 +6,7 @@ namespace schedule {
 
 struct Dense {
     static constexpr int kMaxBatches = 1, num_batches = 1;
-    static constexpr bool kHasPadding = false;
+    static constexpr bool kHasPadding = false, kDividesK = false;
 
     int num_rows;
 

@@ -1,7 +1,7 @@
 // Persistent schedule of a grouped GEMM: which (batch, row tile, column tile) a CTA computes next.
 //
 // `Rows` says which rows a batch has, as known on the device only:
-//     static constexpr int kMaxBatches;  int num_batches;  static constexpr bool kHasPadding;
+//     static constexpr int kMaxBatches;  int num_batches;  static constexpr bool kHasPadding, kDividesK;
 //     int count(int batch) const, row(int batch) const, scale_row(int batch) const;
 //     void settle(Tile& tile) const: what it knows of the tile beyond that, of rows which are padding.
 // Every CTA scans the counts once, in parallel, into a prefix of row tiles in shared memory; the batch of a tile is

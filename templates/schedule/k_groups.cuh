@@ -7,7 +7,7 @@ namespace schedule {
 
 struct KGroups {
     static constexpr int kMaxBatches = scan::kMaxBatches;
-    static constexpr bool kHasPadding = false;
+    static constexpr bool kHasPadding = false, kDividesK = true;
 
     const int* k_offsets;  // first k of each batch, then the end of the last one
     int num_rows, depth, num_batches;

@@ -9,7 +9,7 @@ namespace schedule {
 
 struct Masked {
     static constexpr int kMaxBatches = scan::kMaxBatches;
-    static constexpr bool kHasPadding = false;
+    static constexpr bool kHasPadding = false, kDividesK = false;
 
     const int* mask;  // valid rows of each batch
     int max_rows, num_batches;

@@ -8,7 +8,7 @@ namespace schedule {
 // Read past L1: an earlier grid may have written them, and this one not waited for any yet.
 struct Offsets {
     static constexpr int kMaxBatches = scan::kMaxBatches;
-    static constexpr bool kHasPadding = false;
+    static constexpr bool kHasPadding = false, kDividesK = false;
 
     const int* expert_offsets;  // first row of each batch, then the end of the last one
     const int* scale_offsets;   // the same of its scales

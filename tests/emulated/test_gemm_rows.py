@@ -26,7 +26,7 @@ pytestmark = [
 
 def variants(
     form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
-    formats: tuple[str, ...] = ("fp8", "fp8_ue8m0", "bf16", "bf16_nn"),
+    formats: tuple[str, ...] = ("fp8", "fp8_ue8m0", "fp8_ue8m0_nn", "bf16", "bf16_nn"),
 ) -> pytest.MarkDecorator:  # fmt: skip
     """Of a form of rows, in every format and the majors of groups."""
     families = [form.replace("*", f"_{fmt}") for fmt in formats]
@@ -37,8 +37,10 @@ def variants(
 def problem_of(
     variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int, weight_rows: int = 128
 ) -> gemm_problem.GemmProblem:
-    """K reaches into a second word of packed scales."""
-    fmt = gemm_problem.named(variant.family)[1]
+    """K reaches into a second word of packed scales; N is a pitch of TMA."""
+    _, fmt, letters, _ = gemm_problem.named(variant.family)
+    if fmt != "bf16" and letters[1] == "n":
+        n = reference.round_up(n, 16)
     return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if fmt == "fp8_ue8m0" else k, weight_rows)
 
 
@@ -108,10 +110,11 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, gemm_problem.masked(problem, rows))
 
 
-@variants("gemm*", formats=("fp8", "bf16", "bf16_nn", "bf16_tt", "bf16_tn"))
+@variants("gemm*", formats=("fp8", "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
+                                             for letters in ("nn", "tt", "tn"))))  # fmt: skip
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """A tile and a few rows, 8 where they are a pitch of TMA."""
-    rows = variant.axes["block_m"] + (8 if gemm_problem.named(variant.family)[2][0] == "t" else 3)
+    """A tile and a few rows, 16 where they are a pitch of TMA."""
+    rows = variant.axes["block_m"] + (16 if gemm_problem.named(variant.family)[2][0] == "t" else 3)
     problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, 400)
     run(variant, problem, gemm_problem.dense(problem))
 
@@ -126,7 +129,7 @@ def test_row_scales(variant: Variant, run: Run, rng: np.random.Generator) -> Non
     run(variant, problem, ({**inputs, "b_row_scale": row_scale}, places))
 
 
-@variants("bmm*", formats=("fp8", "bf16"))
+@variants("bmm*", formats=("fp8", "fp8_ue8m0", "bf16"))
 def test_batched(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """Without a mask all rows of each matrix are there."""
     rows = variant.axes["block_m"] + 3
@@ -136,7 +139,7 @@ def test_batched(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, (inputs, places))
 
 
-@variants("gemm*_heads", formats=("fp8", "bf16"))
+@variants("gemm*_heads", formats=("fp8", "fp8_ue8m0", "bf16"))
 @pytest.mark.parametrize(("width", "left", "gap"), [(48, 16, 8), (64, 0, 16), (32, 32, 24)])
 def test_heads(
     variant: Variant, width: int, left: int, gap: int, packs: list[str] | None, rng: np.random.Generator
@@ -158,14 +161,16 @@ def test_heads(
     assert out.intact(21)
 
 
-@variants("k_grouped*", formats=("fp8_nt", "bf16_tn"))
+@variants("k_grouped*", formats=("fp8_nt", "fp8_ue8m0_tn", "bf16_tn"))
 @pytest.mark.parametrize("accumulate", ["overwrite", "add"])
 def test_k_groups(
     variant: Variant, accumulate: str, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
 ) -> None:
-    """Groups of no k, of one stage, of several; NaN behind the last one. One without k becomes zeros, or stays."""
-    m, n, ks = variant.axes["block_m"] + 8, variant.axes["block_n"] + 8, [128, 0, 256, 128]
-    problems = [problem_of(variant, rng, [m], n, k, weight_rows=1) for k in ks]
+    """Groups of no k, of one stage, of several, the last one with a second word of packed scales; NaN behind it. One
+    without k becomes zeros, or stays."""
+    m, n, ks = variant.axes["block_m"] + 16, variant.axes["block_n"] + 16, [128, 0, 256, 256]
+    fmt = gemm_problem.named(variant.family)[1]
+    problems = [gemm_problem.gemm_problem(rng, fmt, [m], n, k, weight_rows=1) for k in ks]
     before = rng.standard_normal((len(ks) * m, n)).astype(np.float32)
     out = reference.GuardedOutput(len(ks) * m, n, variant.axes["out"])
     held = (before.view(np.uint32) >> 16).astype(np.uint16) if out.out_type == "bf16" else before
@@ -198,13 +203,13 @@ def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
 def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Generator) -> None:
     """add: alpha times the product, a bias and what out held, rounded once."""
     out_type = variant.axes["out"]
-    problem = problem_of(variant, rng, [21, 5], 72, 160)
+    problem = problem_of(variant, rng, [21, 5], 80, 160)
     inputs, _ = gemm_problem.by_offsets(problem, spare=0)
     inputs = gemm_problem.in_majors(inputs, gemm_problem.named(variant.family)[2])
-    before = rng.standard_normal((26, 72)).astype(np.float16 if out_type == "f16" else np.float32)
+    before = rng.standard_normal((26, 80)).astype(np.float16 if out_type == "f16" else np.float32)
     held = (before.view(np.uint32) >> 16).astype(np.uint16) if out_type == "bf16" else before
     out = held.copy()
-    alpha, bias = np.float32([0.5, -2]), rng.standard_normal((2, 72)).astype(np.float32)
+    alpha, bias = np.float32([0.5, -2]), rng.standard_normal((2, 80)).astype(np.float32)
     loader.launch(variant.family, **gemm_problem.buffers(inputs), out=RawBuffer.of(out), alpha=alpha, bias=bias,
                   accumulate="add", variant=variant.variant, device=f"emulated:{variant.arch}",
                   packs=packs)  # fmt: skip

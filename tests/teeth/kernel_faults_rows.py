@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import LOADER, WGMMA, planted
+from kernel_fault import LOADER, SOURCES, WGMMA, planted
 from planting import Kernel, Problem
 
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
@@ -144,7 +144,12 @@ CAUGHT = [
         WIDE,
         [
             ("nn steps along k as in rows of k", "kColumnStep = kColumnsMnMajor ? 16 * 128 : 32", "kColumnStep = 32"),
-            ("nn columns of the first box", "tile.column + i * kPanelRows, k,", "tile.column, k,"),
+            (
+                "nn columns of the first box",
+                "tile.column + i * PANEL_ROWS, k,",
+                "tile.column, k,",
+                {"file": SOURCES},
+            ),
             ("nn next 64 columns where the first are", "mn_major ? 8192u >> 4 : 1u", "1u", {"file": WGMMA}),
         ],
     ),
