@@ -89,7 +89,8 @@ def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, pack: Path,
 
 
 @pytest.mark.parametrize("arch", ["100a", "120a"])
-@pytest.mark.parametrize("fmt", ["bf16", "fp8_ue8m0"])
+@pytest.mark.parametrize("fmt", [f"{fmt}{letters}" for fmt in ("bf16", "fp8_ue8m0")
+                                 for letters in ("", "_nn", "_tn", "_tt")])  # fmt: skip
 def test_loops_of_other_formats_are_as_lean_as_those_of_nvfp4(
     arch: str, fmt: str, pack: Path, artifacts: list[dict]
 ) -> None:
@@ -98,8 +99,10 @@ def test_loops_of_other_formats_are_as_lean_as_those_of_nvfp4(
         return {(a["axes"]["block_m"], a["axes"]["out"]): sass.profile(pack / a["file"]).main_loop.per_tensor
                 for a in artifacts if (a["arch"], a["family"]) == (arch, family)}  # fmt: skip
 
-    for schedule in ("gemm", "grouped"):
-        found, bars = loops(f"{schedule}_{fmt}"), loops(f"{schedule}_fp4")
+    families = {"": ("gemm", "grouped"), "nn": ("gemm", "grouped"), "tt": ("gemm",), "tn": ("gemm", "k_grouped")}
+    for schedule in families[fmt.removeprefix("bf16").removeprefix("fp8_ue8m0").removeprefix("_")]:
+        found = loops(f"{schedule}_{fmt}")
+        bars = loops("gemm_fp4" if schedule == "k_grouped" else f"{schedule}_fp4")
         assert found and {tile: found[tile] for tile in found if found[tile] > bars[tile]} == {}
 
 

@@ -60,12 +60,13 @@ def test_recorded_counts_of_shipped_kernels(
         "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs).counts())  # fmt: skip
 
 
-# Of Blackwell's GEMMs whose rows come in any form: arch, family, variant.
+# Of Blackwell's GEMMs whose rows come in any form, and of those of the other majors: arch, family, variant.
 ANY_ROWS = [
-    (arch, f"grouped_{fmt}", f"{tile}_f32")
+    (arch, family, f"{tile}_f32")
     for fmt in ("bf16", "fp8_ue8m0")
+    for family in (f"grouped_{fmt}", f"grouped_{fmt}_nn", f"gemm_{fmt}_tt", f"gemm_{fmt}_tn")
     for arch, tiles in (("100a", ("m16n128", "m128n128")), ("120a", ("m8n128", "m128n128")))
-    for tile in tiles
+    for tile in (tiles if family.startswith("grouped") else tiles[1:])
 ]
 
 
@@ -79,11 +80,11 @@ def test_recorded_counts_of_any_rows(
     rows = int(variant[1:].partition("n")[0])
 
     def run(seed: int) -> dict:
-        problem = gemm_problem.gemm_problem(
-            np.random.default_rng(seed), gemm_problem.named(family)[1], [rows], 128, 512
-        )
-        inputs = {name: aligned(value) for name, value in gemm_problem.by_offsets(problem)[0].items()}
-        out = aligned(np.zeros((len(inputs["a"]), 128), np.float32))
+        schedule, fmt, letters, _ = gemm_problem.named(family)
+        problem = gemm_problem.gemm_problem(np.random.default_rng(seed), fmt, [rows], 128, 512)
+        placed, _ = (gemm_problem.by_offsets if schedule == "grouped" else gemm_problem.dense)(problem)
+        out = aligned(np.zeros((len(placed["a"]), 128), np.float32))
+        inputs = {name: aligned(value) for name, value in gemm_problem.in_majors(placed, letters).items()}
         with profile() as launches:
             loader.launch(family, **gemm_problem.buffers(inputs), out=out, variant=variant, device=f"emulated:{arch}",
                           packs=packs)  # fmt: skip

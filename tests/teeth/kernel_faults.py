@@ -10,6 +10,7 @@ import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
 import kernel_faults_fp8_swiglu
+import kernel_faults_majors
 import kernel_faults_mx
 import kernel_faults_mx_swiglu
 import kernel_faults_packed
@@ -21,6 +22,7 @@ CAUGHT = [
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
     *kernel_faults_fp8_swiglu.CAUGHT,
+    *kernel_faults_majors.CAUGHT,
     *kernel_faults_mx.CAUGHT,
     *kernel_faults_mx_swiglu.CAUGHT,
     *kernel_faults_packed.CAUGHT,

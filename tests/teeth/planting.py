@@ -354,8 +354,9 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_maske
                 for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
-             "grouped_bf16_nn": functools.partial(_launch_rows, family="grouped_bf16_nn"),
+             **{family: functools.partial(_launch_rows, family=family)
+                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn")},
              **{family: functools.partial(_launch_k_groups, family=family)
-                for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt")},
+                for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt", "k_grouped_fp8_ue8m0_tn")},
              **{family: functools.partial(_launch_grouped, family=family)
                 for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")}}  # fmt: skip
