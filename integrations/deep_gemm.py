@@ -1,7 +1,7 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
 fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
-groups of rows, masked, and with groups along K. On Blackwell FP8 with UE8M0 scales of each row (emulated, not run) and
-bf16, K-major, without groups along K.
+groups of rows, masked, and with groups along K. On Blackwell (emulated, not run) the same with UE8M0 scales of each row
+for FP8, which there may have either major.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -56,11 +56,12 @@ def fp8_fp4_gemm_nt(
     the recipe (1, 1, 128), fp32.
 
     On Blackwell scales are exponents of each row of a and b: int32, packed and MN-major, or made of fp32 scales, which
-    must be powers of two. ``compiled_dims`` changes nothing: no dimension is compiled in.
+    must be powers of two; a and b may be views of what is not K-major.
+    ``compiled_dims`` changes nothing: no dimension is compiled in.
     """
     weight_rows = _weight_rows(recipe, recipe_a, recipe_b)
     if not _is_done(a[0], b[0], d, c):
-        _launch_fp8("gemm_fp8", a, b, weight_rows, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
+        _launch_fp8("gemm", a, b, weight_rows, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
 
 
 def fp8_gemm_nt_skip_head_mid(
@@ -72,7 +73,7 @@ def fp8_gemm_nt_skip_head_mid(
     _check_recipe(recipe, None, None)
     left, mid, right = head_splits
     if 0 not in d.shape:
-        _launch_fp8("gemm_fp8_heads", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, head_width=left + right,
+        _launch_fp8("gemm", a, b, SCALE_BLOCK, not disable_ue8m0_cast, form="_heads", out=d, head_width=left + right,
                     head_left=left, head_gap=mid)  # fmt: skip
 
 
@@ -83,9 +84,7 @@ def bf16_gemm_nt(
     if _is_done(a, b, d, c):
         return
     (a, a_turned), (b, b_turned) = _either_major(a, "a"), _either_major(b, "b")
-    family = {(False, False): "gemm_bf16", (False, True): "gemm_bf16_nn", (True, False): "gemm_bf16_tt",
-              (True, True): "gemm_bf16_tn"}[a_turned, b_turned]  # fmt: skip
-    loader.launch(family, a=a, b=b, out=d, accumulate=_accumulate(c, d))
+    loader.launch("gemm_bf16" + _MAJORS[a_turned, b_turned], a=a, b=b, out=d, accumulate=_accumulate(c, d))
 
 
 def cublaslt_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
@@ -110,11 +109,12 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     """d [M, N] = a [M, K] . b[g] [N, K]^T for the rows of each group g.
 
     grouped_layout: the group of each row, -1 in padding; with ``use_psum_layout`` the end of each group. A group starts
-    at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says.
+    at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says. On Blackwell b may be a view
+    of what is not K-major.
     """
     _check_recipe(recipe, recipe_a, recipe_b)
     if len(a[0]):
-        _launch_fp8("grouped_fp8", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d,
+        _launch_fp8("grouped", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d,
                     **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed.
     """
     _check_recipe(recipe, recipe_a, recipe_b)
-    _launch_fp8("grouped_fp8", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, mask=masked_m,
+    _launch_fp8("grouped", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, mask=masked_m,
                 expected_rows=expected_m)  # fmt: skip
 
 
@@ -161,9 +161,9 @@ def k_grouped_fp8_gemm_nt_contiguous(
     use_psum_layout: bool = False,
 ) -> None:  # fmt: skip
     """d [G, M, N] (+)= a_g [M, K_g] . b_g [N, K_g]^T for the groups in a and b, one behind the other, of K_g in
-    ``grouped_layout``; scales [M, sum of K_g / 128] and [N, the same]. Without c a group without K becomes zeros."""
-    if tuple(recipe) != (1, 1, SCALE_BLOCK):
-        raise NotImplementedError(f"recipe: expected (1, 1, {SCALE_BLOCK}), scales of each row, got {recipe}")
+    ``grouped_layout``; scales [M, sum of K_g / 128] and [N, the same]. Without c a group without K becomes zeros. On
+    Hopper; see ``k_grouped_fp8_gemm_tn_contiguous``."""
+    _check_recipe_of_rows(recipe)
     (a, a_scale), (b, b_scale), (_, m, n) = a, b, d.shape
     total = _total_k(ks_cpu, len(d), use_psum_layout)
     if not total:
@@ -174,6 +174,24 @@ def k_grouped_fp8_gemm_nt_contiguous(
     loader.launch("k_grouped_fp8_nt", a=a, b=b, a_scale=_scales.mn_major(a_scale, (m, total), "a"),
                   b_scale=_scales.mn_major(b_scale, (n, total), "b"), k_offsets=_offsets(grouped_layout), maps=maps,
                   out=d, accumulate=_accumulate(c, d))  # fmt: skip
+
+
+def k_grouped_fp8_gemm_tn_contiguous(
+    a: Scaled, b: Scaled, d: torch.Tensor, ks_cpu: list[int], grouped_layout: torch.Tensor,
+    c: torch.Tensor | None = None, recipe: tuple[int, int, int] = (1, 1, 128), compiled_dims: str = "mn",
+    use_psum_layout: bool = False,
+) -> None:  # fmt: skip
+    """d [G, M, N] (+)= a[ks]^T . b[ks] for the rows ks of each group in a [sum of K_g, M] and b [sum of K_g, N]; scales
+    [sum of K_g / 128, M] and [.., N], fp32 powers of two. On Blackwell."""
+    _check_recipe_of_rows(recipe)
+    (a, a_scale), (b, b_scale), total = a, b, _total_k(ks_cpu, len(d), use_psum_layout)
+    if total:
+        loader.launch("k_grouped_fp8_ue8m0_tn", a=_k_major(a, "a"), b=_k_major(b, "b"),
+                      a_scale=_scales.exponents_along_k(a_scale, (total, a.shape[-1]), "a"),
+                      b_scale=_scales.exponents_along_k(b_scale, (total, b.shape[-1]), "b"),
+                      k_offsets=_offsets(grouped_layout), out=d, accumulate=_accumulate(c, d))  # fmt: skip
+    else:
+        _without_k(d, c)
 
 
 def k_grouped_bf16_gemm_tn_contiguous(
@@ -191,7 +209,7 @@ def k_grouped_bf16_gemm_tn_contiguous(
 def _of_views(nt: Callable[..., None], letters: str) -> Callable[..., None]:
     """The function of ``nt`` on operands by other letters: n means a [M, K] or b [K, N], t means a [K, M] or b [N, K].
 
-    Views are transposed, data and scales, nothing is copied: FP8 that is then not K-major is refused by ``nt``.
+    Views are transposed, data and scales, nothing is copied; Hopper's ``nt`` refuses FP8 that is then not K-major.
     """
     def given(operand: Any, as_nt: bool) -> Any:
         if as_nt:
@@ -297,10 +315,25 @@ def _weight_rows(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
     return given[1]
 
 
-def _launch_fp8(family: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, **arguments: Any) -> None:
+def _check_recipe_of_rows(recipe: tuple[int, int, int]) -> None:
+    if tuple(recipe) != (1, 1, SCALE_BLOCK):
+        raise NotImplementedError(f"recipe: expected (1, 1, {SCALE_BLOCK}), scales of each row, got {recipe}")
+
+
+# What a name says where a, b are transposed views.
+_MAJORS = {(False, False): "", (False, True): "_nn", (True, False): "_tt", (True, True): "_tn"}
+
+
+def _launch_fp8(
+    schedule: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, form: str = "", **arguments: Any
+) -> None:
+    """Of the kernels those by exponents take b of either major, and a where it has no groups."""
     (a, a_scale), (b, b_scale) = a, b
     ending, scales = _scales.scales_of(a_scale, b_scale, a.shape, b.shape, weight_rows, cast)
-    loader.launch(family + ending, a=_k_major(a, "a"), b=_k_major(b, "b"), **scales, **arguments)
+    either = ending == "_ue8m0" and not form
+    b, b_turned = _either_major(b, "b") if either else (_k_major(b, "b"), False)
+    a, a_turned = _either_major(a, "a") if either and schedule == "gemm" else (_k_major(a, "a"), False)
+    loader.launch(f"{schedule}_fp8{ending}{_MAJORS[a_turned, b_turned]}{form}", a=a, b=b, **scales, **arguments)
 
 
 def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -110,6 +110,14 @@ def _exponents(sf: torch.Tensor, rows: int, mn: int) -> torch.Tensor:
     return get_mn_major_tma_aligned_packed_ue8m0_tensor(of_rows)
 
 
+def exponents_along_k(sf: torch.Tensor, shape: tuple[int, int], name: str) -> torch.Tensor:
+    """Of scales [K / 128, MN] of each column of ``name`` [K, MN], four of K in a word wherever groups along K begin."""
+    expected = (shape[0] // SCALE_BLOCK, shape[1])
+    if sf.dtype != torch.float32 or tuple(sf.shape) != expected:
+        raise ValueError(f"scales of {name}: expected float32 {expected}, got {sf.dtype} {tuple(sf.shape)}")
+    return mn_major(_exponents(sf.T, 1, shape[1]), (shape[1], shape[0]), name)
+
+
 def mn_major(sf: torch.Tensor, shape: Sequence[int], name: str) -> torch.Tensor:
     """Scales [.., MN, blocks] of each row of ``name`` [.., MN, K] as kernels take them, [.., blocks, MN up to a
     multiple of 4]: a view where that is how they lie, else a copy. A block is 128 of K, in int32 four of them."""

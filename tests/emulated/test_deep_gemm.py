@@ -303,6 +303,80 @@ def test_dense_by_exponents(cast: bool, on_blackwell: None, rng: np.random.Gener
             deep_gemm.fp8_gemm_nt((a, a_scale * 1.5), (b, b_scale), d)
 
 
+@pytest.mark.parametrize("letters", ["nn", "tn", "tt"])
+def test_majors_by_exponents(letters: str, on_blackwell: None, rng: np.random.Generator) -> None:
+    """FP8 by other letters, in memory as they say, and the same as views for nt."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [144], 48, 640)
+    inputs, places = gemm_problem.dense(problem)
+    a, b = (to_torch(gemm_problem.in_majors(inputs, letters)[name]) for name in "ab")
+    a_scale, b_scale = torch.from_numpy(problem.a_scale), torch.from_numpy(problem.b_scale[0])
+    turned = [letters[0] == "t", letters[1] == "n"]
+    d, of_nt = torch.full((2, 144, 48), torch.nan, dtype=torch.bfloat16)
+    given = [(x, scale.mT if t else scale) for x, scale, t in zip((a, b), (a_scale, b_scale), turned, strict=True)]
+    getattr(deep_gemm, f"fp8_gemm_{letters}")(*given, d, recipe=(1, 1, 128))
+    verify(problem, d, places, None)
+    views = [(x.mT if t else x, scale) for x, scale, t in zip((a, b), (a_scale, b_scale), turned, strict=True)]
+    deep_gemm.fp8_gemm_nt(*views, of_nt, recipe=(1, 1, 128))
+    assert torch.equal(of_nt, d)
+
+
+def test_groups_of_either_major_by_exponents(on_blackwell: None, rng: np.random.Generator) -> None:
+    """b [G, K, N] by labels; a that is not K-major is refused there."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", COUNTS, 144, 640)
+    inputs, places = gemm_problem.by_labels(problem)
+    a_scale = np.ones((len(inputs["a"]), problem.a_scale.shape[1]), np.float32)
+    a_scale[places] = problem.a_scale
+    a_scale, b_scale = exponents_of(problem, a_scale)
+    a, b = (to_torch(gemm_problem.in_majors(inputs, "nn")[name]) for name in "ab")
+    d, layout = torch.full((len(a), 144), torch.nan, dtype=torch.bfloat16), torch.from_numpy(inputs["row_groups"])
+    deep_gemm.m_grouped_fp8_gemm_nn_contiguous((a, a_scale), (b, b_scale.mT), d, layout)
+    verify(problem, d, places, "zeros")
+    with pytest.raises(NotImplementedError, match="a: expected K-major and contiguous"):
+        deep_gemm.m_grouped_fp8_gemm_nt_contiguous((a.mT.contiguous().mT, a_scale), (b.mT, b_scale), d, layout)
+
+
+@pytest.mark.parametrize("fmt", ["fp8_ue8m0", "bf16"])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_groups_along_k_on_blackwell(
+    fmt: str, with_c: bool, on_blackwell: None, rng: np.random.Generator
+) -> None:
+    """A group without K becomes zeros, or c; the last one has a second word of exponents."""
+    ks, rows, n = [128, 0, 512], 80, 144
+    problems = [gemm_problem.gemm_problem(rng, fmt, [rows], n, k) for k in ks]
+    inputs = gemm_problem.groups_of_k(problems)
+    a, b = (to_torch(inputs[name][:-128]) for name in "ab")
+    function = deep_gemm.k_grouped_bf16_gemm_tn_contiguous
+    if fmt != "bf16":
+        a_scale, b_scale = (np.concatenate(scales, axis=1).T for scales in (
+            [problem.a_scale for problem in problems], [problem.b_scale[0] for problem in problems]))  # fmt: skip
+        a, b = (a, torch.from_numpy(a_scale)), (b, torch.from_numpy(b_scale))
+        function = deep_gemm.k_grouped_fp8_gemm_tn_contiguous
+    d = torch.ones(3, rows, n) if with_c else torch.full((3, rows, n), torch.nan)
+    function(a, b, d, ks, torch.tensor(ks, dtype=torch.int32), c=d if with_c else None)
+    value, bound = gemm_problem.expected_of_groups(problems)
+    bound = bound + (abs(value) + 1) * 2.0**-22
+    reference.check_within(d.double().numpy().reshape(value.shape), value + with_c, bound)
+    function(a, b, d[:0], [], torch.empty(0, dtype=torch.int32))
+    if fmt != "bf16":
+        with pytest.raises(ValueError, match=r"scales of a: expected float32 \(5, 80\), got torch.int32 \(5, 80\)"):
+            function((a[0], a[1].int()), b, d, ks, torch.tensor(ks, dtype=torch.int32))
+        with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 1, 128\), scales of each row"):
+            function(a, b, d, ks, torch.tensor(ks, dtype=torch.int32), recipe=(1, 1, 32))
+
+
+def test_skip_head_mid_by_exponents(on_blackwell: None, rng: np.random.Generator) -> None:
+    """The middle of each head stays as it is."""
+    left, mid, right = 16, 8, 32
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [37], 3 * (left + right), 640)
+    inputs, places = gemm_problem.dense(problem)
+    a_scale, b_scale = exponents_of(problem, problem.a_scale)
+    d = torch.full((37, 3, left + mid + right), 7, dtype=torch.bfloat16)
+    deep_gemm.fp8_gemm_nt_skip_head_mid((to_torch(inputs["a"]), a_scale), (to_torch(inputs["b"]), b_scale[0]),
+                                        d.view(37, -1), (left, mid, right))  # fmt: skip
+    assert (d[..., left : left + mid] == 7).all()
+    verify(problem, torch.cat([d[..., :left], d[..., left + mid :]], -1).reshape(37, -1), places, None)
+
+
 @pytest.mark.parametrize("form", ["_labels", "_ends", "_masked"])
 def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Generator) -> None:
     """Contiguous by labels and ends, and masked."""
