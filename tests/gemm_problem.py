@@ -250,6 +250,12 @@ def dense(problem: GemmProblem) -> tuple[dict[str, np.ndarray], np.ndarray]:
     )
 
 
+def columns_of_heads(heads: int, width: int, left: int, gap: int) -> np.ndarray:
+    """Those of out that a product has, whose heads have a gap behind their first ``left`` columns."""
+    of_head = np.delete(np.arange(width + gap), np.arange(left, left + gap))
+    return (np.arange(heads)[:, None] * (width + gap) + of_head).reshape(-1)
+
+
 def row_scales(scale: np.ndarray) -> np.ndarray:
     """fp32 [rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
     return _mn_major("fp8", scale, np.arange(len(scale)), len(scale))

@@ -144,17 +144,18 @@ def test_batched(variant: Variant, run: Run, rng: np.random.Generator) -> None:
 def test_heads(
     variant: Variant, width: int, left: int, gap: int, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
-    """Heads with a gap within, in front and behind: what lies in the gaps stays, also where results are added."""
+    """Heads with a gap within, in front and behind: what lies in the gaps stays. A bias has no gaps."""
     heads = 3 if width == 48 else 2
     problem = problem_of(variant, rng, [21], heads * width, 144)
     inputs, _ = gemm_problem.dense(problem)
+    bias = rng.standard_normal(heads * width).astype(np.float32)
     out = reference.GuardedOutput(21, heads * (width + gap), variant.axes["out"])
-    loader.launch(variant.family, **gemm_problem.buffers(inputs), out=RawBuffer.of(out.array),
+    loader.launch(variant.family, **gemm_problem.buffers(inputs), out=RawBuffer.of(out.array), bias=bias,
                   head_width=width, head_left=left, head_gap=gap, variant=variant.variant,
                   device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
-    of_head = np.delete(np.arange(width + gap), np.arange(left, left + gap))
-    columns = (np.arange(heads)[:, None] * (width + gap) + of_head).reshape(-1)
+    columns = gemm_problem.columns_of_heads(heads, width, left, gap)
     value, bound = gemm_problem.expected(problem)
+    value = value + bias
     reference.check_within(reference.as_float64(out.array[:, columns], out.out_type), value,
                            gemm_problem.rounded_bound(value, bound, out.out_type), variant.label)  # fmt: skip
     assert (np.ascontiguousarray(np.delete(out.array, columns, axis=1)).view(np.uint8) == out.POISON).all()
@@ -196,6 +197,18 @@ def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """One row, 8 columns, 16 of K; a column tile of which 8 are there; K of one step more than a block."""
     for rows, n, k in ((1, 8, 16), (3, 136, 32), (2, 24, 144)):
         problem = gemm_problem.gemm_problem(rng, gemm_problem.named(variant.family)[1], [rows], n, k)
+        run(variant, problem, gemm_problem.dense(problem))
+
+
+@variants("gemm*", formats=tuple(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0") for letters in ("nn", "tt", "tn")))
+def test_smallest_of_other_majors(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """As few rows, columns and elements along K as are a pitch of TMA, or one where they are not; a panel and a few."""
+    _, fmt, letters, _ = gemm_problem.named(variant.family)
+    pitch = 8 if fmt == "bf16" else 16
+    m, n = (pitch if letters[0] == "t" else 1), (pitch if letters[1] == "n" else 8)
+    k = 1 if letters == "tn" else pitch
+    for rows, columns, depth in ((m, n, k), (72 // m * m, 128 + n, 33 * k), (m, 64 + n, 129 * k)):
+        problem = gemm_problem.gemm_problem(rng, fmt, [rows], columns, depth)
         run(variant, problem, gemm_problem.dense(problem))
 
 

@@ -1,4 +1,4 @@
-"""Faults in the GEMMs of Blackwell whose operands are MN-major, and in those with groups along K."""
+"""Faults in the GEMMs of Blackwell whose operands are MN-major, in those with groups along K, and in those of heads."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ def kernel(arch: str, family: str) -> Kernel:
 ROWS = Problem((3, 0, 17), 144, 272)
 WORDS = Problem((3, 0, 17), 144, 784)  # K ends in a second word of scales
 OF_K = Problem((128, 0, 384), 144, 144)  # K of each group, and rows
+HEADS = Problem((19,), 144, 72)
+PARAMS = "epilogue/store_params.cuh"
+PLACES = {
+    "100a": ("epilogue/store_sm100.cuh", "heads_.place(first_column_ + column) - first_column_", "column"),
+    "120a": (STORE, "int64_t(tile.row + first_token) * stride + params.heads.place(column)",
+             "int64_t(tile.row + first_token) * stride + column"),
+}  # fmt: skip
 FP8 = {arch: {"kernel": kernel(arch, "grouped_fp8_ue8m0_nn"), "problem": WORDS} for arch in ("100a", "120a")}
 
 CAUGHT = [
@@ -49,6 +56,17 @@ CAUGHT = [
                 ("mn-major weights in one panel", "places.weights + i * PANEL_BYTES", "places.weights"),
                 ("mn-major weights of the first group", "PANEL_ROWS, k,\n                                 matrix(tile)",
                  "PANEL_ROWS, k,\n                                 0"),
+            ],
+        ),
+        *planted(
+            PARAMS,
+            Kernel(arch, {"100a": "m128n128_bf16", "120a": "m32n128_bf16"}[arch], "gemm_bf16_heads"),
+            HEADS,
+            [
+                ("heads without gaps", *PLACES[arch][1:], {"file": PLACES[arch][0]}),
+                ("heads gap of the first one", "(column + width - left) / width * gap", "(column >= left) * gap"),
+                ("heads gap behind each", "(column + width - left) / width * gap", "column / width * gap"),
+                ("heads rows without gaps", "+ num_columns / heads.width * heads.gap", ""),
             ],
         ),
     ]

@@ -281,6 +281,22 @@ def _launch_rows(problem: Problem, context: str, family: str, **options: object)
     gemm_problem.verify(data, places, out, len(out.array), padding, context)
 
 
+def _launch_heads(problem: Problem, context: str, family: str, **options: object) -> None:
+    """Three heads, each with a gap of 8 columns behind its first 16."""
+    _, fmt, _, _ = gemm_problem.named(family)
+    data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
+    rows, width = len(data.a), problem.n // 3
+    out = reference.GuardedOutput(rows, problem.n + 3 * 8, options["variant"].rpartition("_")[2])
+    loader.launch(family, **gemm_problem.buffers(gemm_problem.dense(data)[0]), out=RawBuffer.of(out.array),
+                  head_width=width, head_left=16, head_gap=8, **options)  # fmt: skip
+    columns = gemm_problem.columns_of_heads(3, width, 16, 8)
+    value, bound = gemm_problem.expected(data)
+    stored = reference.as_float64(out.array[:, columns], out.out_type)
+    reference.check_within(stored, value, gemm_problem.rounded_bound(value, bound, out.out_type), context)
+    assert (np.delete(out.array, columns, axis=1).copy().view(np.uint8) == out.POISON).all(), f"{context}: wrote a gap"
+    assert out.intact(rows), f"{context}: wrote outside of out"
+
+
 def _launch_k_groups(problem: Problem, context: str, family: str, **options: object) -> None:
     """``counts`` are K of the groups, ``k`` is the number of rows."""
     _, fmt, _, _ = gemm_problem.named(family)
@@ -356,6 +372,7 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_maske
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_rows, family=family)
                 for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn")},
+             "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
              **{family: functools.partial(_launch_k_groups, family=family)
                 for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt", "k_grouped_fp8_ue8m0_tn")},
              **{family: functools.partial(_launch_grouped, family=family)
