@@ -146,7 +146,7 @@ OPERANDS = planted(
             "&shared_.full[ring_.stage]",
             {"problem": LONG},
         ),
-        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": SOURCES}),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("matrix(tile)", "0"), {"file": SOURCES}),
         ("weight scales of the first expert", "tile.batch * weight_atoms_ +", "weight_atoms_ +", {"file": SOURCES}),
     ],
 )

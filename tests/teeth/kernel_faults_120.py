@@ -81,7 +81,7 @@ OPERANDS = planted(
     [
         ("scale padding not cleared", CLEAR_PADDING, ""),
         ("scale padding of tokens not cleared", "for (uint32_t& scale : tokens) scale &= mask;", "", SCALES),
-        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("tile.batch", "0"), {"file": SOURCES}),
+        ("weights of the first expert", WEIGHT_BATCH, WEIGHT_BATCH.replace("matrix(tile)", "0"), {"file": SOURCES}),
         (
             "a partial scale block not counted",
             "weight_atoms_(ceil_div(num_columns, ATOM_ROWS))",
@@ -117,8 +117,9 @@ OPERANDS = planted(
         ),
         (
             "step of k mistaken",
-            "const uint32_t step_bytes = step * Operands::STEP_BYTES;",
-            "const uint32_t step_bytes = (step ^ 1) * Operands::STEP_BYTES;",
+            "swizzled<ROW_BYTES>(2 * t, step * Operands::STEP_BYTES)",
+            "swizzled<ROW_BYTES>(2 * t, (step ^ 1) * Operands::STEP_BYTES)",
+            {"file": "mainloop/mma_fragments.cuh"},
         ),
         ("scale word of the first tile", "return scale_row % 32 * 4;", "return 0;", SCALES),
         (
@@ -145,11 +146,16 @@ OPERANDS = planted(
             "stage.token_scales[0]",
             {**SCALES, "kernel": M256, "problem": WIDE_TILE},
         ),
-        ("token tiles rounded down", "ceil_div(max(own_rows, 0), 32)", "max(own_rows, 0) / 32"),
+        (
+            "token tiles rounded down",
+            "ceil_div(max(num_tokens, 0), 32 * kPair)",
+            "max(num_tokens, 0) / (32 * kPair)",
+            {"file": "layout/weight_slots.cuh"},
+        ),
         (
             "one row fewer multiplied",
-            "static_cast<int>(place_.warp_m) * MMA_N;",
-            "static_cast<int>(place_.warp_m) * MMA_N - 1;",
+            "static_cast<int>(Slots::first_token(place_.warp_m, 0));",
+            "static_cast<int>(Slots::first_token(place_.warp_m, 0)) - 1;",
         ),
         (
             "stages of skipped tiles not released",

@@ -77,18 +77,14 @@ CAUGHT = [
                 ),
                 (
                     "packed scales of the first word",
-                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
-                    "full, tile.column, 0, tile.batch);",
+                    "full, tile.column, k / Mainloop::SCALE_K,",
+                    "full, tile.column, 0,",
                 ),
-                (
-                    "packed scales of the first group",
-                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
-                    "full, tile.column, k / Mainloop::SCALE_K, 0);",
-                ),
+                ("packed scales of the first group", "Base::matrix(tile));", "0);"),
                 (
                     "packed scales of the first columns",
-                    "full, tile.column, k / Mainloop::SCALE_K, tile.batch);",
-                    "full, 0, k / Mainloop::SCALE_K, tile.batch);",
+                    "full, tile.column, k / Mainloop::SCALE_K,",
+                    "full, 0, k / Mainloop::SCALE_K,",
                 ),
                 ("packed scales of the first mask", "tile.scale_row / sources_.token_stride +", "", MASKED[arch]),
                 ("packed scales by the row of all", "scale_row % sources_.token_stride;", "row;", MASKED[arch]),
@@ -103,13 +99,13 @@ CAUGHT += planted(
     [
         (
             "bf16 tokens of the first step",
-            "mma_f16(d, weights + place, tokens + place,",
-            "mma_f16(d, weights + place, tokens,",
+            "tokens + (step * operands::TOKEN_STEP<Operands> >> 4)",
+            "tokens",
         ),
         (
             "bf16 products added to the tile before",
-            "instruction, accumulate || step > 0);\n        }\n    };\n};\n\n// Scales in blocks",
-            "instruction, true);\n        }\n    };\n};\n\n// Scales in blocks",
+            "instruction,\n                             accumulate || step > 0);",
+            "instruction, true);",
         ),
         ("bf16 of one operand alone", "kBf16 << 10 | kBf16 << 7", "kBf16 << 7", {"file": TCGEN05}),
         ("bf16 sums in f16", "| kF32 << 4;", ";", {"file": TCGEN05}),
@@ -146,11 +142,11 @@ CAUGHT += planted(
     [
         ("packed scale of the first block", "{ shift = (shift + 8) % 32; }", "{}"),
         ("packed scales past the word", "{ shift = (shift + 8) % 32; }", "{ shift += 8; }"),
-        ("packed scales of the first weight tile", "[offsets.weights ^ 2 * t]", "[offsets.weights]"),
+        ("packed scales of the first weight tile", "[offsets.weights ^ Slots::row(0, 2 * t)]", "[offsets.weights]"),
         ("packed words of the rows before", "tokens += scale_rows::first_word(tile.scale_row);", ""),
         (
             "packed scales of the first token tile",
-            "[offsets.tokens + 32 * j]",
+            "[offsets.tokens + Slots::token(j, 0)]",
             "[offsets.tokens]",
             {"kernel": kernel("120a", "fp8_ue8m0", WIDE), "problem": Problem((3, 70), 136, 784)},
         ),
