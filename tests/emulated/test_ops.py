@@ -21,7 +21,8 @@ TORCH_TYPES = {
     "bf16": torch.bfloat16, "f16": torch.float16, "u8": torch.uint8, "e4m3": torch.uint8, "ue8m0": torch.uint8,
 }  # fmt: skip
 SIZES = {
-    "M": 8, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64, "H": 64,
+    "M": 16, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64,
+    "H": 64,
 }  # fmt: skip
 NUMBERS = {"head_width": 32, "head_left": 16, "head_gap": 8}  # that have no default
 # Integers that are not all zero: one expert has both rows, in their order.

@@ -280,6 +280,19 @@ def test_block_scaled(kind, vector, a, b, scale, vectors, ids, m, n, group):
         p.check_d(0.0 - p.expected(a_scales, b_scales), before)
 
 
+@pytest.mark.parametrize("majors", [("MN", "K"), ("K", "MN"), ("MN", "MN")])
+def test_block_scaled_mn_major(majors):
+    """Bytes of either operand transposed."""
+    p = Problem("mxf8f6f4", "e4m3", "e5m2", 128, 48, 1, majors=majors)
+    a_scales, b_scales = (p.put_scales(side, "ue8m0", 1, 2, column) for side, column in (("A", 300), ("B", 320)))
+    before = [t.copy() for t in p.tmem]
+    idesc = scaled_idesc(128, 48, TYPE_CODE["e4m3"], TYPE_CODE["e5m2"], True, 2, 2)
+    idesc |= (majors[0] == "MN") << 15 | (majors[1] == "MN") << 16
+    modifiers = ("cta_group::1", "kind::mxf8f6f4", "block_scale")
+    tcgen05_mma.mma(modifiers, p.tmem, p.shared, 0, p.a_desc, p.b_desc, idesc, False, scale_a=300, scale_b=320)
+    p.check_d(p.expected(a_scales, b_scales), before)
+
+
 def test_a_missing_copy_of_scale_factors_is_noticed():
     """Each 32-lane group uses its own copy: spoiling lanes 32..63 changes rows 32..63 and no others."""
     p = Problem("mxf4nvf4", "e2m1", "e2m1", 128, 32, 1)
