@@ -44,7 +44,8 @@ struct StoreSm120 {
                     values[slot] = accumulators[j][slot / 2][slot % 2 * 2 + c];
                 Slots::gather(values);
 #pragma unroll
-                for (int slot = 0; slot < kVector; ++slot) values[slot] = bias::apply(alpha, values[slot], bias[slot]);
+                for (int slot = 0; slot < kVector; ++slot)
+                    values[slot] = bias::apply(alpha, values[slot], bias[slot]);
                 if (token < num_tokens) {
                     Out* const row = out + int64_t(token) * stride;
                     if (params.accumulate) add(row, values, Slots::order(place.g));
@@ -55,7 +56,7 @@ struct StoreSm120 {
 
     // Zeros in the rows of padding.
     __device__ __forceinline__ static void clear_padding(const schedule::Tile& tile, const Params& params) {
-        constexpr int kColumns = 16 / sizeof(Out), kRowVectors = Slots::kNumWeights / kColumns;  // of a vector; of a row
+        constexpr int kColumns = 16 / sizeof(Out), kRowVectors = Slots::kNumWeights / kColumns;  // a vector's, a row's
         for (int vector = tile.num_rows * kRowVectors + threadIdx.x; vector < tile.num_stored * kRowVectors;
              vector += 32 * Slots::kNumWarps) {
             const int row = tile.row + vector / kRowVectors, column = tile.column + vector % kRowVectors * kColumns;

@@ -15,8 +15,8 @@ template <class Config, class Rows, class Schedule, class Mainloop, class Epilog
 struct Sm120 {
     static constexpr int kNumThreads = Config::kNumThreads, kNumConsumerWarps = Mainloop::Slots::kNumWarps;
 
-    // Three warps on a quarter of the multiprocessor leave 168 registers a thread. Where that is too few the producer is
-    // a whole warpgroup, of which one warp works, and gives registers away.
+    // Three warps on a quarter of the multiprocessor leave 168 registers a thread. Where that is too few the producer
+    // is a whole warpgroup, of which one warp works, and gives registers away.
     static constexpr bool kMoveRegisters = kNumThreads == (kNumConsumerWarps + 4) * 32;
     static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
     static_assert(!kMoveRegisters || kProducerRegisters + 2 * kConsumerRegisters <=

@@ -51,13 +51,15 @@ struct WeightSlots {
     // Slot 2 t + h stands for row g (h = 0) or g + 8 (h = 1) of a warp's weight tile t. The 8 slots of a thread are
     // weights 8 g .. 8 g + 7 of the warp, in an order that differs with g: any 8 rows that ldmatrix reads at once, and
     // any 16 scale words that a warp reads at once, then lie in different banks. Linear in the bits of the slot.
-    __device__ __forceinline__ static constexpr uint32_t order(uint32_t g) { return kNeighbours ? 0 : g % 4 * 2 | g / 4; }
+    __device__ __forceinline__ static constexpr uint32_t order(uint32_t g) {
+        return kNeighbours ? 0 : g % 4 * 2 | g / 4;
+    }
     __device__ __forceinline__ static constexpr uint32_t row(uint32_t g, uint32_t slot) {
         return kNeighbours ? slot * 8 | g : g * kVector | (slot ^ order(g));
     }
 
-    // Of one token: what the slots of a thread have becomes what weights 8 g .. 8 g + 7 of the warp have. Where rows are
-    // neighbours the lanes exchange it, 8 x 8 values transposed; a whole warp.
+    // Of one token: what the slots of a thread have becomes what weights 8 g .. 8 g + 7 of the warp have. Where rows
+    // are neighbours the lanes exchange it, 8 x 8 values transposed; a whole warp.
     __device__ __forceinline__ static void gather(float (&values)[kVector]) {
         if constexpr (kNeighbours) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// How a thread of sm_12x reads the fragments of mma.sync from a stage: from rows of K, or, of what is MN-major, transposed
-// from panels of BLOCK_K rows (mainloop/sources.cuh).
+// How a thread of sm_12x reads the fragments of mma.sync from a stage: from rows of K, or, of what is MN-major,
+// transposed from panels of BLOCK_K rows (mainloop/sources.cuh).
 //
 // first(): where a lane reads within a stage, row `row` of matrix `matrix` of its ldmatrix; load(): the fragments of a
 // step along K, of weight tile t or of token tile j, two of these at a time, of which j is the second. The swizzle is
@@ -16,7 +16,8 @@ template <class Slots, class Operands, int BLOCK_K, bool kMnMajor = Operands::WE
 struct WeightFragments {
     static constexpr int ROW_BYTES = Operands::byte(BLOCK_K);
 
-    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row, uint32_t matrix) {
+    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
+                                                     uint32_t matrix) {
         return ldmatrix::swizzled<ROW_BYTES>(place.warp_n * Slots::WARP_N | Slots::row(row, matrix % 2),
                                              matrix / 2 * 16);
     }
@@ -33,9 +34,11 @@ template <class Slots, class Operands, int BLOCK_K, bool kMnMajor = Operands::TO
 struct TokenFragments {
     static constexpr int ROW_BYTES = Operands::byte(BLOCK_K);
 
-    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row, uint32_t matrix) {
+    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
+                                                     uint32_t matrix) {
         return ldmatrix::swizzled<ROW_BYTES>(
-            (Slots::kTokenTiles > 1 ? place.lane / 16 * 32 : 0) + Slots::first_token(place.warp_m, row), matrix % 2 * 16);
+            (Slots::kTokenTiles > 1 ? place.lane / 16 * 32 : 0) + Slots::first_token(place.warp_m, row),
+            matrix % 2 * 16);
     }
     template <class Rows>
     __device__ __forceinline__ static uint32_t address(const Rows& rows, uint32_t first, int step, int j) {
@@ -63,7 +66,8 @@ template <class Slots, class Operands, int BLOCK_K>
 struct WeightFragments<Slots, Operands, BLOCK_K, true> {
     using Panel = Panels<Operands, BLOCK_K>;
 
-    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row, uint32_t matrix) {
+    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
+                                                     uint32_t matrix) {
         const uint32_t weight = place.warp_n * Slots::WARP_N;
         if constexpr (Panel::kBytes == 1) return Panel::place(place.lane, weight);
         return Panel::place(matrix / 2 * 8 + row, weight + matrix % 2 * 8);
@@ -84,7 +88,8 @@ struct TokenFragments<Slots, Operands, BLOCK_K, true> {
     using Panel = Panels<Operands, BLOCK_K>;
     static_assert(Slots::kTokenTiles % 2 == 0, "a panel has 128 bytes of tokens");
 
-    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row, uint32_t matrix) {
+    __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
+                                                     uint32_t matrix) {
         const uint32_t token = Slots::first_token(place.warp_m, 0);
         if constexpr (Panel::kBytes == 1) return Panel::place(matrix / 2 * 16 + row_of_pairs(row, matrix % 2), token);
         return Panel::place(matrix % 2 * 8 + row, token + matrix / 2 * 32);
@@ -112,9 +117,9 @@ struct TokenFragments<Slots, Operands, BLOCK_K, true> {
     }
 
 private:
-    // Of bytes a matrix has pairs of tokens. A lane gets k and k + 1 of a pair from either matrix, of four that follow
-    // each other: lanes 0 and 1 of a quad the first two from matrix 0, lanes 2 and 3 from matrix 1. So the eight rows of
-    // a matrix, 16 bytes of 128, lie in all banks.
+    // Of bytes a matrix has pairs of tokens. A lane needs four k that follow each other, and gets two of them from each
+    // matrix: lanes 0 and 1 of a quad the first two from matrix 0, lanes 2 and 3 from matrix 1. So the eight rows of a
+    // matrix, 16 bytes of 128, lie in all banks.
     __device__ __forceinline__ static uint32_t row_of_pairs(uint32_t row, uint32_t matrix) {
         return row / 2 * 4 + (matrix ^ row / 4) * 2 + row % 2;
     }

@@ -45,12 +45,14 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
 
         __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets,
                                                      const Fragments& before, int step, int t) {
-            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ Slots::row(0, 2 * t)] >> offsets.shift : before.weights[t];
+            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ Slots::row(0, 2 * t)] >> offsets.shift
+                                   : before.weights[t];
         }
         template <int kTiles>
         __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, const Fragments& before,
                                                     int step, int j) {
-            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + Slots::token(j, 0)] >> offsets.shift : before.tokens[j];
+            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + Slots::token(j, 0)] >> offsets.shift
+                                  : before.tokens[j];
         }
         __device__ __forceinline__ void clear_padding(int, int, int) {}
 

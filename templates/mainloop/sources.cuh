@@ -22,9 +22,9 @@ struct StagePlaces {
 //     static constexpr int BLOCK_M, BLOCK_N, BLOCK_K, WEIGHT_ATOMS, ROW_BYTES;
 //     static constexpr bool kTokensMnMajor, kWeightsMnMajor;
 //     static int coordinate(int k), of element k of a row in its map
-// A stage has rows of BLOCK_K elements. Of what is MN-major, K being the outer dimension, it has as many bytes: panels of
-// BLOCK_K rows, 128 bytes of neighbouring tokens or weights each. Tokens that are MN-major are those of one matrix, and
-// so are the weights with them: batches share these, and have parts of K.
+// A stage has rows of BLOCK_K elements. Of what is MN-major, K being the outer dimension, it has as many bytes: panels
+// of BLOCK_K rows, 128 bytes of neighbouring tokens or weights each. Tokens that are MN-major are those of one matrix,
+// and so are the weights with them: batches share these, and have parts of K.
 struct PlainSources {
     const tma::TensorMap &a, &b;
 

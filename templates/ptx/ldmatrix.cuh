@@ -35,7 +35,8 @@ __device__ __forceinline__ void x2_transposed(uint32_t (&registers)[2], uint32_t
                  : "memory");
 }
 
-__device__ __forceinline__ void x4_transposed(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3, uint32_t address) {
+__device__ __forceinline__ void x4_transposed(uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
+                                              uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3)
                  : "r"(address)
