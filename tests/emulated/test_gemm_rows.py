@@ -113,9 +113,10 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
 @variants("gemm*", formats=("fp8", "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
                                              for letters in ("nn", "tt", "tn"))))  # fmt: skip
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """A tile and a few rows, 16 where they are a pitch of TMA."""
+    """A tile and a few rows, 16 where they are a pitch of TMA; of a split K, shares of several blocks and of none."""
     rows = variant.axes["block_m"] + (16 if gemm_problem.named(variant.family)[2][0] == "t" else 3)
-    problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, 400)
+    depth = 400 if variant.axes.get("splits", 1) == 1 else 1040
+    problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, depth)
     run(variant, problem, gemm_problem.dense(problem))
 
 

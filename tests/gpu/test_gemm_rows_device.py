@@ -49,14 +49,14 @@ def launch_repeated(family: str, variant: str, dtype: str, inputs: dict[str, np.
 
 def verify_repeated(
     family: str, variant: str, dtype: str, problem: gemm_problem.GemmProblem,
-    form: tuple[dict[str, np.ndarray], np.ndarray], padding: str,
+    form: tuple[dict[str, np.ndarray], np.ndarray], padding: str, times: int = 20,
 ) -> None:  # fmt: skip
-    """20 launches, and the result within its bound."""
+    """So many launches, and the result within its bound."""
     inputs, places = form
     *lead, _ = inputs["a"].shape
     rows, n = int(np.prod(lead)), problem.b.shape[1]
     inputs = gemm_problem.in_majors(inputs, gemm_problem.named(family)[2])
-    held = launch_repeated(family, variant, dtype, inputs, (*lead, n))
+    held = launch_repeated(family, variant, dtype, inputs, (*lead, n), times)
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
@@ -75,9 +75,9 @@ def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) ->
     ("family", "name", "dtype"), cases(["gemm_fp8", "gemm_bf16", "gemm_bf16_nn", "gemm_bf16_tt", "gemm_bf16_tn"])
 )
 def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
-    """Tails of M, N and K."""
+    """Tails of M, N and K; 100 launches, all equal."""
     problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [536], 392, 1120)
-    verify_repeated(family, name, dtype, problem, gemm_problem.dense(problem), "as before")
+    verify_repeated(family, name, dtype, problem, gemm_problem.dense(problem), "as before", times=100)
 
 
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(["gemm_fp8_row_scales"]))

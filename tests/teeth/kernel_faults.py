@@ -16,6 +16,7 @@ import kernel_faults_mx_swiglu
 import kernel_faults_packed
 import kernel_faults_rows
 import kernel_faults_schedule
+import kernel_faults_split_k
 
 CAUGHT = [
     *kernel_faults_90.CAUGHT,
@@ -28,6 +29,7 @@ CAUGHT = [
     *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
+    *kernel_faults_split_k.CAUGHT,
 ]
 NOT_CAUGHT = [
     *kernel_faults_90.NOT_CAUGHT,

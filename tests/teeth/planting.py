@@ -269,10 +269,10 @@ def _launch_dense(problem: Problem, context: str, **options: object) -> None:
 
 def _launch_rows(problem: Problem, context: str, family: str, **options: object) -> None:
     """FP8 and bf16, in the form of rows and the majors that the family has."""
-    _, fmt, letters, form = gemm_problem.named(family)
+    schedule, fmt, letters, form = gemm_problem.named(family)
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
     place, padding = gemm_problem.FORMS[form]
-    inputs, places = place(data)
+    inputs, places = gemm_problem.dense(data) if schedule == "gemm" else place(data)
     *lead, _ = inputs["a"].shape
     out = _output(problem, int(np.prod(lead)), **options)
     array = out.array.reshape(*lead, problem.n)
@@ -371,7 +371,7 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_maske
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_rows, family=family)
-                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn")},
+                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8")},
              "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
              **{family: functools.partial(_launch_k_groups, family=family)
                 for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt", "k_grouped_fp8_ue8m0_tn")},
