@@ -8,7 +8,8 @@ from planting import Kernel, Problem
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
 ANY_ROWS, K_GROUPS = "schedule/any_rows.cuh", "schedule/k_groups.cuh"
 STORE, STORE_ROWS = "epilogue/store_sm90.cuh", "epilogue/store_rows_sm90.cuh"
-GROUP_SOURCES, TMA = "mainloop/k_group_sources.cuh", "ptx/tma.cuh"
+GROUP_SOURCES, PROMOTED_SOURCES = "mainloop/k_group_sources.cuh", "mainloop/promoted_sources.cuh"
+TMA = "ptx/tma.cuh"
 
 # Tokens as the columns of the instruction, and as its rows.
 COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "grouped_fp8") for tile in ("m16n128", "m128n256"))
@@ -33,7 +34,8 @@ CAUGHT = [
         COLUMNS,
         SMALL,
         [
-            ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)")),
+            ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)"),
+             {"file": PROMOTED_SOURCES}),
             ("weight scales of the block before", "load(0, block + i)", "load(0, max(block + i - 1, 0))"),
             ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
             ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
@@ -174,7 +176,7 @@ CAUGHT = [
              "sources_.b_data"),
             ("k group without its pitch", '"l"(int64_t(pitch))', '"l"(int64_t(128))', {"file": TMA}),
             ("k group scales of the first one", "tile.column + k / Mainloop::BLOCK_K",
-             "tile.column + (k - tile.k_begin) / Mainloop::BLOCK_K", {"file": PROMOTE}),
+             "tile.column + (k - tile.k_begin) / Mainloop::BLOCK_K", {"file": PROMOTED_SOURCES}),
         ],
     ),
 ]  # fmt: skip
