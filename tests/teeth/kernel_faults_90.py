@@ -263,7 +263,7 @@ NOT_CAUGHT = planted(
         (
             "no fence after mbarrier init",
             "mbarrier::fence_init();",
-            "",
+            ";",
             {"reason": "inside a CTA the barrier that follows orders it, and compilers leave the fence out"},
         ),
     ],
