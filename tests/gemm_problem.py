@@ -1,5 +1,5 @@
-"""GEMM problems in FP8, with fp32 or UE8M0 scales for 128 of K, and in bf16: float64 reference, bound, forms of rows,
-and majors."""
+"""GEMM problems in FP8, with fp32 or UE8M0 scales for 128 of K, FP8 by MXFP4, and bf16: float64 reference, bound, forms
+of rows, and majors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from raw_buffer import RawBuffer
 
 BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
-NAN = {"fp8": 0x7F, "fp8_ue8m0": 0x7F, "bf16": 0x7FC0}
-STORAGE = {"fp8": np.uint8, "fp8_ue8m0": np.uint8, "bf16": np.uint16}
+NAN = {"fp8": 0x7F, "fp8_mxfp4": 0x7F, "fp8_ue8m0": 0x7F, "bf16": 0x7FC0}
+STORAGE = {"fp8": np.uint8, "fp8_mxfp4": np.uint8, "fp8_ue8m0": np.uint8, "bf16": np.uint16}
+MX_BLOCK = 32  # of K: a scale of MXFP4
 NAN_SCALE = 0xFF  # of UE8M0
 # Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
 FRACTION = 13
@@ -21,10 +22,10 @@ FRACTION = 13
 
 @dataclass
 class GemmProblem:
-    """Bits of a [M, K], b [E, N, K]; rows a group. Of FP8 also a_scale [M, blocks], and b_scale for blocks of N or for
-    each row, [E, N blocks or N, blocks]."""
+    """Bits of a [M, K], b [E, N, K], of MXFP4 two elements a byte; rows a group. Of FP8 also a_scale [M, blocks], and
+    b_scale for blocks of N or for each row, [E, N blocks or N, blocks]; of MXFP4 powers of two."""
 
-    format: str  # fp8, fp8_ue8m0, bf16
+    format: str  # fp8, fp8_mxfp4, fp8_ue8m0, bf16
     a: np.ndarray
     b: np.ndarray
     a_scale: np.ndarray
@@ -55,6 +56,10 @@ def gemm_problem(
         return np.exp2(powers).astype(np.float32)
 
     m, blocks = sum(counts), reference.ceil_div(k, BLOCK)
+    if fmt == "fp8_mxfp4":
+        packed = rng.integers(0, 256, (len(counts), n, k // 2), dtype=np.uint8)
+        mx_scales = _mx_scales(rng, (len(counts), n, k // MX_BLOCK))
+        return GemmProblem(fmt, elements(m, k), packed, scales(m, blocks), mx_scales, counts)
     return GemmProblem(
         fmt,
         elements(m, k),
@@ -65,9 +70,26 @@ def gemm_problem(
     )
 
 
+def _mx_scales(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Powers of two, neighbours along K close to each other; in a tenth of the rows, and one block of K in all, far."""
+    near = rng.integers(-20, 21, (*shape[:-1], 1)) + rng.integers(-7, 8, shape)
+    far = np.where(rng.random(shape) < 0.5, near, rng.choice([-127, -126, -60, 40], shape))
+    is_far = np.broadcast_to(rng.random((*shape[:-1], 1)) < 0.1, shape) & (np.arange(shape[-1]) // 4 != 1)
+    return np.exp2(np.where(is_far, far, near)).astype(np.float32)
+
+
+def weights(problem: GemmProblem) -> np.ndarray:
+    """float64 [E, N, K]: those of FP8 without their scales, those of MXFP4 with them."""
+    if problem.format != "fp8_mxfp4":
+        return reference.E4M3[problem.b]
+    codes = np.stack([problem.b & 15, problem.b >> 4], axis=-1).reshape(*problem.b.shape[:-1], -1)
+    return reference.E2M1[codes] * np.repeat(problem.b_scale.astype(np.float64), MX_BLOCK, -1)
+
+
 def expected(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     """float64 [M, N]: the product, and how far fp32 sums of the tensor core's may be from it."""
-    return {"fp8": _expected_fp8, "fp8_ue8m0": _expected_ue8m0, "bf16": _expected_bf16}[problem.format](problem)
+    of_format = {"fp8": _expected_fp8, "fp8_mxfp4": _expected_fp8, "fp8_ue8m0": _expected_ue8m0, "bf16": _expected_bf16}
+    return of_format[problem.format](problem)
 
 
 def expected_of_groups(problems: list[GemmProblem]) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +122,10 @@ def _expected_ue8m0(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
-    """A step of 32 products cuts them and the sum so far off at 13 bits below the largest; fp32 adds the blocks."""
+    """A step of 32 products cuts them and the sum so far off at 13 bits below the largest; fp32 adds the blocks,
+    of MXFP4 those of 32. Its scales are 0 below 2^-126, and products with them may lie below fp32's normal numbers."""
     m, k = problem.a.shape
+    every_weight, mx = weights(problem), problem.format == "fp8_mxfp4"
     n = problem.b.shape[1]
     value, bound, magnitude = (np.zeros((m, n)) for _ in range(3))
     weight_rows = 1 if problem.b_scale.shape[1] == n else BLOCK
@@ -110,11 +134,10 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
         rows = slice(first, first + count)
         for block in range(reference.ceil_div(k, BLOCK)):
             span = slice(block * BLOCK, min(k, (block + 1) * BLOCK))
-            a, b = reference.E4M3[problem.a[rows, span]], reference.E4M3[problem.b[e, :, span]]
-            scale = (
-                problem.a_scale[rows, block, None].astype(np.float64)
-                * np.repeat(problem.b_scale[e, :, block].astype(np.float64), weight_rows)[:n]
-            )
+            a, b = reference.E4M3[problem.a[rows, span]], every_weight[e, :, span]
+            scale = problem.a_scale[rows, block, None].astype(np.float64)
+            if not mx:
+                scale = scale * np.repeat(problem.b_scale[e, :, block].astype(np.float64), weight_rows)[:n]
             total, largest = np.zeros((count, n)), np.zeros((count, n))
             for begin in range(0, a.shape[1], STEP):
                 products = a[:, None, begin : begin + STEP] * b[None, :, begin : begin + STEP]
@@ -124,7 +147,9 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
             value[rows] += scale * total
             bound[rows] += scale * cut
             magnitude[rows] += scale * (abs(total) + cut)
-    return value, bound + magnitude * (reference.ceil_div(k, BLOCK) + 3) * 2.0**-23
+    sums = reference.ceil_div(k, MX_BLOCK if mx else BLOCK)
+    largest_block = MX_BLOCK * 448 * 6  # of MXFP4 times its tokens
+    return value, bound + magnitude * (sums + 3) * 2.0**-23 + sums * 2.0**-126 * (largest_block if mx else 1)
 
 
 def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.ndarray:
@@ -143,7 +168,7 @@ def _mn_major(fmt: str, scales: np.ndarray, places: np.ndarray, rows: int) -> np
     """Scales [rows, blocks] as GEMMs take them: of a block of K neighbouring rows are neighbours, row i at places[i] of
     ``rows`` rounded up to 4. UE8M0 of four blocks are a word. The rest is NaN."""
     shape = scales.shape[1], reference.round_up(rows, 4)
-    if fmt == "fp8":
+    if fmt in ("fp8", "fp8_mxfp4"):
         placed = np.full(shape, np.nan, np.float32)
         placed[:, places] = scales.T
         return placed
@@ -157,7 +182,7 @@ def _weight_scales(problem: GemmProblem) -> np.ndarray:
     if problem.format == "fp8":
         return problem.b_scale
     n = problem.b.shape[1]
-    return np.stack([_mn_major(problem.format, scales, np.arange(n), n) for scales in problem.b_scale])
+    return np.stack([_mn_major("fp8_ue8m0", scales, np.arange(n), n) for scales in problem.b_scale])
 
 
 def _placed(problem: GemmProblem, places: np.ndarray, rows: int) -> dict[str, np.ndarray]:
@@ -225,7 +250,7 @@ FORMS = {
 def named(family: str) -> tuple[str, str, str, str]:
     """Schedule, format, majors and form of a family: grouped, bf16, nn and _ends of grouped_bf16_nn_ends; nt where the
     name says no majors."""
-    found = re.fullmatch(r"(\w+?)_(fp8_ue8m0|fp8|bf16)(?:_(nn|nt|tn|tt))?(_\w+)?", family)
+    found = re.fullmatch(r"(\w+?)_(fp8_mxfp4|fp8_ue8m0|fp8|bf16)(?:_(nn|nt|tn|tt))?(_\w+)?", family)
     schedule, fmt, letters, form = found.groups("")
     return schedule, fmt, letters or "nt", form
 

@@ -26,7 +26,7 @@ pytestmark = [
 
 def variants(
     form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
-    formats: tuple[str, ...] = ("fp8", "fp8_ue8m0", "fp8_ue8m0_nn", "bf16", "bf16_nn"),
+    formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", "bf16", "bf16_nn"),
 ) -> pytest.MarkDecorator:  # fmt: skip
     """Of a form of rows, in every format and the majors of groups."""
     families = [form.replace("*", f"_{fmt}") for fmt in formats]
@@ -37,8 +37,10 @@ def variants(
 def problem_of(
     variant: Variant, rng: np.random.Generator, counts: list[int], n: int, k: int, weight_rows: int = 128
 ) -> gemm_problem.GemmProblem:
-    """K reaches into a second word of packed scales; N is a pitch of TMA."""
+    """K reaches into a second word of packed scales, and has whole blocks of MXFP4; N is a pitch of TMA."""
     _, fmt, letters, _ = gemm_problem.named(variant.family)
+    if fmt == "fp8_mxfp4":
+        k = reference.round_up(k, gemm_problem.MX_BLOCK)
     if fmt != "bf16" and letters[1] == "n":
         n = reference.round_up(n, 16)
     return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if fmt == "fp8_ue8m0" else k, weight_rows)
@@ -110,7 +112,7 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, gemm_problem.masked(problem, rows))
 
 
-@variants("gemm*", formats=("fp8", "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
+@variants("gemm*", formats=("fp8", "fp8_mxfp4", "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
                                              for letters in ("nn", "tt", "tn"))))  # fmt: skip
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A tile and a few rows, 16 where they are a pitch of TMA; of a split K, shares of several blocks and of none."""
@@ -118,6 +120,26 @@ def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     depth = 400 if variant.axes.get("splits", 1) == 1 else 1040
     problem = problem_of(variant, rng, [rows], variant.axes["block_n"] + 8, depth)
     run(variant, problem, gemm_problem.dense(problem))
+
+
+@variants("grouped*", ("bf16",), formats=("fp8_mxfp4",))
+def test_scale_that_is_no_number(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """0xFF makes its column NaN for the rows of its group, and no other; a scale of 0 makes its block nothing."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_mxfp4", [3, variant.axes["block_m"] + 1], 136, 288)
+    problem.b_scale[1, 7, 2], problem.b_scale[0, :, 4] = np.nan, 2.0**-127
+    inputs, places = gemm_problem.by_offsets(problem, spare=0)
+    out = np.zeros((len(inputs["a"]), 136), np.uint16)
+    loader.launch("grouped_fp8_mxfp4", **inputs, out=RawBuffer.of(out), variant=variant.variant,
+                  device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+    stored, is_nan = reference.as_float64(out, "bf16"), np.zeros(out.shape, bool)
+    is_nan[3:, 7] = True
+    assert (np.isnan(stored) == is_nan).all(), f"{variant.label} {reschedule()}"
+    problem.b_scale[1, 7, 2], problem.b_scale[0, :, 4] = 1, 0
+    value, bound = gemm_problem.expected(problem)
+    bound = gemm_problem.rounded_bound(value, bound, "bf16")
+    reference.check_within(np.where(is_nan, value, stored)[places], value, bound, variant.label)
 
 
 @variants("gemm*_row_scales", formats=("fp8",))

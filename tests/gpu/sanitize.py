@@ -125,7 +125,7 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
     count = 0
     every_row = (lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before")
     forms = {**gemm_problem.FORMS, "_masked": every_row, None: (gemm_problem.dense, "")}
-    for own, (suffix, (place, padding)) in itertools.product(("fp8", "bf16", "bf16_nn"), forms.items()):
+    for own, (suffix, (place, padding)) in itertools.product(("fp8", "fp8_mxfp4", "bf16", "bf16_nn"), forms.items()):
         dense = suffix is None
         name = f"{'gemm' if dense else 'grouped'}_{own}"
         _, fmt, letters, _ = gemm_problem.named(name)

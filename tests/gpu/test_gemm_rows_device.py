@@ -60,7 +60,7 @@ def verify_repeated(
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
-GROUPED = {f"grouped_{fmt}{form}": form for fmt in ("fp8", "bf16", "bf16_nn") for form in gemm_problem.FORMS}
+GROUPED = {f"grouped_{fmt}{form}": form for fmt in ("fp8", "fp8_mxfp4", "bf16", "bf16_nn") for form in gemm_problem.FORMS}
 
 
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(list(GROUPED)))
@@ -72,7 +72,7 @@ def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "name", "dtype"), cases(["gemm_fp8", "gemm_bf16", "gemm_bf16_nn", "gemm_bf16_tt", "gemm_bf16_tn"])
+    ("family", "name", "dtype"), cases(["gemm_fp8", "gemm_fp8_mxfp4", "gemm_bf16", "gemm_bf16_nn", "gemm_bf16_tt", "gemm_bf16_tn"])
 )
 def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Tails of M, N and K; 100 launches, all equal."""

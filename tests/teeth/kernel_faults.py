@@ -9,6 +9,7 @@ from __future__ import annotations
 import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
+import kernel_faults_fp8_mxfp4
 import kernel_faults_fp8_swiglu
 import kernel_faults_majors
 import kernel_faults_mx
@@ -22,6 +23,7 @@ CAUGHT = [
     *kernel_faults_90.CAUGHT,
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
+    *kernel_faults_fp8_mxfp4.CAUGHT,
     *kernel_faults_fp8_swiglu.CAUGHT,
     *kernel_faults_majors.CAUGHT,
     *kernel_faults_mx.CAUGHT,
