@@ -23,6 +23,7 @@ MARKERS = {
 }
 # Data is fresh in every run; TESTS_SEED repeats the run of a printed seed.
 SEED = int(os.environ.get("TESTS_SEED") or secrets.randbits(32))
+os.environ["TESTS_SEED"] = str(SEED)  # the workers of a parallel run begin as this process did
 
 for folder in (ROOT / "tests", ROOT):
     if str(folder) not in sys.path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from loader.manifest import Artifact
@@ -13,14 +14,22 @@ from loader.registry import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "tests" / ".cache" / "kernels"
+ARCHS = ("90a", "100a", "120a")  # those whose kernels are all built, and emulated
 
 
-def build_kernels(archs: str) -> subprocess.CompletedProcess:
-    """Build every shipped kernel for ``archs`` into CACHE, incrementally. Test processes take turns."""
+@contextmanager
+def turn() -> Iterator[None]:
+    """Hold CACHE for this process. Test processes take turns."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with CACHE.with_suffix(".lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        command = [sys.executable, "build.py", "--arch", archs, "--out", str(CACHE)]
+    with CACHE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build_kernels(archs: Sequence[str]) -> subprocess.CompletedProcess:
+    """Build every shipped kernel for ``archs`` into CACHE, incrementally."""
+    with turn():
+        command = [sys.executable, "build.py", "--arch", ",".join(archs), "--out", str(CACHE)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -12,12 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from packs import CACHE, build_kernels
+from packs import ARCHS, CACHE, build_kernels
 
 import emulator
 from loader import emulated, values
-
-ARCHS = ("90a", "100a", "120a")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +23,7 @@ def build() -> subprocess.CompletedProcess | None:
     """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
     if os.environ.get("LOADER_ARTIFACTS"):
         return None
-    return build_kernels(",".join(ARCHS))
+    return build_kernels(ARCHS)
 
 
 @pytest.fixture(scope="session")

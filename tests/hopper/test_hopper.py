@@ -81,7 +81,7 @@ def packs() -> list[str] | None:
     """The pack of LOADER_ARTIFACTS, or one that is built here and kept."""
     if os.environ.get("LOADER_ARTIFACTS"):
         return None
-    done = build_kernels("90a")
+    done = build_kernels(["90a"])
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return [str(CACHE)]
 
