@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import gemm_problem
 import numpy as np
@@ -108,6 +109,53 @@ def test_odd_tiles_along_k(rng: np.random.Generator) -> None:
     deep_gemm.k_grouped_bf16_gemm_tn_contiguous(a, b, d, ks, torch.tensor(ks, dtype=torch.int32))
     value, bound = gemm_problem.expected_of_groups(problems)
     reference.check_within(d.double().numpy().reshape(value.shape), value, bound + abs(value) * 2.0**-22)
+
+
+@pytest.mark.parametrize("ks", [[128] * 8, [128]])
+@pytest.mark.parametrize("fmt", ["bf16", "fp8_ue8m0"])
+def test_repeats_along_k(fmt: str, ks: list[int], rng: np.random.Generator, reschedule: Callable[[], str]) -> None:
+    """#430, #431: on sm_120, groups of 128 of K, eight or one, give the same bytes under every schedule."""
+    m, n = 144, 144  # four tiles a group
+    problems = [gemm_problem.gemm_problem(rng, fmt, [m], n, k, weight_rows=1) for k in ks]
+    inputs = gemm_problem.buffers(gemm_problem.groups_of_k(problems))
+    value, bound = gemm_problem.expected_of_groups(problems)
+    results = []
+    for _ in range(3):
+        context, out = reschedule(), np.full((len(ks), m, n), np.nan, np.float32)
+        loader.launch(f"k_grouped_{fmt}_tn", **inputs, out=out, device="emulated:120a")
+        results.append(out)
+        assert out.tobytes() == results[0].tobytes(), context
+    reference.check_within(results[0].reshape(value.shape).astype(np.float64), value, bound + abs(value) * 2.0**-22)
+
+
+@pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
+def test_a_width_that_no_tile_divides(arch: str, rng: np.random.Generator) -> None:
+    """#191: 160 and 192 columns are no multiple of a tile's; the last tile ends with the matrix."""
+    for n in (160, 192):
+        problem = gemm_problem.gemm_problem(rng, "bf16", [5], n, K)
+        inputs, places = gemm_problem.dense(problem)
+        out = reference.GuardedOutput(5, n, "f32")
+        inputs = gemm_problem.buffers(inputs)
+        loader.launch("gemm_bf16", **inputs, out=out.array, device=f"emulated:{arch}")
+        gemm_problem.verify(problem, places, out, 5, "as before", f"{arch} N={n}")
+
+
+def test_each_exponent_in_its_byte() -> None:
+    """#309, #310: four neighbours of K are a word, the first in its lowest byte, whatever the others are."""
+    codes = np.arange(1, 241, dtype=np.uint8).reshape(5, 48)
+    scales = torch.from_numpy(np.exp2(codes.astype(np.float32) - 127))
+    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(scales)
+    assert np.array_equal(np.ascontiguousarray(packed.numpy()).view(np.uint8).reshape(codes.shape), codes)
+
+
+@pytest.mark.parametrize("k", [640, 1040])
+def test_shares_of_k_begin_at_a_scale(k: int, rng: np.random.Generator) -> None:
+    """DeepGEMM's branch for sm_120: K split in four, where a fourth is no multiple of a scale's 128."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [5], N, k)
+    inputs, places = gemm_problem.dense(problem)
+    out = reference.GuardedOutput(5, N, "f32")
+    loader.launch("gemm_fp8", **inputs, out=out.array, variant="m64n128s4_f32")
+    gemm_problem.verify(problem, places, out, 5, "as before", f"K={k}")
 
 
 def test_names() -> None:
