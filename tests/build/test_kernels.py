@@ -75,10 +75,15 @@ def artifacts(built: Path) -> list[dict]:
     return json.loads((built / "manifest.json").read_text())["artifacts"]
 
 
-@functools.cache
-def profile_of(cubin: Path) -> sass.Profile:
-    """As disassembled once; the digest in a cubin's name makes it the same for every test."""
-    return sass.profile(cubin)
+DISASSEMBLE = functools.cache(sass.profile)
+
+
+def profiles(built: Path, artifacts: list[dict]) -> list[sass.Profile]:
+    """Of each; a kernel that families have in common is disassembled once."""
+    files = {artifact["sha256"]: built / artifact["file"] for artifact in artifacts}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = dict(zip(files, pool.map(DISASSEMBLE, files.values()), strict=True))
+    return [found[artifact["sha256"]] for artifact in artifacts]
 
 
 def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
@@ -138,9 +143,8 @@ def test_the_pack_holds_the_sample(arch: str, sample: list[Variant], artifacts: 
 def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, built: Path, artifacts: list[dict]) -> None:
     """Block-scaled FP4 natively on Blackwell, warpgroup products on Hopper; no local memory; lean main loops."""
     chosen = [artifact for artifact in artifacts if artifact["arch"] == arch and artifact["family"] in GEMMS]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        profiles = list(pool.map(lambda artifact: profile_of(built / artifact["file"]), chosen))
-    found = [f"{artifact['symbol']}: {promise}" for artifact, profile in zip(chosen, profiles, strict=True)
+    found = [f"{artifact['symbol']}: {promise}"
+             for artifact, profile in zip(chosen, profiles(built, chosen), strict=True)
              for promise in broken_promises(artifact["family"], arch, artifact["tile"], profile)]  # fmt: skip
     assert chosen and not found
 
@@ -153,8 +157,9 @@ def test_loops_of_other_formats_are_as_lean_as_those_of_nvfp4(
 ) -> None:
     """Of every tile: no more instructions for a product than that of as many rows has for NVFP4."""
     def loops(family: str) -> dict[tuple[int, str], float]:
-        return {(a["axes"]["block_m"], a["axes"]["out"]): profile_of(built / a["file"]).main_loop.per_tensor
-                for a in artifacts if (a["arch"], a["family"]) == (arch, family)}  # fmt: skip
+        chosen = [a for a in artifacts if (a["arch"], a["family"]) == (arch, family)]
+        return {(a["axes"]["block_m"], a["axes"]["out"]): profile.main_loop.per_tensor
+                for a, profile in zip(chosen, profiles(built, chosen), strict=True)}  # fmt: skip
 
     families = {"": ("gemm", "grouped"), "nn": ("gemm", "grouped"), "tt": ("gemm",), "tn": ("gemm", "k_grouped")}
     for schedule in families[fmt.removeprefix("bf16").removeprefix("fp8_ue8m0").removeprefix("_")]:
