@@ -21,6 +21,7 @@ struct Sm90 {
     static constexpr int kNumThreads = Config::kNumThreads, kNumConsumerWarps = 8;
     static constexpr int kFirstExtraWarp = 4 + kNumConsumerWarps, kNumExtraWarps = kNumThreads / 32 - kFirstExtraWarp;
     static_assert(kNumExtraWarps == 0 || kNumExtraWarps == 4, "registers move between whole warpgroups");
+    static_assert(Schedule::kSplits == 1 || kNumExtraWarps == 0, "of a split, only these warps wait for the cluster");
     static_assert(Config::kNumTokenWarps == 3 + kNumExtraWarps - Epilogue::kNumWarps, "every warp has a role");
     static_assert(Config::kProducerRegisters + 2 * Config::kConsumerRegisters +
                           kNumExtraWarps / 4 * Config::kExtraRegisters <=
