@@ -60,7 +60,9 @@ def verify_repeated(
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
-GROUPED = {f"grouped_{fmt}{form}": form for fmt in ("fp8", "fp8_mxfp4", "bf16", "bf16_nn") for form in gemm_problem.FORMS}
+FORMATS = ("fp8", "fp8_mxfp4", "bf16", "bf16_nn")
+GROUPED = {f"grouped_{fmt}{form}": form for fmt in FORMATS for form in gemm_problem.FORMS}
+DENSE = [f"gemm_{fmt}" for fmt in (*FORMATS, "bf16_tt", "bf16_tn")]
 
 
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(list(GROUPED)))
@@ -71,9 +73,7 @@ def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) ->
     verify_repeated(family, name, dtype, problem, place(problem), padding)
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "dtype"), cases(["gemm_fp8", "gemm_fp8_mxfp4", "gemm_bf16", "gemm_bf16_nn", "gemm_bf16_tt", "gemm_bf16_tn"])
-)
+@pytest.mark.parametrize(("family", "name", "dtype"), cases(DENSE))
 def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Tails of M, N and K; 100 launches, all equal."""
     problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [536], 392, 1120)
