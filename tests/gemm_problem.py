@@ -149,8 +149,8 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
             bound[rows] += scale * cut
             magnitude[rows] += scale * (abs(total) + cut)
     sums = reference.ceil_div(k, MX_BLOCK if mx else BLOCK)
-    largest_block = MX_BLOCK * 448 * 6  # of MXFP4 times its tokens
-    return value, bound + magnitude * (sums + 3) * 2.0**-23 + sums * 2.0**-126 * (largest_block if mx else 1)
+    largest_block = MX_BLOCK * 448 * 6 if mx else 0  # of products with scales that small
+    return value, bound + magnitude * (sums + 3) * 2.0**-23 + sums * 2.0**-126 * largest_block
 
 
 def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.ndarray:
