@@ -59,6 +59,8 @@ def gemm_problem(
     if fmt == "fp8_mxfp4":
         packed = rng.integers(0, 256, (len(counts), n, k // 2), dtype=np.uint8)
         mx_scales = _mx_scales(rng, (len(counts), n, k // MX_BLOCK))
+        is_zero = (mx_scales > 2.0**-25) & (rng.random((len(counts), n, 1)) < 0.1)  # what is small beside them matters
+        packed[np.repeat(is_zero, MX_BLOCK // 2, -1)] = 0
         return GemmProblem(fmt, elements(m, k), packed, scales(m, blocks), mx_scales, counts)
     return GemmProblem(
         fmt,
@@ -74,7 +76,7 @@ def _mx_scales(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Powers of two, neighbours along K close to each other; in a tenth of the rows, but for one stage, far. So small
     that results fit into half precision."""
     near = rng.integers(-16, -9, (*shape[:-1], 1)) + rng.integers(-7, 8, shape)
-    far = np.where(rng.random(shape) < 0.5, near, rng.choice([-127, -126, -60, -40], shape))
+    far = np.where(rng.random(shape) < 0.5, near, rng.choice([-127, -126, -60, -42, -39, -36, -33, -30], shape))
     is_far = np.broadcast_to(rng.random((*shape[:-1], 1)) < 0.1, shape) & (np.arange(shape[-1]) // 4 != 1)
     return np.exp2(np.where(is_far, far, near)).astype(np.float32)
 
@@ -123,8 +125,9 @@ def _expected_ue8m0(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
-    """A step of 32 products cuts them and the sum so far off at 13 bits below the largest; fp32 adds the blocks,
-    of MXFP4 those of 32. Its scales are 0 below 2^-126, and products with them may lie below fp32's normal numbers."""
+    """A step of 32 products cuts them and the sum so far off at 13 bits below the largest; fp32 adds the blocks.
+    MXFP4 is nothing where its scale is more than 2^26 below the largest of a block, and with scales up to 2^-113 the
+    products of both scales may lie below fp32's normal numbers."""
     m, k = problem.a.shape
     every_weight, mx = weights(problem), problem.format == "fp8_mxfp4"
     n = problem.b.shape[1]
@@ -139,6 +142,8 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
             scale = problem.a_scale[rows, block, None].astype(np.float64)
             if not mx:
                 scale = scale * np.repeat(problem.b_scale[e, :, block].astype(np.float64), weight_rows)[:n]
+            else:
+                bound[rows] += scale * (abs(a) @ abs(b * _is_left_out(problem.b_scale[e], block)[:, : a.shape[1]]).T)
             total, largest = np.zeros((count, n)), np.zeros((count, n))
             for begin in range(0, a.shape[1], STEP):
                 products = a[:, None, begin : begin + STEP] * b[None, :, begin : begin + STEP]
@@ -148,9 +153,15 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
             value[rows] += scale * total
             bound[rows] += scale * cut
             magnitude[rows] += scale * (abs(total) + cut)
-    sums = reference.ceil_div(k, MX_BLOCK if mx else BLOCK)
-    largest_block = MX_BLOCK * 448 * 6 if mx else 0  # of products with scales that small
-    return value, bound + magnitude * (sums + 3) * 2.0**-23 + sums * 2.0**-126 * largest_block
+    sums = reference.ceil_div(k, BLOCK)
+    below_normal = 2.0**-150 * BLOCK * 448 * 1.5 * 2.0**15 if mx else 0  # of a product of scales, times the largest sum
+    return value, bound + magnitude * (sums + 3) * 2.0**-23 + sums * below_normal
+
+
+def _is_left_out(scales: np.ndarray, block: int) -> np.ndarray:
+    """[N, 128] of a block of K: which elements have a scale too far below the largest of their row's four."""
+    of_block = scales[:, block * BLOCK // MX_BLOCK : (block + 1) * BLOCK // MX_BLOCK]
+    return np.repeat(of_block < of_block.max(-1, keepdims=True) * 2.0**-26, MX_BLOCK, -1)
 
 
 def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.ndarray:

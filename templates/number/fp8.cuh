@@ -34,26 +34,6 @@ __device__ __forceinline__ BlockScale block_scale(float amax, ScaleRounding roun
     return {value, __fdiv_rn(1.0f, value)};
 }
 
-// E2M1 to E4M3 by a table, which stays in two registers.
-class FromE2m1 {
-public:
-    __device__ __forceinline__ FromE2m1() {
-        // As if they were not known: an instruction has room for one constant, and would get the other moved each time.
-        asm volatile("mov.b32 %0, 0x3C383000;" : "=r"(smaller_));  // 0, 0.5, 1, 1.5
-        asm volatile("mov.b32 %0, 0x4C484440;" : "=r"(larger_));   // 2, 3, 4, 6
-    }
-    // The four elements in the low half of a word.
-    __device__ __forceinline__ uint32_t operator()(uint32_t packed) const {
-        uint32_t magnitudes;
-        asm("prmt.b32 %0, %1, %2, %3;" : "=r"(magnitudes) : "r"(smaller_), "r"(larger_), "r"(packed & 0x7777u));
-        const uint32_t signs = __byte_perm(packed << 4, packed, 0x5140);  // in the top bits
-        return magnitudes | (signs & 0x80808080u);
-    }
-
-private:
-    uint32_t smaller_, larger_;
-};
-
 // Two neighbours to E4M3, to nearest even and saturated, the first in the low byte; NaN stays NaN.
 __device__ __forceinline__ uint16_t pack_e4m3(float first, float second) {
     return __nv_cvt_float2_to_fp8x2(make_float2(first, second), __NV_SATFINITE, __NV_E4M3);

@@ -1,0 +1,30 @@
+// wgmma of E5M2 by E4M3 with its rows in registers (PTX ISA 9.0, section 9.7.15.5).
+#pragma once
+#include <stdint.h>
+
+#include "ptx/wgmma.cuh"
+
+namespace wgmma {
+
+// d[64 x kN] (+)= a[64 x 32] . b[kN x 32]^T: a in registers, four elements in each as in section 9.7.15.5.1.1, b K-major
+// in shared memory. d is distributed as in mma_f16().
+template <int kN>
+__device__ __forceinline__ void mma_e5m2(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate);
+
+#define WGMMA_E5M2(n, values, a_numbers, b_number, p_number)                                                        \
+    template <>                                                                                                     \
+    __device__ __forceinline__ void mma_e5m2<n>(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate) {    \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_number                                                   \
+                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e5m2.e4m3 {" WGMMA_R##values "}, {"      \
+                     a_numbers "}, " b_number ", p, 1, 1;\n}\n"                                                     \
+                     : WGMMA_D##values                                                                              \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));      \
+    }
+WGMMA_E5M2(8, 4, "%4, %5, %6, %7", "%8", "%9")
+WGMMA_E5M2(16, 8, "%8, %9, %10, %11", "%12", "%13")
+WGMMA_E5M2(32, 16, "%16, %17, %18, %19", "%20", "%21")
+WGMMA_E5M2(64, 32, "%32, %33, %34, %35", "%36", "%37")
+WGMMA_E5M2(128, 64, "%64, %65, %66, %67", "%68", "%69")
+#undef WGMMA_E5M2
+
+}  // namespace wgmma
