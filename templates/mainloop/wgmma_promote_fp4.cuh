@@ -47,11 +47,12 @@ struct WgmmaPromoteFp4 {
     using Sums = float[BLOCK_M / 2];
     using Accumulators = Sums[1];
 
+    // Every lane arrives: racecheck does not see what lanes have read before one of them arrives for all.
     __device__ __forceinline__ static void init(Storage& shared) {
         for (int s = 0; s < kNumStages; ++s) {
             mbarrier::init(&shared.full[s], 1);
             mbarrier::init(&shared.ready[s], 32);
-            mbarrier::init(&shared.empty[s], kNumConsumerWarps);
+            mbarrier::init(&shared.empty[s], kNumConsumerWarps * 32);
         }
     }
 
@@ -123,8 +124,7 @@ struct WgmmaPromoteFp4 {
             wgmma::wait<0>();
             wgmma::fence_values<BLOCK_M / 2>(products);
             promote(sums, products, stage);
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[stage]);
+            mbarrier::arrive(&shared_.empty[stage]);
         }
 
         // What a thread has of a stage: in each block, of its two rows four neighbours in either half.
