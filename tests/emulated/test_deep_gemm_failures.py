@@ -13,7 +13,8 @@ import torch
 from test_deep_gemm import operands, to_torch, verify
 
 import loader
-from integrations import deep_gemm
+from emulator.tools.profile import profile
+from integrations import deep_gemm, deep_gemm_scales
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -99,8 +100,10 @@ def test_narrow_and_odd_widths(n: int, rng: np.random.Generator) -> None:
     verify(problem, d, places, None)
 
 
-def test_odd_tiles_along_k(rng: np.random.Generator) -> None:
-    """#415, #429: an odd number of tiles in each group along K."""
+@pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
+def test_odd_tiles_along_k(arch: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
+    """#415, #429: an odd number of tiles in each group along K; #242, #270: boxes are those of the arch's own tiles."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device=f"emulated:{arch}"))
     ks, m, n = [128, 256], 264, 136
     problems = [gemm_problem.gemm_problem(rng, "bf16", [m], n, k) for k in ks]
     inputs = gemm_problem.groups_of_k(problems)
@@ -126,6 +129,74 @@ def test_repeats_along_k(fmt: str, ks: list[int], rng: np.random.Generator, resc
         results.append(out)
         assert out.tobytes() == results[0].tobytes(), context
     reference.check_within(results[0].reshape(value.shape).astype(np.float64), value, bound + abs(value) * 2.0**-22)
+
+
+def test_a_ring_many_times_round(rng: np.random.Generator) -> None:
+    """#110, #121: barriers were overrun where K was deep, 147456 or 2048 in a group; here 36 times the stages."""
+    problems = [gemm_problem.gemm_problem(rng, "fp8", [24], 24, k, weight_rows=1) for k in (18432, 2048)]
+    inputs = gemm_problem.buffers(gemm_problem.groups_of_k(problems))
+    value, bound = gemm_problem.expected_of_groups(problems)
+    out = np.full((2, 24, 24), np.nan, np.float32)
+    loader.launch("k_grouped_fp8_nt", **inputs, out=out)
+    reference.check_within(out.reshape(value.shape).astype(np.float64), value, bound + abs(value) * 2.0**-22)
+
+
+@pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
+def test_padding_costs_nothing(arch: str, rng: np.random.Generator) -> None:
+    """#324: tiles of padding were multiplied with group 0. Here they load nothing and multiply nothing."""
+    problem = gemm_problem.gemm_problem(rng, "bf16", [5, 130], 24, 64)
+    counts = []
+    for spare in (0, 10 * 128):
+        inputs, _ = gemm_problem.by_labels(problem, spare=spare)
+        out = np.empty((len(inputs["a"]), 24), np.float32)
+        with profile() as launches:
+            loader.launch("grouped_bf16", **gemm_problem.buffers(inputs), out=out, device=f"emulated:{arch}",
+                          variant=loader.explain("grouped_bf16_labels", E=2, M=256, N=24, K=64, out="f32",
+                                                 device=arch).variant)  # fmt: skip
+        counts.append({key: launches[0].counts()[key] for key in ("tensor", "bulk_bytes")})
+    assert counts[0]["tensor"] and counts[0] == counts[1]
+
+
+@pytest.fixture
+def on_sm120(monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
+    """Launches go to an emulated device of sm_120."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:120a"))
+    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: True)
+
+
+def test_fp8_stays_fp8(on_sm120: None, rng: np.random.Generator) -> None:
+    """#417, #447, vllm#53680: on sm_120 a call of FP8 alone was run by a kernel for FP4."""
+    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [5], N, K)
+    inputs, places = gemm_problem.dense(problem)
+    d = torch.full((5, N), torch.nan, dtype=torch.bfloat16)
+    a_scale, b_scale = torch.from_numpy(problem.a_scale), torch.from_numpy(problem.b_scale[0])
+    deep_gemm.fp8_gemm_nt((to_torch(inputs["a"]), a_scale), (to_torch(inputs["b"]), b_scale), d, recipe=(1, 1, 128))
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize(("recipe", "is_sfa"), [((1, 128), None), ((128, 128), None), ((1, 128, 128), True),
+                                                ((1, 128, 128), False), ((1, 1, 128), False)])  # fmt: skip
+def test_every_recipe_has_a_layout(
+    recipe: tuple[int, ...], is_sfa: bool | None, on_sm120: None, rng: np.random.Generator
+) -> None:
+    """#403, vllm#50796: on sm_120 scales had no layout. Here they are the exponents of each row, four in a word."""
+    rows, mn, k = recipe[0] if is_sfa in (None, True) else recipe[1], 200, 640
+    codes = rng.integers(1, 255, (-(-mn // rows), k // 128), dtype=np.uint8)
+    scales = torch.from_numpy(np.exp2(codes.astype(np.float64) - 127).astype(np.float32))
+    words = deep_gemm.transform_sf_into_required_layout(scales, mn, k, recipe, is_sfa=is_sfa)
+    assert words.dtype == torch.int32 and tuple(words.shape) == (mn, 2) and words.stride(0) == 1
+    exponents = np.ascontiguousarray(words.numpy()).view(np.uint8)[:, : k // 128]
+    assert np.array_equal(exponents, np.repeat(codes, rows, 0)[:mn])
+
+
+def test_floats_are_not_read_as_exponents(on_sm120: None, rng: np.random.Generator) -> None:
+    """vllm#53680, vllm#57218: with disable_ue8m0_cast on sm_120 fp32 scales were read as exponents. Here no kernel
+    takes them, and d stays as it is."""
+    problem = gemm_problem.gemm_problem(rng, "fp8", [5], N, K)
+    d = torch.full((5, N), 7, dtype=torch.bfloat16)
+    with pytest.raises(loader.LoaderError, match="gemm_fp8.*120a"):
+        deep_gemm.fp8_gemm_nt(*operands(gemm_problem.dense(problem)[0], 5), d, disable_ue8m0_cast=True)
+    assert (d == 7).all()
 
 
 @pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
@@ -156,6 +227,19 @@ def test_shares_of_k_begin_at_a_scale(k: int, rng: np.random.Generator) -> None:
     out = reference.GuardedOutput(5, N, "f32")
     loader.launch("gemm_fp8", **inputs, out=out.array, variant="m64n128s4_f32")
     gemm_problem.verify(problem, places, out, 5, "as before", f"K={k}")
+
+
+@pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
+def test_a_batch_is_added_once(arch: str, rng: np.random.Generator) -> None:
+    """DeepGEMM's branch for sm_120: c of a batch was added twice."""
+    problem = gemm_problem.gemm_problem(rng, "bf16", [19, 19], N, K)
+    inputs, _ = gemm_problem.masked(problem, 19)
+    inputs = gemm_problem.buffers({name: inputs[name] for name in "ab"})
+    out, before = np.full((2, 19, N), np.nan, np.float32), rng.standard_normal((2, 19, N), dtype=np.float32)
+    added = before.copy()
+    loader.launch("bmm_bf16", **inputs, out=out, device=f"emulated:{arch}")
+    loader.launch("bmm_bf16", **inputs, out=added, accumulate="add", device=f"emulated:{arch}")
+    assert np.array_equal(added, out + before)
 
 
 def test_names() -> None:
