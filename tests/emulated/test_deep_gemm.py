@@ -395,3 +395,96 @@ def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Gener
         layout = torch.from_numpy(inputs["group_ends" if form == "_ends" else "row_groups"])
         deep_gemm.m_grouped_fp8_gemm_nt_contiguous(a, b, d, layout, use_psum_layout=form == "_ends")
     verify(problem, d, places, padding if padding == "zeros" else None)
+
+
+@pytest.fixture(params=["90a", "100a", "120a"])
+def fp4_format(request, monkeypatch, packs):
+    """Launches of this test go to each emulated generation; the formats of FP8 by FP4 there."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch.func, packs=packs,
+                                                            device=f"emulated:{request.param}"))  # fmt: skip
+    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: request.param != "90a")
+    return "fp8_mxfp4" if request.param == "90a" else "fp8_ue8m0_mxfp4"
+
+
+FP4_RECIPE = {"recipe_a": (1, 128), "recipe_b": (1, 32)}
+
+
+def fp4_operands(problem: gemm_problem.GemmProblem, a: np.ndarray, places: np.ndarray, packed: bool) -> tuple:
+    """a and b [E, N, K / 2] with fp32 scales, or exponents of those that are; of padding 1."""
+    problem.b_scale = np.maximum(problem.b_scale, np.float32(2.0**-126))  # fp32 below has no exponent of its own
+    *lead, _ = a.shape
+    a_scale = np.ones((int(np.prod(lead)), problem.a_scale.shape[1]), np.float32)
+    a_scale[places] = problem.a_scale
+    scales = [torch.from_numpy(a_scale.reshape(*lead, -1)), torch.from_numpy(problem.b_scale)]
+    if packed:
+        first = 1 if problem.format == "fp8_mxfp4" else 0
+        scales[first:] = map(deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor, scales[first:])
+    return (to_torch(a), scales[0]), (torch.from_numpy(problem.b.view(np.int8)), scales[1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_dense_of_fp4(packed: bool, with_c: bool, fp4_format: str, rng: np.random.Generator) -> None:
+    """FP8 by FP4, whose scales are fp32 or exponents; with c = d added to what d holds."""
+    problem = gemm_problem.gemm_problem(rng, fp4_format, [37], N, 640)
+    inputs, places = gemm_problem.dense(problem)
+    a, (b, b_scale) = fp4_operands(problem, inputs["a"], places, packed)
+    d = torch.full((37, N), 0 if with_c else torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_fp4_gemm_nt(a, (b[0], b_scale[0]), d, c=d if with_c else None, **FP4_RECIPE)
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("form", ["_labels", "_ends", "_masked"])
+def test_groups_of_fp4(form: str, fp4_format: str, rng: np.random.Generator) -> None:
+    """Contiguous by labels and ends, and masked; without recipe_a, which is that of FP8."""
+    problem = gemm_problem.gemm_problem(rng, fp4_format, COUNTS, N, 384)
+    place, padding = gemm_problem.FORMS[form]
+    inputs, places = place(problem)
+    a, b = fp4_operands(problem, inputs["a"], places, packed=form == "_ends")
+    d = torch.full((*inputs["a"].shape[:-1], N), torch.nan, dtype=torch.bfloat16)
+    if form == "_masked":
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d, torch.from_numpy(inputs["mask"]), 50, recipe_b=(1, 32))
+    else:
+        by_ends = form == "_ends"
+        layout = torch.from_numpy(inputs["group_ends" if by_ends else "row_groups"])
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_contiguous(a, b, d, layout, recipe_b=(1, 32), use_psum_layout=by_ends)
+    verify(problem, d, places, padding if padding == "zeros" else None)
+
+
+def test_scales_of_fp4_are_transformed_to_exponents(rng: np.random.Generator) -> None:
+    """Per 1 x 32 on every GPU, by a recipe of two and of three."""
+    sf = torch.from_numpy(np.exp2(rng.integers(-20, 20, (2, 24, 10))).astype(np.float32))
+    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
+    transform = deep_gemm.transform_sf_into_required_layout
+    assert torch.equal(transform(sf, 24, 320, (1, 32), num_groups=2), packed)
+    assert torch.equal(transform(sf[0], 24, 320, (1, 1, 32), is_sfa=False), packed[0])
+
+
+def test_refusals_of_fp4(on_blackwell: None) -> None:
+    """Recipes that no kernel has, also none; other pairs of formats; scales and majors that do not fit."""
+    a, a_scale = torch.zeros(8, 128, dtype=torch.float8_e4m3fn), torch.ones(8, 1)
+    b, b_scale = torch.zeros(16, 64, dtype=torch.int8), torch.ones(16, 4)
+    d = torch.empty(8, 16, dtype=torch.bfloat16)
+    mask = torch.ones(1, dtype=torch.int32)
+
+    def masked(a: tuple, b: tuple, d: torch.Tensor, **recipes: tuple[int, ...]) -> None:
+        a, b = (tuple(each[None] for each in operand) for operand in (a, b))
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d[None], mask, 1, **recipes)
+
+    for recipes in ({}, {"recipe": (1, 1, 32)}, {"recipe": (1, 1, 128)}, {"recipe_b": (1, 128)}, {"recipe_a": (1, 128)},
+                    {"recipe_b": (128, 32)}, {"recipe_a": (1, 32), "recipe_b": (1, 32)}):  # fmt: skip
+        for function in (deep_gemm.fp8_fp4_gemm_nt, masked):
+            with pytest.raises(NotImplementedError, match=r"expected recipe_a \(1, 128\) and recipe_b \(1, 32\)"):
+                function((a, a_scale), (b, b_scale), d, **recipes)
+    with pytest.raises(NotImplementedError, match="covered as b with a in FP8, got a in torch.int8 and b"):
+        deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (b, b_scale), d, **FP4_RECIPE)
+    with pytest.raises(ValueError, match=r"scales of b: expected \[.., 16, 4\], got \(16, 1\)"):
+        deep_gemm.fp8_fp4_gemm_nt((a, a_scale), (b, a_scale.repeat(2, 1)), d, **FP4_RECIPE)
+    with pytest.raises(ValueError, match=r"scales of a: expected \[.., 8, 1\], got \(8, 4\)"):
+        deep_gemm.fp8_fp4_gemm_nt((a, b_scale[:8]), (b, b_scale), d, **FP4_RECIPE)
+    with pytest.raises(ValueError, match="expected positive powers of two"):
+        deep_gemm.fp8_fp4_gemm_nt((a, a_scale), (b, b_scale * 1.5), d, **FP4_RECIPE)
+    with pytest.raises(NotImplementedError, match="b: expected K-major and contiguous"):
+        deep_gemm.fp8_fp4_gemm_nn((a, a_scale), (b.mT.contiguous(), b_scale.mT), d, **FP4_RECIPE)
+    with pytest.raises(NotImplementedError, match="with b in FP4 expected"):
+        deep_gemm.fp8_gemm_nt_skip_head_mid((a, a_scale), (b, b_scale), d, (8, 0, 8))
