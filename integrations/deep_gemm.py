@@ -1,8 +1,9 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
 fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
 groups of rows, masked, and with groups along K. On Blackwell (emulated, not run) the same with UE8M0 scales of each row
-for FP8, which there may have either major. FP8 tokens by FP4 weights on both, dense and with groups of rows: packed in
-int8, K-major, scales per 1 x 32 that are powers of two, which ``recipe_b=(1, 32)`` says.
+for FP8, which there may have either major. FP8 tokens by FP4 weights on both, dense and with groups of rows, and on
+Blackwell FP4 tokens by FP8 weights: FP4 is packed in int8, K-major, with scales per 1 x 32 that are powers of two,
+which ``recipe_a`` or ``recipe_b`` says: (1, 32).
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -58,7 +59,7 @@ def fp8_fp4_gemm_nt(
     On Blackwell scales are exponents of each row of a and b: int32, packed and MN-major, or made of fp32 scales, which
     must be powers of two; a and b may be views of what is not K-major.
     b may be FP4, int8 [N, K / 2], with scales [N, K / 32] and recipe_b (1, 32): powers of two in fp32, or their
-    exponents in int32, packed and MN-major.
+    exponents in int32, packed and MN-major. On Blackwell so may a, with recipe_a (1, 32) and b in FP8.
     ``compiled_dims`` changes nothing: no dimension is compiled in.
     """
     weight_rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
@@ -112,7 +113,7 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
 
     grouped_layout: the group of each row, -1 in padding; with ``use_psum_layout`` the end of each group. A group starts
     at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says. On Blackwell b may be a view
-    of what is not K-major. b may be FP4, as of ``fp8_fp4_gemm_nt``.
+    of what is not K-major. a or b may be FP4, as of ``fp8_fp4_gemm_nt``.
     """
     weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
     if len(a[0]):
@@ -137,7 +138,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
 ) -> None:  # fmt: skip
     """d [G, Mmax, N] = a [G, Mmax, K] . b[g] [N, K]^T for the first masked_m[g] rows of each group; the others stay.
 
-    ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed. b may be FP4, as of
+    ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed. a or b may be FP4, as of
     ``fp8_fp4_gemm_nt``.
     """
     weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
@@ -301,7 +302,7 @@ get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = 
 def _check_recipe(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
     """Scales of a per 1 x 128 and of b per 128 x 128, of FP4 per 1 x 32; rows of b that share a scale."""
     rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
-    if rows != SCALE_BLOCK and not is_fp4(b[0]):
+    if rows != SCALE_BLOCK and not (is_fp4(a[0]) or is_fp4(b[0])):
         raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
                                   f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
     return rows
@@ -322,17 +323,24 @@ def _weight_rows(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_
     return given[1]
 
 
+# Scales of a and b, where a is FP4 and where b is.
+_FP4_RECIPES = {
+    (True, False): [((1, FP4_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)), ((1, FP4_BLOCK), (1, SCALE_BLOCK))],
+    (False, True): [((1, SCALE_BLOCK), (1, FP4_BLOCK))],
+}
+
+
 def _weight_rows_with_fp4(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
-    """FP4 has scales per 1 x 32: no recipe of three says so of one operand and 128 of the other."""
-    if is_fp4(a[0]) or not is_fp4(b[0]):
-        raise NotImplementedError("operands: FP4, int8, is covered as b with a in FP8, "
-                                  f"got a in {a[0].dtype} and b in {b[0].dtype}")  # fmt: skip
-    if recipe is not None or tuple(recipe_a or (1, SCALE_BLOCK)) != (1, SCALE_BLOCK) or recipe_b is None or (
-        tuple(recipe_b) != (1, FP4_BLOCK)
-    ):
-        raise NotImplementedError("recipe: with b in FP4 expected recipe_a (1, 128) and recipe_b (1, 32), got "
-                                  f"{recipe or (recipe_a, recipe_b)}")  # fmt: skip
-    return 1
+    """A recipe of three has one block of K for both operands, so it is none of FP4 and FP8."""
+    covered = _FP4_RECIPES.get((is_fp4(a[0]), is_fp4(b[0])))
+    if covered is None:
+        raise NotImplementedError("operands: FP4, int8, is covered beside FP8, got a and b in FP4")
+    given = tuple(recipe_a or (1, SCALE_BLOCK)), tuple(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))
+    if recipe is not None or given not in covered:
+        raise NotImplementedError(
+            f"recipe: with {'a' if is_fp4(a[0]) else 'b'} in FP4 expected recipe_a and recipe_b of "
+            f"{' or '.join(map(str, covered))}, got {recipe or given}")  # fmt: skip
+    return given[1][0]
 
 
 def _check_recipe_of_rows(recipe: tuple[int, int, int]) -> None:
@@ -348,7 +356,7 @@ def _launch_fp8(
     schedule: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, form: str = "", **arguments: Any
 ) -> None:
     """Of the kernels those by exponents take b of either major, and a where it has no groups."""
-    if is_fp4(b[0]):
+    if is_fp4(a[0]) or is_fp4(b[0]):
         formats, scales = _scales.scales_with_fp4(a, b, weight_rows, cast)
     else:
         formats, scales = _scales.scales_of(a[1], b[1], a[0].shape, b[0].shape, weight_rows, cast)

@@ -121,6 +121,9 @@ def scales_with_fp4(
             scale = _exponents(scale, rows, shape[-2])
         scales[f"{name}_scale"] = mn_major(scale, shape, name, block)
         formats.append("mxfp4" if block == FP4_BLOCK else "fp8_ue8m0" if scale.dtype == torch.int32 else "fp8")
+    if formats == ["mxfp4", "fp8"]:
+        raise NotImplementedError("operands: FP4 tokens are covered beside FP8 with exponents, on Blackwell; "
+                                  "got scales of b in fp32")  # fmt: skip
     return "_".join(formats), scales
 
 

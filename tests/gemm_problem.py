@@ -41,10 +41,11 @@ FORMATS = {
     "fp8_mxfp4": (_FP8, _MXFP4),
     "fp8_ue8m0": (_PACKED, _PACKED),
     "fp8_ue8m0_mxfp4": (_PACKED, _MXFP4),
+    "mxfp4_fp8_ue8m0": (_MXFP4, _PACKED),
     "bf16": (Operand("bf16"), Operand("bf16")),
 }
 # K is a multiple: a block of MXFP4, on Blackwell a row that TMA unpacks.
-K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128}
+K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128}
 
 
 @dataclass
@@ -220,10 +221,20 @@ def _weight_scales(problem: GemmProblem) -> np.ndarray:
     return np.stack([_mn_major("ue8m0", scales, np.arange(n), n) for scales in problem.b_scale])
 
 
+def _no_rows(problem: GemmProblem, *rows: int) -> np.ndarray:
+    """Of a, NaN."""
+    shape, nan = (*rows, problem.a.shape[1]), NAN[problem.operands[0].elements]
+    if problem.a.dtype != np.uint8:
+        return np.full(shape, nan, problem.a.dtype)
+    a = _aligned_bytes(*shape)
+    a[:] = nan
+    return a
+
+
 def _placed(problem: GemmProblem, places: np.ndarray, rows: int) -> dict[str, np.ndarray]:
     """a and its scales with row i at places[i] of ``rows``; the rest is NaN."""
     of_tokens = problem.operands[0]
-    a = np.full((rows, problem.a.shape[1]), NAN[of_tokens.elements], problem.a.dtype)
+    a = _no_rows(problem, rows)
     a[places] = problem.a
     if problem.format == "bf16":
         return {"a": a, "b": problem.b}
@@ -264,7 +275,7 @@ def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], 
     """A matrix of ``max_rows`` a group; the places are those in out as [E * max_rows, N]."""
     groups, of_tokens = len(problem.counts), problem.operands[0]
     within = np.concatenate([np.arange(count) for count in problem.counts])
-    a = np.full((groups, max_rows, problem.a.shape[1]), NAN[of_tokens.elements], problem.a.dtype)
+    a = _no_rows(problem, groups, max_rows)
     a[problem.groups, within] = problem.a
     inputs = {"a": a, "b": problem.b, "mask": np.array(problem.counts, np.int32)}
     if problem.format != "bf16":

@@ -17,7 +17,7 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
 MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
-OF_FP4 = ("fp8_ue8m0_mxfp4",)  # beside bytes, on Blackwell
+OF_FP4 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0")  # beside bytes, on Blackwell
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
