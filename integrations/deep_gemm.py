@@ -1,7 +1,9 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
 fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
 groups of rows, masked, and with groups along K. On Blackwell (emulated, not run) the same with UE8M0 scales of each row
-for FP8, which there may have either major.
+for FP8, which there may have either major. FP8 tokens by FP4 weights on both, dense and with groups of rows, and on
+Blackwell FP4 tokens by FP8 weights: FP4 is packed in int8, K-major, with scales per 1 x 32 that are powers of two,
+which ``recipe_a`` or ``recipe_b`` says: (1, 32).
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -19,7 +21,7 @@ import torch
 
 import loader
 from integrations import deep_gemm_scales as _scales
-from integrations.deep_gemm_scales import SCALE_BLOCK
+from integrations.deep_gemm_scales import FP4_BLOCK, SCALE_BLOCK, Scaled, is_fp4
 from integrations.deep_gemm_scales import (
     get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor as get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor,
 )
@@ -32,7 +34,6 @@ from integrations.deep_gemm_scales import transform_sf_into_required_layout as t
 
 ALIGNMENT = 128  # of the first row of a group in the contiguous layouts
 
-Scaled = tuple[torch.Tensor, torch.Tensor]
 Recipe = tuple[int, ...] | None
 
 _settings: dict[str, Any] = {"pdl": True, "tc_util": 100}
@@ -57,9 +58,11 @@ def fp8_fp4_gemm_nt(
 
     On Blackwell scales are exponents of each row of a and b: int32, packed and MN-major, or made of fp32 scales, which
     must be powers of two; a and b may be views of what is not K-major.
+    b may be FP4, int8 [N, K / 2], with scales [N, K / 32] and recipe_b (1, 32): powers of two in fp32, or their
+    exponents in int32, packed and MN-major. On Blackwell so may a, with recipe_a (1, 32) and b in FP8.
     ``compiled_dims`` changes nothing: no dimension is compiled in.
     """
-    weight_rows = _weight_rows(recipe, recipe_a, recipe_b)
+    weight_rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
     if not _is_done(a[0], b[0], d, c):
         _launch_fp8("gemm", a, b, weight_rows, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
 
@@ -70,7 +73,7 @@ def fp8_gemm_nt_skip_head_mid(
 ) -> None:  # fmt: skip
     """The product whose columns are those of heads, ``left + right`` each, in d [M, N / (left + right) * (left + mid +
     right)]; the ``mid`` columns of d in each head stay as they are. head_splits: left, mid, right."""
-    _check_recipe(recipe, None, None)
+    _check_recipe(a, b, recipe, None, None)
     left, mid, right = head_splits
     if 0 not in d.shape:
         _launch_fp8("gemm", a, b, SCALE_BLOCK, not disable_ue8m0_cast, form="_heads", out=d, head_width=left + right,
@@ -110,11 +113,11 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
 
     grouped_layout: the group of each row, -1 in padding; with ``use_psum_layout`` the end of each group. A group starts
     at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says. On Blackwell b may be a view
-    of what is not K-major.
+    of what is not K-major. a or b may be FP4, as of ``fp8_fp4_gemm_nt``.
     """
-    _check_recipe(recipe, recipe_a, recipe_b)
+    weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
     if len(a[0]):
-        _launch_fp8("grouped", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d,
+        _launch_fp8("grouped", a, b, weight_rows, not disable_ue8m0_cast, out=d,
                     **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
@@ -135,10 +138,11 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
 ) -> None:  # fmt: skip
     """d [G, Mmax, N] = a [G, Mmax, K] . b[g] [N, K]^T for the first masked_m[g] rows of each group; the others stay.
 
-    ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed.
+    ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed. a or b may be FP4, as of
+    ``fp8_fp4_gemm_nt``.
     """
-    _check_recipe(recipe, recipe_a, recipe_b)
-    _launch_fp8("grouped", a, b, SCALE_BLOCK, not disable_ue8m0_cast, out=d, mask=masked_m,
+    weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
+    _launch_fp8("grouped", a, b, weight_rows, not disable_ue8m0_cast, out=d, mask=masked_m,
                 expected_rows=expected_m)  # fmt: skip
 
 
@@ -295,17 +299,21 @@ get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = 
 # What the functions share
 
 
-def _check_recipe(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> None:
-    """Scales of a per 1 x 128 and of b per 128 x 128."""
-    if _weight_rows(recipe, recipe_a, recipe_b) != SCALE_BLOCK:
+def _check_recipe(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
+    """Scales of a per 1 x 128 and of b per 128 x 128, of FP4 per 1 x 32; rows of b that share a scale."""
+    rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
+    if rows != SCALE_BLOCK and not (is_fp4(a[0]) or is_fp4(b[0])):
         raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
                                   f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
+    return rows
 
 
-def _weight_rows(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
+def _weight_rows(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
     """Rows of b that share a scale, 1 or 128."""
     if recipe is not None and (recipe_a is not None or recipe_b is not None):
         raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
+    if is_fp4(a[0]) or is_fp4(b[0]):
+        return _weight_rows_with_fp4(a, b, recipe, recipe_a, recipe_b)
     given = tuple(recipe or (*(recipe_a or (1, SCALE_BLOCK))[:1], *(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))))
     if given not in ((1, 1, SCALE_BLOCK), (1, SCALE_BLOCK, SCALE_BLOCK)) or (
         recipe_a and tuple(recipe_a) != (1, SCALE_BLOCK)
@@ -313,6 +321,26 @@ def _weight_rows(recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
         raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128, or "
                                   f"(1, 1, 128); got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
     return given[1]
+
+
+# Scales of a and b, where a is FP4 and where b is.
+_FP4_RECIPES = {
+    (True, False): [((1, FP4_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)), ((1, FP4_BLOCK), (1, SCALE_BLOCK))],
+    (False, True): [((1, SCALE_BLOCK), (1, FP4_BLOCK))],
+}
+
+
+def _weight_rows_with_fp4(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
+    """A recipe of three has one block of K for both operands, so it is none of FP4 and FP8."""
+    covered = _FP4_RECIPES.get((is_fp4(a[0]), is_fp4(b[0])))
+    if covered is None:
+        raise NotImplementedError("operands: FP4, int8, is covered beside FP8, got a and b in FP4")
+    given = tuple(recipe_a or (1, SCALE_BLOCK)), tuple(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))
+    if recipe is not None or given not in covered:
+        raise NotImplementedError(
+            f"recipe: with {'a' if is_fp4(a[0]) else 'b'} in FP4 expected recipe_a and recipe_b of "
+            f"{' or '.join(map(str, covered))}, got {recipe or given}")  # fmt: skip
+    return given[1][0]
 
 
 def _check_recipe_of_rows(recipe: tuple[int, int, int]) -> None:
@@ -328,12 +356,15 @@ def _launch_fp8(
     schedule: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, form: str = "", **arguments: Any
 ) -> None:
     """Of the kernels those by exponents take b of either major, and a where it has no groups."""
-    (a, a_scale), (b, b_scale) = a, b
-    ending, scales = _scales.scales_of(a_scale, b_scale, a.shape, b.shape, weight_rows, cast)
-    either = ending == "_ue8m0" and not form
+    if is_fp4(a[0]) or is_fp4(b[0]):
+        formats, scales = _scales.scales_with_fp4(a, b, weight_rows, cast)
+    else:
+        formats, scales = _scales.scales_of(a[1], b[1], a[0].shape, b[0].shape, weight_rows, cast)
+    (a, _), (b, _) = a, b
+    either = formats == "fp8_ue8m0" and not form
     b, b_turned = _either_major(b, "b") if either else (_k_major(b, "b"), False)
     a, a_turned = _either_major(a, "a") if either and schedule == "gemm" else (_k_major(a, "a"), False)
-    loader.launch(f"{schedule}_fp8{ending}{_MAJORS[a_turned, b_turned]}{form}", a=a, b=b, **scales, **arguments)
+    loader.launch(f"{schedule}_{formats}{_MAJORS[a_turned, b_turned]}{form}", a=a, b=b, **scales, **arguments)
 
 
 def _k_major(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Layouts of scales of the FP8 GEMMs that ``integrations.deep_gemm`` calls, and DeepGEMM's functions that make them."""
+"""Layouts of scales of the GEMMs that ``integrations.deep_gemm`` calls, and DeepGEMM's functions that make them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from collections.abc import Sequence
 import torch
 
 SCALE_BLOCK = 128  # of K, and of rows that share a scale
+FP4_BLOCK = 32  # of K; a row has its own
+
+Scaled = tuple[torch.Tensor, torch.Tensor]
+
+
+def is_fp4(x: torch.Tensor) -> bool:
+    """Two E2M1 a byte."""
+    return x.dtype == torch.int8
+
+
+def shape_of(x: torch.Tensor) -> list[int]:
+    """[.., rows, K] of an operand whose elements along K are neighbours."""
+    return [*x.shape[:-1], x.shape[-1] * (2 if is_fp4(x) else 1)]
 
 
 def get_tma_aligned_size(x: int, element_size: int) -> int:
@@ -53,17 +66,18 @@ def transform_sf_into_required_layout(
     is_sfa: bool | None = None, disable_ue8m0_cast: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """fp32 scales as kernels read them: per 1 x 128 with MN innermost, per 128 x 128 as they are; on Blackwell
-    exponents of each row, unless ``disable_ue8m0_cast``."""
+    exponents of each row, unless ``disable_ue8m0_cast``. Those per 1 x 32, of FP4, become exponents on Hopper, too."""
     if (len(recipe) == 3) != (is_sfa is not None):
         raise ValueError(f"is_sfa goes with a recipe of three, and with no other; got {recipe} and is_sfa={is_sfa}")
     granularity = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else tuple(recipe)
-    if sf.dtype != torch.float32 or granularity not in ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)):
-        raise NotImplementedError("scales: expected float32 per 1 x 128 or 128 x 128, got "
+    covered = (1, FP4_BLOCK), (1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)
+    if sf.dtype != torch.float32 or granularity not in covered:
+        raise NotImplementedError("scales: expected float32 per 1 x 32, 1 x 128 or 128 x 128, got "
                                   f"{sf.dtype} per {granularity}")  # fmt: skip
     expected = tuple([num_groups] * (num_groups is not None)) + (-(-mn // granularity[0]), -(-k // granularity[1]))
     if tuple(sf.shape) != expected:
         raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
-    if is_blackwell(sf) and not disable_ue8m0_cast:
+    if (is_blackwell(sf) or granularity[1] == FP4_BLOCK) and not disable_ue8m0_cast:
         return _exponents(sf, granularity[0], mn)
     return get_mn_major_tma_aligned_tensor(sf) if granularity[0] == 1 else sf
 
@@ -79,7 +93,7 @@ def scales_of(
     a_scale: torch.Tensor, b_scale: torch.Tensor, a_shape: Sequence[int], b_shape: Sequence[int], weight_rows: int,
     cast: bool,
 ) -> tuple[str, dict[str, torch.Tensor]]:  # fmt: skip
-    """What the name of a family with such scales ends in, and the scales by the names of its arguments.
+    """The formats that the name of a family with such scales has, and the scales by the names of its arguments.
 
     weight_rows: rows of b that share an fp32 scale, 1 or 128. cast: on Blackwell fp32 scales become exponents.
     """
@@ -89,10 +103,28 @@ def scales_of(
         raise ValueError(f"scales: expected those of a and b of one type, got {a_scale.dtype} and {b_scale.dtype}")
     found = {"a_scale": mn_major(a_scale, a_shape, "a")}
     if a_scale.dtype == torch.int32:
-        return "_ue8m0", found | {"b_scale": mn_major(b_scale, b_shape, "b")}
+        return "fp8_ue8m0", found | {"b_scale": mn_major(b_scale, b_shape, "b")}
     if weight_rows == 1:
-        return "", found | {"b_row_scale": mn_major(b_scale, b_shape, "b")}
-    return "", found | {"b_scale": _of_blocks(b_scale, b_shape)}
+        return "fp8", found | {"b_row_scale": mn_major(b_scale, b_shape, "b")}
+    return "fp8", found | {"b_scale": _of_blocks(b_scale, b_shape)}
+
+
+def scales_with_fp4(
+    a: Scaled, b: Scaled, weight_rows: int, cast: bool
+) -> tuple[str, dict[str, torch.Tensor]]:  # fmt: skip
+    """The same where an operand is FP4, whose scales are exponents on every GPU: both formats by their names."""
+    formats, scales = [], {}
+    for name, (x, scale), rows in (("a", a, 1), ("b", b, weight_rows)):
+        shape, block = shape_of(x), FP4_BLOCK if is_fp4(x) else SCALE_BLOCK
+        if scale.dtype == torch.float32 and (block == FP4_BLOCK or (cast and is_blackwell(scale))):
+            _check_shape(scale, [*shape[:-2], -(-shape[-2] // rows), shape[-1]], name, block)
+            scale = _exponents(scale, rows, shape[-2])
+        scales[f"{name}_scale"] = mn_major(scale, shape, name, block)
+        formats.append("mxfp4" if block == FP4_BLOCK else "fp8_ue8m0" if scale.dtype == torch.int32 else "fp8")
+    if formats == ["mxfp4", "fp8"]:
+        raise NotImplementedError("operands: FP4 tokens are covered beside FP8 with exponents, on Blackwell; "
+                                  "got scales of b in fp32")  # fmt: skip
+    return "_".join(formats), scales
 
 
 def refuse_ends_of_k(use_psum_layout: bool) -> None:
@@ -118,16 +150,20 @@ def exponents_along_k(sf: torch.Tensor, shape: tuple[int, int], name: str) -> to
     return mn_major(_exponents(sf.T, 1, shape[1]), (shape[1], shape[0]), name)
 
 
-def mn_major(sf: torch.Tensor, shape: Sequence[int], name: str) -> torch.Tensor:
+def mn_major(sf: torch.Tensor, shape: Sequence[int], name: str, block: int = SCALE_BLOCK) -> torch.Tensor:
     """Scales [.., MN, blocks] of each row of ``name`` [.., MN, K] as kernels take them, [.., blocks, MN up to a
-    multiple of 4]: a view where that is how they lie, else a copy. A block is 128 of K, in int32 four of them."""
+    multiple of 4]: a view where that is how they lie, else a copy. In int32 four blocks are one."""
+    _check_shape(sf, shape, name, block)
+    return _padded(sf, *sf.shape[-2:], list(sf.shape[:-2]))
+
+
+def _check_shape(sf: torch.Tensor, shape: Sequence[int], name: str, block: int) -> None:
     if sf.dtype not in (torch.float32, torch.int32):
         raise ValueError(f"scales of {name}: expected float32, or exponents in int32, got {sf.dtype}")
     *lead, mn, k = shape
-    blocks = -(-k // (SCALE_BLOCK if sf.dtype == torch.float32 else 4 * SCALE_BLOCK))
+    blocks = -(-k // (block if sf.dtype == torch.float32 else 4 * block))
     if tuple(sf.shape[-2:]) != (mn, blocks) or list(sf.shape[:-2]) not in (lead, [] if lead == [1] else lead):
         raise ValueError(f"scales of {name}: expected [.., {mn}, {blocks}], got {tuple(sf.shape)}")
-    return _padded(sf, mn, blocks, list(sf.shape[:-2]))
 
 
 def _of_blocks(sf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

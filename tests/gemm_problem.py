@@ -12,20 +12,48 @@ from raw_buffer import RawBuffer
 
 BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
-NAN = {"fp8": 0x7F, "fp8_mxfp4": 0x7F, "fp8_ue8m0": 0x7F, "bf16": 0x7FC0}
-STORAGE = {"fp8": np.uint8, "fp8_mxfp4": np.uint8, "fp8_ue8m0": np.uint8, "bf16": np.uint16}
 MX_BLOCK = 32  # of K: a scale of MXFP4
+NAN = {"e4m3": 0x7F, "e2m1": 0xFF, "bf16": 0x7FC0}  # of E2M1, which has none, any elements
 NAN_SCALE = 0xFF  # of UE8M0
 # Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
 FRACTION = 13
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A type of elements, and of their scales, each for ``block`` of K."""
+
+    elements: str  # e4m3, e2m1 (two a byte), bf16
+    scales: str = ""  # f32, ue8m0
+    block: int = 0
+
+    def dequantized(self, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        """float64 [.., rows, K] of elements with scales [.., rows, blocks]."""
+        values = reference.E2M1[_unpacked(elements)] if self.elements == "e2m1" else reference.E4M3[elements]
+        return values * np.repeat(scales.astype(np.float64), self.block, -1)[..., : values.shape[-1]]
+
+
+_FP8, _PACKED = Operand("e4m3", "f32", BLOCK), Operand("e4m3", "ue8m0", BLOCK)
+_MXFP4 = Operand("e2m1", "ue8m0", MX_BLOCK)
+# Tokens and weights.
+FORMATS = {
+    "fp8": (_FP8, _FP8),
+    "fp8_mxfp4": (_FP8, _MXFP4),
+    "fp8_ue8m0": (_PACKED, _PACKED),
+    "fp8_ue8m0_mxfp4": (_PACKED, _MXFP4),
+    "mxfp4_fp8_ue8m0": (_MXFP4, _PACKED),
+    "bf16": (Operand("bf16"), Operand("bf16")),
+}
+# K is a multiple: a block of MXFP4, on Blackwell a row that TMA unpacks.
+K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128}
+
+
 @dataclass
 class GemmProblem:
     """Bits of a [M, K], b [E, N, K], of MXFP4 two elements a byte; rows a group. Of FP8 also a_scale [M, blocks], and
-    b_scale for blocks of N or for each row, [E, N blocks or N, blocks]; of MXFP4 powers of two."""
+    b_scale for blocks of N or for each row, [E, N blocks or N, blocks]; of UE8M0 powers of two."""
 
-    format: str  # fp8, fp8_mxfp4, fp8_ue8m0, bf16
+    format: str  # of FORMATS
     a: np.ndarray
     b: np.ndarray
     a_scale: np.ndarray
@@ -37,6 +65,10 @@ class GemmProblem:
         """Of each row."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
+    @property
+    def operands(self) -> tuple[Operand, Operand]:
+        return FORMATS[self.format]
+
 
 def gemm_problem(
     rng: np.random.Generator, fmt: str, counts: list[int], n: int, k: int, weight_rows: int = BLOCK
@@ -44,32 +76,38 @@ def gemm_problem(
     """FP8: any bytes but NaN; every scale another one, of b for ``weight_rows`` rows, or powers of two for each row.
     bf16: exponents over a range of 2^8."""
 
-    def elements(*shape: int) -> np.ndarray:
-        if fmt == "bf16":
+    def elements(operand: Operand, *shape: int) -> np.ndarray:
+        if operand.elements == "bf16":
             wide = rng.standard_normal(shape) * np.exp2(rng.integers(-8, 1, shape))
             return (wide.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        if operand.elements == "e2m1":
+            packed = _aligned_bytes(*shape[:-1], k // 2)
+            packed[:] = rng.integers(0, 256, packed.shape)
+            return packed
         bytes_ = rng.integers(0, 256, shape, dtype=np.uint8)
-        return np.where(bytes_ & 0x7F == NAN[fmt], np.uint8(0x38), bytes_)
+        return np.where(bytes_ & 0x7F == NAN["e4m3"], np.uint8(0x38), bytes_)
 
-    def scales(*shape: int) -> np.ndarray:
-        powers = rng.integers(-14, 15, shape) if fmt == "fp8_ue8m0" else rng.uniform(-14, -4, shape)
+    def scales(operand: Operand, *rows: int) -> np.ndarray:
+        shape = *rows, reference.ceil_div(k, operand.block or BLOCK)
+        if operand.elements == "e2m1":
+            return _mx_scales(rng, shape)
+        powers = rng.integers(-14, 15, shape) if operand.scales == "ue8m0" else rng.uniform(-14, -4, shape)
         return np.exp2(powers).astype(np.float32)
 
-    m, blocks = sum(counts), reference.ceil_div(k, BLOCK)
-    if fmt == "fp8_mxfp4":
-        packed = rng.integers(0, 256, (len(counts), n, k // 2), dtype=np.uint8)
-        mx_scales = _mx_scales(rng, (len(counts), n, k // MX_BLOCK))
-        is_zero = (mx_scales > 2.0**-25) & (rng.random((len(counts), n, 1)) < 0.1)  # what is small beside them matters
-        packed[np.repeat(is_zero, MX_BLOCK // 2, -1)] = 0
-        return GemmProblem(fmt, elements(m, k), packed, scales(m, blocks), mx_scales, counts)
-    return GemmProblem(
-        fmt,
-        elements(m, k),
-        elements(len(counts), n, k),
-        scales(m, blocks),
-        scales(len(counts), n if fmt == "fp8_ue8m0" else reference.ceil_div(n, weight_rows), blocks),
-        counts,
+    (a, b), m, groups = FORMATS[fmt], sum(counts), len(counts)
+    b_rows = n if b.scales == "ue8m0" else reference.ceil_div(n, weight_rows)
+    problem = GemmProblem(
+        fmt, elements(a, m, k), elements(b, groups, n, k), scales(a, m), scales(b, groups, b_rows), counts
     )
+    if b.elements == "e2m1":  # what has small scales matters where all that is beside it is 0
+        is_zero = (problem.b_scale > 2.0**-25) & (rng.random((groups, n, 1)) < 0.1)
+        problem.b[np.repeat(is_zero, MX_BLOCK // 2, -1)] = 0
+    return problem
+
+
+def _unpacked(elements: np.ndarray) -> np.ndarray:
+    """Codes of E2M1, of which a byte has two."""
+    return np.stack([elements & 15, elements >> 4], axis=-1).reshape(*elements.shape[:-1], -1)
 
 
 def _mx_scales(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -83,16 +121,15 @@ def _mx_scales(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def weights(problem: GemmProblem) -> np.ndarray:
     """float64 [E, N, K]: those of FP8 without their scales, those of MXFP4 with them."""
-    if problem.format != "fp8_mxfp4":
-        return reference.E4M3[problem.b]
-    codes = np.stack([problem.b & 15, problem.b >> 4], axis=-1).reshape(*problem.b.shape[:-1], -1)
-    return reference.E2M1[codes] * np.repeat(problem.b_scale.astype(np.float64), MX_BLOCK, -1)
+    of_weights = problem.operands[1]
+    is_mx = of_weights.elements == "e2m1"
+    return of_weights.dequantized(problem.b, problem.b_scale) if is_mx else reference.E4M3[problem.b]
 
 
 def expected(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     """float64 [M, N]: the product, and how far fp32 sums of the tensor core's may be from it."""
-    of_format = {"fp8": _expected_fp8, "fp8_mxfp4": _expected_fp8, "fp8_ue8m0": _expected_ue8m0, "bf16": _expected_bf16}
-    return of_format[problem.format](problem)
+    of_scales = {"f32": _expected_fp8, "ue8m0": _expected_ue8m0, "": _expected_bf16}
+    return of_scales[problem.operands[0].scales](problem)
 
 
 def expected_of_groups(problems: list[GemmProblem]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,9 +151,9 @@ def _expected_bf16(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
 
 def _expected_ue8m0(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     """As of MX operands: scales are powers of two, so products are exact in fp32."""
-    k = problem.a.shape[1]
-    a, b = (reference.E4M3[elements] * np.repeat(scales.astype(np.float64), BLOCK, -1)[..., :k]
-            for elements, scales in ((problem.a, problem.a_scale), (problem.b, problem.b_scale)))  # fmt: skip
+    of_tokens, of_weights = problem.operands
+    a, b = (of_tokens.dequantized(problem.a, problem.a_scale), of_weights.dequantized(problem.b, problem.b_scale))
+    k = a.shape[1]
     value, magnitude = np.zeros((2, len(a), b.shape[1]))
     for e in range(len(b)):
         rows = problem.groups == e
@@ -176,11 +213,11 @@ def rounded_bound(value: np.ndarray, bound: np.ndarray, out_type: str) -> np.nda
 # Forms of rows: inputs of a launch, and where in out the rows of the problem are.
 
 
-def _mn_major(fmt: str, scales: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
+def _mn_major(kind: str, scales: np.ndarray, places: np.ndarray, rows: int) -> np.ndarray:
     """Scales [rows, blocks] as GEMMs take them: of a block of K neighbouring rows are neighbours, row i at places[i] of
     ``rows`` rounded up to 4. UE8M0 of four blocks are a word. The rest is NaN."""
     shape = scales.shape[1], reference.round_up(rows, 4)
-    if fmt in ("fp8", "fp8_mxfp4"):
+    if kind == "f32":
         placed = np.full(shape, np.nan, np.float32)
         placed[:, places] = scales.T
         return placed
@@ -194,16 +231,27 @@ def _weight_scales(problem: GemmProblem) -> np.ndarray:
     if problem.format == "fp8":
         return problem.b_scale
     n = problem.b.shape[1]
-    return np.stack([_mn_major("fp8_ue8m0", scales, np.arange(n), n) for scales in problem.b_scale])
+    return np.stack([_mn_major("ue8m0", scales, np.arange(n), n) for scales in problem.b_scale])
+
+
+def _no_rows(problem: GemmProblem, *rows: int) -> np.ndarray:
+    """Of a, NaN."""
+    shape, nan = (*rows, problem.a.shape[1]), NAN[problem.operands[0].elements]
+    if problem.a.dtype != np.uint8:
+        return np.full(shape, nan, problem.a.dtype)
+    a = _aligned_bytes(*shape)
+    a[:] = nan
+    return a
 
 
 def _placed(problem: GemmProblem, places: np.ndarray, rows: int) -> dict[str, np.ndarray]:
     """a and its scales with row i at places[i] of ``rows``; the rest is NaN."""
-    a = np.full((rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
+    of_tokens = problem.operands[0]
+    a = _no_rows(problem, rows)
     a[places] = problem.a
     if problem.format == "bf16":
         return {"a": a, "b": problem.b}
-    return {"a": a, "a_scale": _mn_major(problem.format, problem.a_scale, places, rows), "b": problem.b,
+    return {"a": a, "a_scale": _mn_major(of_tokens.scales, problem.a_scale, places, rows), "b": problem.b,
             "b_scale": _weight_scales(problem)}  # fmt: skip
 
 
@@ -238,14 +286,14 @@ def by_labels(problem: GemmProblem, spare: int = ROW_ALIGNMENT + 5) -> tuple[dic
 
 def masked(problem: GemmProblem, max_rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A matrix of ``max_rows`` a group; the places are those in out as [E * max_rows, N]."""
-    groups = len(problem.counts)
+    groups, of_tokens = len(problem.counts), problem.operands[0]
     within = np.concatenate([np.arange(count) for count in problem.counts])
-    a = np.full((groups, max_rows, problem.a.shape[1]), NAN[problem.format], STORAGE[problem.format])
+    a = _no_rows(problem, groups, max_rows)
     a[problem.groups, within] = problem.a
     inputs = {"a": a, "b": problem.b, "mask": np.array(problem.counts, np.int32)}
     if problem.format != "bf16":
         of_group = [problem.a_scale[problem.groups == e] for e in range(groups)]
-        scales = [_mn_major(problem.format, scale, np.arange(len(scale)), max_rows) for scale in of_group]
+        scales = [_mn_major(of_tokens.scales, scale, np.arange(len(scale)), max_rows) for scale in of_group]
         inputs |= {"a_scale": np.stack(scales), "b_scale": _weight_scales(problem)}
     return inputs, problem.groups * max_rows + within
 
@@ -262,7 +310,8 @@ FORMS = {
 def named(family: str) -> tuple[str, str, str, str]:
     """Schedule, format, majors and form of a family: grouped, bf16, nn and _ends of grouped_bf16_nn_ends; nt where the
     name says no majors."""
-    found = re.fullmatch(r"(\w+?)_(fp8_mxfp4|fp8_ue8m0|fp8|bf16)(?:_(nn|nt|tn|tt))?(_\w+)?", family)
+    formats = "|".join(sorted(FORMATS, key=len, reverse=True))
+    found = re.fullmatch(rf"(\w+?)_({formats})(?:_(nn|nt|tn|tt))?(_\w+)?", family)
     schedule, fmt, letters, form = found.groups("")
     return schedule, fmt, letters or "nt", form
 
@@ -295,7 +344,7 @@ def columns_of_heads(heads: int, width: int, left: int, gap: int) -> np.ndarray:
 
 def row_scales(scale: np.ndarray) -> np.ndarray:
     """fp32 [rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
-    return _mn_major("fp8", scale, np.arange(len(scale)), len(scale))
+    return _mn_major("f32", scale, np.arange(len(scale)), len(scale))
 
 
 def _aligned_bytes(*shape: int) -> np.ndarray:
@@ -312,11 +361,11 @@ def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
 
     def behind(parts: list[np.ndarray], like: np.ndarray) -> np.ndarray:
         """The parts, then NaN where there is nothing."""
-        nan = np.nan if like.dtype == np.float32 else NAN[fmt]
+        nan = np.nan if like.dtype == np.float32 else NAN[problems[0].operands[0].elements]
         return np.concatenate([*parts, np.full(like.shape, nan, like.dtype)])
 
     offsets = {"k_offsets": np.cumsum([0, *ks]).astype(np.int32)}
-    storage = STORAGE[fmt]
+    storage = problems[0].a.dtype
     if fmt != "fp8":
         operands = {"a": behind([p.a.T for p in problems], np.empty((BLOCK, m), storage)),
                     "b": behind([p.b[0].T for p in problems], np.empty((BLOCK, n), storage))}  # fmt: skip
@@ -324,7 +373,7 @@ def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
             for name, scales in ("a", [p.a_scale for p in problems]), ("b", [p.b_scale[0] for p in problems]):
                 rows = len(scales[0])
                 scale = np.concatenate([*scales, np.full((rows, 1), np.nan)], axis=1)
-                operands[f"{name}_scale"] = _mn_major(fmt, scale, np.arange(rows), rows)
+                operands[f"{name}_scale"] = _mn_major("ue8m0", scale, np.arange(rows), rows)
         return offsets | operands
     a_scales, b_scales = ([row_scales(scale) for scale in scales]
                           for scales in ([p.a_scale for p in problems], [p.b_scale[0] for p in problems]))  # fmt: skip

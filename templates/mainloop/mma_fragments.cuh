@@ -45,10 +45,12 @@ struct TokenFragments {
         return mbarrier::shared_address(rows[j / 2 * 64]) + (first ^ step * Operands::STEP_BYTES);
     }
     __device__ __forceinline__ static void load(uint32_t (&before)[2], uint32_t (&tokens)[2], uint32_t address) {
-        ldmatrix::x4(before, tokens, address);
+        if constexpr (Operands::UNPACKED_TOKENS) ldmatrix::x4_of_e2m1(before, tokens, address);
+        else ldmatrix::x4(before, tokens, address);
     }
     __device__ __forceinline__ static void load(uint32_t (&tokens)[2], uint32_t address) {
-        ldmatrix::x2(tokens, address);
+        if constexpr (Operands::UNPACKED_TOKENS) ldmatrix::x2_of_e2m1(tokens, address);
+        else ldmatrix::x2(tokens, address);
     }
 };
 

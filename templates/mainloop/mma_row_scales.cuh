@@ -10,9 +10,10 @@ namespace mainloop {
 template <class Config, class Operands>
 struct MmaScales<Config, Operands, operands::Scales::kRows> {
     using Slots = MmaSlots<Config, Operands>;
-    using Sources = RowScaledSources;
-    static constexpr int SCALE_K = scale_rows::WORD_K, kTokenWords = scale_rows::box_words(Config::BLOCK_M);
-    static_assert(Config::BLOCK_K == scale_rows::SCALE_K, "a stage has one scale of a row");
+    static constexpr int kTokenScaleK = Operands::TOKEN_SCALE_K, kWeightScaleK = Operands::WEIGHT_SCALE_K;
+    using Sources = RowScaledSources<4 * kTokenScaleK, 4 * kWeightScaleK>;
+    static constexpr int SCALE_K = Config::BLOCK_K, kTokenWords = scale_rows::box_words(Config::BLOCK_M);
+    static_assert(SCALE_K == scale_rows::STAGE_K, "a stage has one word of a row");
 
     struct Stage : MmaOperands<Config, Operands> {
         uint32_t weight_scales[Config::BLOCK_N];
@@ -25,7 +26,7 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
                 reinterpret_cast<uint8_t*>(stage.token_scales)};
     }
 
-    // Words that a thread reads within a stage, and the bits of them before its scale.
+    // Words that a thread reads within a stage, and the bits before its scale of those that last four stages.
     struct Offsets {
         uint32_t weights, tokens, shift;
 
@@ -35,9 +36,14 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
         }
         __device__ __forceinline__ void begin(const schedule::Tile& tile) {
             tokens += scale_rows::first_word(tile.scale_row);
-            shift = scale_rows::byte(tile.k_begin) * 8;
+            shift = scale_rows::stage_byte(scale_rows::STAGE_K, tile.k_begin) * 8;
         }
         __device__ __forceinline__ void advance() { shift = (shift + 8) % 32; }
+        // The word from the first scale of the stage on.
+        template <int kScaleK>
+        __device__ __forceinline__ uint32_t of_stage(uint32_t word) const {
+            return kScaleK == scale_rows::STAGE_K ? word >> shift : word;
+        }
     };
 
     struct Fragments {
@@ -45,20 +51,23 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
 
         __device__ __forceinline__ void load_weights(const Stage& stage, const Offsets& offsets,
                                                      const Fragments& before, int step, int t) {
-            weights[t] = step == 0 ? stage.weight_scales[offsets.weights ^ Slots::row(0, 2 * t)] >> offsets.shift
+            weights[t] = step == 0 ? offsets.template of_stage<kWeightScaleK>(
+                                         stage.weight_scales[offsets.weights ^ Slots::row(0, 2 * t)])
                                    : before.weights[t];
         }
         template <int kTiles>
         __device__ __forceinline__ void load_tokens(const Stage& stage, const Offsets& offsets, const Fragments& before,
                                                     int step, int j) {
-            tokens[j] = step == 0 ? stage.token_scales[offsets.tokens + Slots::token(j, 0)] >> offsets.shift
+            tokens[j] = step == 0 ? offsets.template of_stage<kTokenScaleK>(
+                                        stage.token_scales[offsets.tokens + Slots::token(j, 0)])
                                   : before.tokens[j];
         }
         __device__ __forceinline__ void clear_padding(int, int, int) {}
 
         __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int t,
-                                                 int j, int) const {
-            mma_sync::block_scaled<Operands>(d, a, b, weights[t], tokens[j], 0);
+                                                 int j, int step) const {
+            mma_sync::block_scaled<Operands>(d, a, b, weights[t], tokens[j], scale_rows::step_byte(kWeightScaleK, step),
+                                             scale_rows::step_byte(kTokenScaleK, step));
         }
     };
 };

@@ -125,7 +125,8 @@ struct MmaScales<Config, Operands, operands::Scales::kBlocks> {
 
         __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int t,
                                                  int j, int step) const {
-            mma_sync::block_scaled<Operands>(d, a, b, weights[t], tokens[j], Operands::scale_byte(step));
+            const int byte = Operands::scale_byte(step);
+            mma_sync::block_scaled<Operands>(d, a, b, weights[t], tokens[j], byte, byte);
         }
     };
 };

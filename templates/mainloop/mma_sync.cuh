@@ -52,7 +52,7 @@ struct MmaSync {
 
     static constexpr int WEIGHT_ATOMS = 1;
     static constexpr int BYTES_PER_STAGE =
-        BLOCK_N * Operands::weight_bytes(BLOCK_K) + sizeof(Stage::tokens) + Scales::BYTES;
+        BLOCK_N * Operands::weight_bytes(BLOCK_K) + BLOCK_M * Operands::token_bytes(BLOCK_K) + Scales::BYTES;
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
         return Scales::places(shared.stages[stage]);

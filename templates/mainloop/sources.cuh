@@ -114,7 +114,8 @@ struct BlockScaledSources : PlainSources {
     };
 };
 
-// The same with scales row by row, words for four blocks of K; a box of the tokens' starts at 16 bytes.
+// The same with scales row by row, words for so much of K; a box of the tokens' starts at 16 bytes.
+template <int kTokenWordK, int kWeightWordK>
 struct RowScaledSources : PlainSources {
     const tma::TensorMap &a_scale, &b_scale;
     int token_stride;  // words of the tokens from one of K to the next
@@ -136,12 +137,12 @@ struct RowScaledSources : PlainSources {
             Base::tokens(places, full, tile, k);
             const int scale_row = tile.scale_row % sources_.token_stride;  // within a matrix
             tma::load_2d(places.token_scales, &sources_.a_scale, full, scale_row - scale_rows::first_word(scale_row),
-                         tile.scale_row / sources_.token_stride + k / Mainloop::SCALE_K);
+                         tile.scale_row / sources_.token_stride + k / kTokenWordK);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
             Base::weights(places, full, tile, k);
-            tma::load_3d(places.weight_scales, &sources_.b_scale, full, tile.column, k / Mainloop::SCALE_K,
+            tma::load_3d(places.weight_scales, &sources_.b_scale, full, tile.column, k / kWeightWordK,
                          Base::matrix(tile));
         }
 

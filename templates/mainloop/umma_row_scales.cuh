@@ -9,11 +9,12 @@ namespace mainloop {
 
 template <class Config, class Operands>
 struct UmmaScales<Config, Operands, operands::Scales::kRows> {
-    static constexpr int BLOCK_M = Config::BLOCK_M, SCALE_K = scale_rows::WORD_K;
+    static constexpr int BLOCK_M = Config::BLOCK_M, SCALE_K = Config::BLOCK_K;
+    static constexpr int kTokenScaleK = Operands::TOKEN_SCALE_K, kWeightScaleK = Operands::WEIGHT_SCALE_K;
     using Columns = TensorMemory<Config, 1>;
-    using Sources = RowScaledSources;
+    using Sources = RowScaledSources<4 * kTokenScaleK, 4 * kWeightScaleK>;
     static constexpr bool kMoves = true;
-    static_assert(Config::BLOCK_K == scale_rows::SCALE_K, "a stage has one scale of a row");
+    static_assert(SCALE_K == scale_rows::STAGE_K, "a stage has one word of a row");
     static_assert(BLOCK_M <= scale_layout::ATOM_ROWS, "one block of token scales");
 
     static constexpr int kWords = scale_layout::ATOM_WORDS, kTokenWords = scale_rows::box_words(BLOCK_M);
@@ -50,12 +51,13 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
     }
     // Of the stage at element k.
     __device__ __forceinline__ static uint32_t instruction_at(uint32_t instruction, int k) {
-        return instruction | tcgen05::scale_ids(scale_rows::byte(k));
+        return instruction | tcgen05::scale_ids(scale_rows::stage_byte(kWeightScaleK, k),
+                                                scale_rows::stage_byte(kTokenScaleK, k));
     }
     __device__ __forceinline__ static uint32_t first_column(const schedule::Tile&) { return 0; }
     __device__ __forceinline__ static void clear_padding(Stage&, int, int) {}
 
-    // The scale of a stage is that of all its steps: each takes one for 32 of K.
+    // A step takes a scale for 32 of K. One for 128 is that of all steps of its stage.
     class Products {
     public:
         __device__ __forceinline__ Products(uint32_t stage, uint32_t columns, uint32_t)
@@ -68,9 +70,12 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
                 tcgen05::copy_scales(columns_, scales_);
                 tcgen05::copy_scales(token_columns, scales_ + (sizeof(Stage::weight_scales) >> 4));
             }
+            const uint32_t scale_ids = tcgen05::scale_ids(scale_rows::step_byte(kWeightScaleK, step),
+                                                          scale_rows::step_byte(kTokenScaleK, step));
             tcgen05::mma_block_scaled<Operands>(d, weights + (step * operands::WEIGHT_STEP<Operands> >> 4),
-                                                tokens + (step * operands::TOKEN_STEP<Operands> >> 4), instruction,
-                                                columns_, token_columns, accumulate || step > 0);
+                                                tokens + (step * operands::TOKEN_STEP<Operands> >> 4),
+                                                instruction | scale_ids, columns_, token_columns,
+                                                accumulate || step > 0);
         }
 
     private:

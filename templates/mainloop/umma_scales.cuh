@@ -140,9 +140,10 @@ struct UmmaScales<Config, Operands, operands::Scales::kBlocks> {
                     tcgen05::copy_scales(token_columns + atom * Columns::kAtomColumns,
                                          token_scales_ + ((atom * kScaleWords + word) * kAtomBytes >> 4));
             }
+            const int byte = Operands::scale_byte(step);
             tcgen05::mma_block_scaled<Operands>(d, weights + (step * Operands::STEP_BYTES >> 4),
                                                 tokens + (step * Operands::STEP_BYTES >> 4),
-                                                instruction | tcgen05::scale_ids(Operands::scale_byte(step)),
+                                                instruction | tcgen05::scale_ids(byte, byte),
                                                 weight_columns, token_columns + first_column_, accumulate || step > 0);
         }
 

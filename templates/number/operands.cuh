@@ -28,8 +28,10 @@ struct Pair {
     // And in its tensor map.
     __device__ __forceinline__ static constexpr int coordinate(int k) { return byte(k); }
     // Beside bytes, E2M1 lies as 16 elements in 8 bytes and 8 bytes of nothing, as TMA unpacks it.
+    static constexpr bool UNPACKED_TOKENS = !PACKED && TOKENS == Format::E2M1;
     static constexpr bool UNPACKED_WEIGHTS = !PACKED && WEIGHTS == Format::E2M1;
-    // Of k weights in global memory, which are those that a barrier counts.
+    // Of k elements in global memory, which are those that a barrier counts.
+    __device__ __forceinline__ static constexpr int token_bytes(int k) { return k / (TOKENS == Format::E2M1 ? 2 : 1); }
     __device__ __forceinline__ static constexpr int weight_bytes(int k) {
         return k / (WEIGHTS == Format::E2M1 ? 2 : 1);
     }
@@ -47,12 +49,13 @@ struct Pair {
 // 16-bit elements without scales.
 struct Bf16 {
     static constexpr Scales SCALES = Scales::kNone;
-    static constexpr bool UNPACKED_WEIGHTS = false;
+    static constexpr bool UNPACKED_TOKENS = false, UNPACKED_WEIGHTS = false;
     static constexpr bool TOKENS_MN_MAJOR = false, WEIGHTS_MN_MAJOR = false;
     static constexpr int STEP_BYTES = 32, STEP_K = STEP_BYTES / 2;
 
     __device__ __forceinline__ static constexpr int byte(int k) { return 2 * k; }
     __device__ __forceinline__ static constexpr int coordinate(int k) { return k; }
+    __device__ __forceinline__ static constexpr int token_bytes(int k) { return byte(k); }
     __device__ __forceinline__ static constexpr int weight_bytes(int k) { return byte(k); }
 };
 
@@ -60,10 +63,20 @@ using Nvfp4 = Pair<Format::E2M1, Format::E2M1, 16>;
 using Mxfp4 = Pair<Format::E2M1, Format::E2M1, 32>;
 using Mxfp8 = Pair<Format::E4M3, Format::E4M3, 32>;
 using Mxfp8Mxfp4 = Pair<Format::E4M3, Format::E2M1, 32>;
-// FP8 whose scales are those of MXFP8, four equal ones along K.
-struct Fp8 : Mxfp8 {
+using Mxfp4Mxfp8 = Pair<Format::E2M1, Format::E4M3, 32>;
+
+// MX whose scales lie row by row. One is for 32 of K or for 128, which is four equal ones, of each operand.
+template <class Mx, int kTokenScaleK, int kWeightScaleK>
+struct RowScaled : Mx {
+    static_assert(!Mx::PACKED, "a step has 32 of K");
+    static_assert(kTokenScaleK == 32 || kTokenScaleK == 128, "a step has one scale, or four steps have");
+    static_assert(kWeightScaleK == 32 || kWeightScaleK == 128, "a step has one scale, or four steps have");
     static constexpr Scales SCALES = Scales::kRows;
+    static constexpr int TOKEN_SCALE_K = kTokenScaleK, WEIGHT_SCALE_K = kWeightScaleK;
 };
+using Fp8 = RowScaled<Mxfp8, 128, 128>;
+using Fp8Mxfp4 = RowScaled<Mxfp8Mxfp4, 128, 32>;
+using Mxfp4Fp8 = RowScaled<Mxfp4Mxfp8, 32, 128>;
 
 // Either operand with K as its outer dimension, of which no two elements share a byte.
 template <class Operands, bool kTokensMnMajor, bool kWeightsMnMajor>

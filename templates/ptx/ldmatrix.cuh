@@ -53,14 +53,35 @@ __device__ __forceinline__ void x2_transposed_bytes(uint32_t& r0, uint32_t& r1, 
                  : "memory");
 }
 
-// The same of rows of 16 E2M1 elements in the first 8 of 16 bytes. They become bytes as mma.sync reads them: an element
-// lies in bits 2 to 5.
+// E2M1 as ldmatrix unpacks it becomes bytes as mma.sync reads them: an element lies in bits 2 to 5.
+template <int kCount>
+__device__ __forceinline__ void shift_e2m1(uint32_t (&registers)[kCount]) {
+    for (uint32_t& elements : registers) elements <<= 2;
+}
+
+// The same as x2 and x4 of rows of 16 E2M1 elements in the first 8 of 16 bytes.
+__device__ __forceinline__ void x2_of_e2m1(uint32_t (&registers)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n16.x2.shared.b8x16.b4x16_p64 {%0, %1}, [%2];"
+                 : "=r"(registers[0]), "=r"(registers[1])
+                 : "r"(address)
+                 : "memory");
+    shift_e2m1(registers);
+}
+
+__device__ __forceinline__ void x4_of_e2m1(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n16.x4.shared.b8x16.b4x16_p64 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(first[0]), "=r"(first[1]), "=r"(second[0]), "=r"(second[1])
+                 : "r"(address)
+                 : "memory");
+    shift_e2m1(first), shift_e2m1(second);
+}
+
 __device__ __forceinline__ void x4_of_e2m1(uint32_t (&registers)[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n16.x4.shared.b8x16.b4x16_p64 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                  : "r"(address)
                  : "memory");
-    for (uint32_t& elements : registers) elements <<= 2;
+    shift_e2m1(registers);
 }
 
 // Offset of a byte of a row in a box that TMA stored with a swizzle as wide as the row (64 or 128 bytes), from a base

@@ -93,8 +93,10 @@ __device__ __forceinline__ constexpr uint32_t majors() {
            static_cast<uint32_t>(Operands::WEIGHTS_MN_MAJOR) << 15;
 }
 
-// The fields of a block-scaled one that name the first byte of a word of scales, of both operands.
-__device__ __forceinline__ constexpr uint32_t scale_ids(uint32_t byte) { return byte << 29 | byte << 4; }
+// The fields of a block-scaled one that name the first byte of a word of scales.
+__device__ __forceinline__ constexpr uint32_t scale_ids(uint32_t weights, uint32_t tokens) {
+    return weights << 29 | tokens << 4;
+}
 
 #define BLOCK_SCALED_MMA(kind)                                                                               \
     asm volatile(                                                                                            \

@@ -395,3 +395,120 @@ def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Gener
         layout = torch.from_numpy(inputs["group_ends" if form == "_ends" else "row_groups"])
         deep_gemm.m_grouped_fp8_gemm_nt_contiguous(a, b, d, layout, use_psum_layout=form == "_ends")
     verify(problem, d, places, padding if padding == "zeros" else None)
+
+
+@pytest.fixture(params=[("90a", "fp8_mxfp4"), *((arch, fmt) for arch in ("100a", "120a")
+                                                for fmt in ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0"))],
+                ids="-".join)  # fmt: skip
+def fp4_format(request, monkeypatch, packs):
+    """Launches of this test go to each emulated generation; formats of FP8 and FP4 there."""
+    arch, fmt = request.param
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch.func, packs=packs, device=f"emulated:{arch}"))
+    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: arch != "90a")
+    return fmt
+
+
+FP4_RECIPE = {"recipe_a": (1, 128), "recipe_b": (1, 32)}
+
+
+def fp4_operands(problem: gemm_problem.GemmProblem, a: np.ndarray, places: np.ndarray, packed: bool) -> tuple:
+    """a, b [E, N, ..] and the recipes: with fp32 scales, or exponents where kernels read those. Scales of padding are
+    1."""
+    smallest = np.float32(2.0**-126)  # fp32 below has no exponent of its own
+    *lead, _ = a.shape
+    a_scale = np.ones((int(np.prod(lead)), problem.a_scale.shape[1]), np.float32)
+    a_scale[places], problem.b_scale = np.maximum(problem.a_scale, smallest), np.maximum(problem.b_scale, smallest)
+    problem.a_scale = a_scale[places]
+    scales, found = (a_scale.reshape(*lead, -1), problem.b_scale), []
+    for x, scale, operand in zip((a, problem.b), map(torch.from_numpy, scales), problem.operands, strict=True):
+        if packed and operand.scales == "ue8m0":
+            scale = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(scale)
+        found.append((torch.from_numpy(x.view(np.int8)) if operand.elements == "e2m1" else to_torch(x), scale))
+    recipe_a, recipe_b = ((1, operand.block) for operand in problem.operands)
+    return *found, {"recipe_a": recipe_a, "recipe_b": recipe_b}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("with_c", [False, True])
+def test_dense_of_fp4(packed: bool, with_c: bool, fp4_format: str, rng: np.random.Generator) -> None:
+    """FP8 by FP4, whose scales are fp32 or exponents; with c = d added to what d holds."""
+    problem = gemm_problem.gemm_problem(rng, fp4_format, [37], N, 640)
+    inputs, places = gemm_problem.dense(problem)
+    a, (b, b_scale), recipes = fp4_operands(problem, inputs["a"], places, packed)
+    d = torch.full((37, N), 0 if with_c else torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_fp4_gemm_nt(a, (b[0], b_scale[0]), d, c=d if with_c else None, **recipes)
+    verify(problem, d, places, None)
+
+
+@pytest.mark.parametrize("form", ["_labels", "_ends", "_masked"])
+def test_groups_of_fp4(form: str, fp4_format: str, rng: np.random.Generator) -> None:
+    """Contiguous by labels and ends, and masked."""
+    problem = gemm_problem.gemm_problem(rng, fp4_format, COUNTS, N, 384)
+    place, padding = gemm_problem.FORMS[form]
+    inputs, places = place(problem)
+    a, b, recipes = fp4_operands(problem, inputs["a"], places, packed=form == "_ends")
+    d = torch.full((*inputs["a"].shape[:-1], N), torch.nan, dtype=torch.bfloat16)
+    if form == "_masked":
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d, torch.from_numpy(inputs["mask"]), 50, **recipes)
+    else:
+        by_ends = form == "_ends"
+        layout = torch.from_numpy(inputs["group_ends" if by_ends else "row_groups"])
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_contiguous(a, b, d, layout, **recipes, use_psum_layout=by_ends)
+    verify(problem, d, places, padding if padding == "zeros" else None)
+
+
+def test_fp4_by_fp8_of_blocks(on_blackwell: None, rng: np.random.Generator) -> None:
+    """FP8 weights with an fp32 scale for 128 x 128, which is that of each of its rows: the default recipe_b."""
+    problem = gemm_problem.gemm_problem(rng, "mxfp4_fp8_ue8m0", [5], N, 640)
+    blocks = np.exp2(rng.integers(-14, 15, (1, 2, 5))).astype(np.float32)
+    problem.b_scale = np.repeat(blocks, 128, 1)[:, :N]
+    inputs, places = gemm_problem.dense(problem)
+    a, (b, _), _ = fp4_operands(problem, inputs["a"], places, packed=False)
+    d = torch.full((5, N), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_fp4_gemm_nt(a, (b[0], torch.from_numpy(blocks[0])), d, recipe_a=(1, 32))
+    verify(problem, d, places, None)
+
+
+def test_scales_of_fp4_are_transformed_to_exponents(rng: np.random.Generator) -> None:
+    """Per 1 x 32 on every GPU, by a recipe of two and of three."""
+    sf = torch.from_numpy(np.exp2(rng.integers(-20, 20, (2, 24, 10))).astype(np.float32))
+    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
+    transform = deep_gemm.transform_sf_into_required_layout
+    assert torch.equal(transform(sf, 24, 320, (1, 32), num_groups=2), packed)
+    assert torch.equal(transform(sf[0], 24, 320, (1, 1, 32), is_sfa=False), packed[0])
+
+
+def test_refusals_of_fp4(on_blackwell: None) -> None:
+    """Recipes that no kernel has, also none; other pairs of formats; scales and majors that do not fit."""
+    a, a_scale = torch.zeros(8, 128, dtype=torch.float8_e4m3fn), torch.ones(8, 1)
+    b, b_scale = torch.zeros(16, 64, dtype=torch.int8), torch.ones(16, 4)
+    d = torch.empty(8, 16, dtype=torch.bfloat16)
+    mask = torch.ones(1, dtype=torch.int32)
+
+    def masked(a: tuple, b: tuple, d: torch.Tensor, **recipes: tuple[int, ...]) -> None:
+        a, b = (tuple(each[None] for each in operand) for operand in (a, b))
+        deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d[None], mask, 1, **recipes)
+
+    for recipes in ({}, {"recipe": (1, 1, 32)}, {"recipe": (1, 1, 128)}, {"recipe_b": (1, 128)}, {"recipe_a": (1, 128)},
+                    {"recipe_b": (128, 32)}, {"recipe_a": (1, 32), "recipe_b": (1, 32)}):  # fmt: skip
+        for function in (deep_gemm.fp8_fp4_gemm_nt, masked):
+            with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\), got"):
+                function((a, a_scale), (b, b_scale), d, **recipes)
+    with pytest.raises(NotImplementedError, match="FP4, int8, is covered beside FP8, got a and b in FP4"):
+        deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (b, b_scale), d, recipe_a=(1, 32), recipe_b=(1, 32))
+    for recipes in ({}, FP4_RECIPE, {"recipe": (1, 1, 32)}, {"recipe_a": (1, 32), "recipe_b": (1, 32)}):
+        with pytest.raises(NotImplementedError, match=r"with a in FP4 expected .* \(\(1, 32\), \(128, 128\)\) or"):
+            deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (a, a_scale), d.mT, **recipes)
+    with pytest.raises(NotImplementedError, match="FP4 tokens are covered beside FP8 with exponents, on Blackwell"):
+        deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (a, a_scale), d.mT, recipe_a=(1, 32), recipe_b=(1, 128),
+                                  disable_ue8m0_cast=True)  # fmt: skip
+    with pytest.raises(ValueError, match=r"scales of b: expected \[.., 16, 4\], got \(16, 1\)"):
+        deep_gemm.fp8_fp4_gemm_nt((a, a_scale), (b, a_scale.repeat(2, 1)), d, **FP4_RECIPE)
+    with pytest.raises(ValueError, match=r"scales of a: expected \[.., 8, 1\], got \(8, 4\)"):
+        deep_gemm.fp8_fp4_gemm_nt((a, b_scale[:8]), (b, b_scale), d, **FP4_RECIPE)
+    with pytest.raises(ValueError, match="expected positive powers of two"):
+        deep_gemm.fp8_fp4_gemm_nt((a, a_scale), (b, b_scale * 1.5), d, **FP4_RECIPE)
+    with pytest.raises(NotImplementedError, match="b: expected K-major and contiguous"):
+        deep_gemm.fp8_fp4_gemm_nn((a, a_scale), (b.mT.contiguous(), b_scale.mT), d, **FP4_RECIPE)
+    with pytest.raises(NotImplementedError, match="with b in FP4 expected"):
+        deep_gemm.fp8_gemm_nt_skip_head_mid((a, a_scale), (b, b_scale), d, (8, 0, 8))

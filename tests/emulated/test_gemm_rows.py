@@ -17,6 +17,7 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
 MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
+OF_FP4 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0")  # beside bytes, on Blackwell
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -26,7 +27,7 @@ pytestmark = [
 
 def variants(
     form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
-    formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", "bf16", "bf16_nn"),
+    formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", *OF_FP4, "bf16", "bf16_nn"),
 ) -> pytest.MarkDecorator:  # fmt: skip
     """Of a form of rows, in every format and the majors of groups."""
     families = [form.replace("*", f"_{fmt}") for fmt in formats]
@@ -39,11 +40,10 @@ def problem_of(
 ) -> gemm_problem.GemmProblem:
     """K reaches into a second word of packed scales, and has whole blocks of MXFP4; N is a pitch of TMA."""
     _, fmt, letters, _ = gemm_problem.named(variant.family)
-    if fmt == "fp8_mxfp4":
-        k = reference.round_up(k, gemm_problem.MX_BLOCK)
+    k = k // gemm_problem.K_MULTIPLE.get(fmt, 1) * gemm_problem.K_MULTIPLE.get(fmt, 1)
     if fmt != "bf16" and letters[1] == "n":
         n = reference.round_up(n, 16)
-    return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if fmt == "fp8_ue8m0" else k, weight_rows)
+    return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if "fp8_ue8m0" in fmt else k, weight_rows)
 
 
 class Run:
@@ -112,7 +112,7 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, gemm_problem.masked(problem, rows))
 
 
-@variants("gemm*", formats=("fp8", "fp8_mxfp4", "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
+@variants("gemm*", formats=("fp8", "fp8_mxfp4", *OF_FP4, "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
                                              for letters in ("nn", "tt", "tn"))))  # fmt: skip
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A tile and a few rows, 16 where they are a pitch of TMA; of a split K, shares of several blocks and of none."""
@@ -215,11 +215,14 @@ def test_k_groups(
         assert (out.array[m : 2 * m] == 0).all()
 
 
-@variants("gemm*", formats=("fp8", "fp8_ue8m0", "bf16"))
+@variants("gemm*", formats=("fp8", "fp8_ue8m0", *OF_FP4, "bf16"))
 def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """One row, 8 columns, 16 of K; a column tile of which 8 are there; K of one step more than a block."""
+    """One row, 8 columns, as few of K as there may be; a column tile of which 8 are there; K of one step more than a
+    block."""
+    fmt = gemm_problem.named(variant.family)[1]
     for rows, n, k in ((1, 8, 16), (3, 136, 32), (2, 24, 144)):
-        problem = gemm_problem.gemm_problem(rng, gemm_problem.named(variant.family)[1], [rows], n, k)
+        depth = reference.round_up(k, gemm_problem.K_MULTIPLE.get(fmt, 1))
+        problem = gemm_problem.gemm_problem(rng, fmt, [rows], n, depth)
         run(variant, problem, gemm_problem.dense(problem))
 
 
@@ -275,13 +278,12 @@ def test_scales_that_are_no_ordinary_numbers(tile: str, packs: list[str] | None,
     reference.check_within(out[~is_nan][None].astype(np.float64), value[~is_nan][None], bound[~is_nan][None])
 
 
-@pytest.mark.parametrize("variant", [v for v in MATRIX if v.family == "gemm_fp8_ue8m0" and v.axes["out"] == "f32"],
-                         ids=lambda v: f"{v.arch}-{v.variant}")  # fmt: skip
+@variants("gemm*", ("f32",), formats=("fp8_ue8m0", *OF_FP4))
 def test_a_nan_ue8m0_scale_reaches_its_row_alone(
     variant: Variant, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
     """A row of out for a token's, a column for a weight's; also from the last of four in a word."""
-    problem = gemm_problem.gemm_problem(rng, "fp8_ue8m0", [9], 264, 528)
+    problem = problem_of(variant, rng, [9], 264, 128)
     problem.a_scale[3, 3], problem.b_scale[0, 200, 1] = np.nan, np.nan
     inputs, _ = gemm_problem.dense(problem)
     out = np.empty((9, 264), np.float32)

@@ -18,6 +18,7 @@ import kernel_faults_packed
 import kernel_faults_rows
 import kernel_faults_schedule
 import kernel_faults_split_k
+import kernel_faults_ue8m0_mxfp4
 
 CAUGHT = [
     *kernel_faults_90.CAUGHT,
@@ -32,6 +33,7 @@ CAUGHT = [
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
     *kernel_faults_split_k.CAUGHT,
+    *kernel_faults_ue8m0_mxfp4.CAUGHT,
 ]
 NOT_CAUGHT = [
     *kernel_faults_90.NOT_CAUGHT,

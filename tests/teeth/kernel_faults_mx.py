@@ -24,7 +24,7 @@ OF_PACKED = {"100a": {"kernel": MXFP4["100a"], "problem": PACKED}, "120a": {"ker
 
 SCALE_BYTE = "return step % STEPS_PER_WORD * SCALES_PER_STEP;"
 SCALE_BLOCK = "k / SCALE_K, atom + i);"
-SCALE_IDS = "return byte << 29 | byte << 4;"
+SCALE_IDS = "return weights << 29 | tokens << 4;"
 
 CAUGHT = [
     fault
@@ -62,8 +62,8 @@ CAUGHT += planted(
     MXFP8["100a"],
     BYTES,
     [
-        ("mxfp8 scale id of the weights alone", SCALE_IDS, "return byte << 29;", {"file": TCGEN05}),
-        ("mxfp8 scale id of the tokens alone", SCALE_IDS, "return byte << 4;", {"file": TCGEN05}),
+        ("mxfp8 scale id of the weights alone", SCALE_IDS, "return weights << 29;", {"file": TCGEN05}),
+        ("mxfp8 scale id of the tokens alone", SCALE_IDS, "return tokens << 4;", {"file": TCGEN05}),
         (
             "mxfp4 weights as E5M2",
             "kE2M1 = Operands::PACKED ? 1 : 5,",
@@ -112,7 +112,7 @@ CAUGHT += planted(
             "",
             {"file": LDMATRIX, **MIXED["120a"]},
         ),
-        ("mxfp4 scale of the tokens of the first step", '", 0}, %11, {" byte ", 0};"', '", 0}, %11, {0, 0};"',
+        ("mxfp4 scale of the tokens of the first step", '", 0}, %11, {" byte_b ", 0};"', '", 0}, %11, {0, 0};"',
          {"file": MMA_SYNC, **OF_PACKED["120a"]}),
         (
             "mxfp4 scales of the word before",

@@ -77,14 +77,14 @@ CAUGHT = [
                 ),
                 (
                     "packed scales of the first word",
-                    "full, tile.column, k / Mainloop::SCALE_K,",
+                    "full, tile.column, k / kWeightWordK,",
                     "full, tile.column, 0,",
                 ),
                 ("packed scales of the first group", "Base::matrix(tile));", "0);"),
                 (
                     "packed scales of the first columns",
-                    "full, tile.column, k / Mainloop::SCALE_K,",
-                    "full, 0, k / Mainloop::SCALE_K,",
+                    "full, tile.column, k / kWeightWordK,",
+                    "full, 0, k / kWeightWordK,",
                 ),
                 ("packed scales of the first mask", "tile.scale_row / sources_.token_stride +", "", MASKED[arch]),
                 ("packed scales by the row of all", "scale_row % sources_.token_stride;", "row;", MASKED[arch]),
@@ -126,7 +126,12 @@ CAUGHT += planted(
         ("packed words of the rows before", "token_scales[first + min(", "token_scales[min("),
         ("packed words turned while they are read", "        __syncwarp();\n", ""),
         ("packed words turned without a fence", "        mbarrier::fence_async_proxy();\n", ""),
-        ("packed scale of the first block", "instruction | tcgen05::scale_ids(scale_rows::byte(k))", "instruction"),
+        (
+            "packed scale of the first block",
+            "scale_k == STAGE_K ? k / STAGE_K % 4 : 0",
+            "0",
+            {"file": "layout/scale_rows.cuh"},
+        ),
         (
             "packed scales of the weights for the tokens",
             "scales_ + (sizeof(Stage::weight_scales) >> 4)",
@@ -150,7 +155,7 @@ CAUGHT += planted(
             "[offsets.tokens]",
             {"kernel": kernel("120a", "fp8_ue8m0", WIDE), "problem": Problem((3, 70), 136, 784)},
         ),
-        ("packed scales of a step before", "step == 0 ? stage.token_scales", "step == 1 ? stage.token_scales"),
+        ("packed scales of a step before", "tokens[j] = step == 0", "tokens[j] = step == 1"),
         ("packed scales of weights alone expected", "4 * (Config::BLOCK_N + kTokenWords)", "4 * Config::BLOCK_N"),
     ],
 )

@@ -369,7 +369,7 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_maske
              **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
                 for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)
-                for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.NAN for form in gemm_problem.FORMS)},
+                for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.FORMATS for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_rows, family=family)
                 for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8")},
              "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
