@@ -9,14 +9,15 @@ import block_quantization
 import fp8_swiglu
 import numpy as np
 import reference
+import schedules
 from block_quantization import MXFP4, MXFP8, Quantized
 from quantization import EMULATED, load, store
-from swiglu_reference import scale_rows
 
 # Of the operands and of the result.
 FORMATS = {"mxfp4": (reference.MXFP4, MXFP4), "mxfp8": (reference.MXFP8, MXFP8),
            "mxfp8_mxfp4": (reference.MXFP8_MXFP4, MXFP8)}  # fmt: skip
 FAMILIES = {f"grouped_{operands}_swiglu": formats for operands, formats in FORMATS.items()}
+MASKED = {f"{family}_masked": formats for family, formats in FAMILIES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Problem:
         **options: object,
     ) -> Problem:  # fmt: skip
         """extras: a bias, and an alpha of its own for up."""
-        operands, _ = FAMILIES[family]
+        operands, _ = FAMILIES[family.removesuffix("_masked")]
         k = reference.round_up(k, 128) if operands is reference.MXFP8_MXFP4 else k
         gemm = reference.grouped_problem(rng, counts, 2 * i, k, formats=operands, **options)
         size = abs(reference.grouped_reference(gemm).value).mean()
@@ -59,6 +60,11 @@ class Problem:
     def inputs(self) -> dict[str, np.ndarray | None]:
         """Of a launch."""
         return {**self.gemm.inputs(), "row_weight": self.row_weight, "up_alpha": self.up_alpha, "bias": self.bias}
+
+    def masked_inputs(self, rng: np.random.Generator, max_rows: int) -> dict[str, np.ndarray | None]:
+        """Of a launch by mask."""
+        rows = schedules.masked_layer_inputs(self.gemm, rng, max_rows, self.row_weight)
+        return {**rows, "up_alpha": self.up_alpha, "bias": self.bias}
 
     @property
     def owned(self) -> int:
@@ -99,29 +105,33 @@ class Problem:
 
 
 class Outputs:
-    """out and out_scale of a launch, poisoned."""
+    """out and out_scale of a launch, poisoned; by mask where ``max_rows`` is given, of each matrix."""
 
-    def __init__(self, problem: Problem, fmt: block_quantization.Format) -> None:
-        rows, columns, _, _ = problem.gemm.shape
-        self.problem, self.format, self.blocks = problem, fmt, columns // 64
+    def __init__(self, problem: Problem, fmt: block_quantization.Format, max_rows: int | None = None) -> None:
+        columns = problem.gemm.shape[1]
+        self.problem, self.format, self.blocks, self.max_rows = problem, fmt, columns // 64, max_rows
+        rows, scale_rows = schedules.extents(problem.gemm, max_rows)
         self.out = reference.GuardedOutput(rows, columns // (4 if fmt is MXFP4 else 2), "u8")
-        scale_rows = len(problem.gemm.a_scale)
         self.out_scale = reference.GuardedOutput(scale_rows, reference.round_up(self.blocks, 4), "u8")
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"out": self.out.array, "out_scale": self.out_scale.array}
+        experts = self.problem.gemm.shape[3]
+        return {name: schedules.matrices(buffer.array, experts, self.max_rows)
+                for name, buffer in (("out", self.out), ("out_scale", self.out_scale))}  # fmt: skip
 
     def rows(self, context: str) -> Quantized:
         """Of the experts; zeros fill up their words of scales, and nothing else is written."""
-        owned, blocks = self.problem.owned, self.blocks
-        codes, scales = self.out.array[:owned], self.out_scale.array.reshape(-1)
+        blocks = self.blocks
+        at, scales_at = schedules.places(self.problem.gemm, self.max_rows)
+        codes, scales = self.out.array[at], self.out_scale.array.reshape(-1)
         if self.format is MXFP4:
-            codes = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(owned, -1)
-        rows = scale_rows(self.problem.gemm)[:, None]
+            codes = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(len(at), -1)
+        rows = scales_at[:, None]
         places = reference.scale_offset(rows, np.arange(reference.round_up(blocks, 4)), blocks)
         assert (scales[places[:, blocks:]] == 0).all(), f"{context}: padding of scales is not zero"
-        others = np.delete(scales, places.reshape(-1))
-        intact = self.out.intact(owned) and self.out_scale.intact(len(self.out_scale.array))
-        assert intact and (others == self.out.POISON).all(), f"{context}: wrote outside of the rows"
+        others = [np.delete(scales, places.reshape(-1)), np.delete(self.out.array, at, axis=0)]
+        intact = self.out.intact(len(self.out.array)) and self.out_scale.intact(len(self.out_scale.array))
+        untouched = intact and all((part == self.out.POISON).all() for part in others)
+        assert untouched, f"{context}: wrote outside of the rows"
         return Quantized(codes, reference.UE8M0[scales[places[:, :blocks]]].astype(np.float32), self.format)

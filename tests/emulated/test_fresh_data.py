@@ -26,6 +26,7 @@ def _layer(case: str) -> Callable[[np.random.Generator], object]:
 
 DATA = {
     "awkward problems of the fused GEMM": lambda rng: fused.awkward_problem(rng, 8, 128),
+    "awkward problems by mask": lambda rng: fused.awkward_problem(rng, 8, 128, 32, 352),
     "every choice of the fused GEMM": fused.problem_of_choices,
     "NaN in the fused GEMM": fused.problem_with_nan,
     "every scale byte": quantizing.check_reach,

@@ -24,25 +24,27 @@ pytestmark = [
 ]
 
 
-def every_variant(family: str) -> pytest.MarkDecorator:
-    variants = [variant for variant in MATRIX if variant.family == family]
-    return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v.arch}-{v.variant}")
+def every_variant(*families: str) -> pytest.MarkDecorator:
+    variants = [variant for variant in MATRIX if variant.family in families]
+    return pytest.mark.parametrize("variant", variants, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
 
-@every_variant("grouped_fp4_masked")
+@every_variant(*(f"grouped_{operands}_masked" for operands in schedules.OPERANDS))
 def test_masked(
     variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
 ) -> None:
     """Masks of 0, of 1, of all rows, and around a tile; tails of N and K. No row from the mask on is written, and what
     they hold does not matter."""
-    rows = variant.axes["block_m"]
-    problem = reference.grouped_problem(rng, [0, rows + 3, 1, max(rows - 1, 1)], variant.axes["block_n"] + 8, 352)
+    rows, name = variant.axes["block_m"], variant.family.removesuffix("_masked")
+    operands = schedules.OPERANDS[name.removeprefix("grouped_")]
+    k = 384 if operands is reference.MXFP8_MXFP4 else 352  # TMA unpacks whole rows of 128 elements
+    problem = reference.grouped_problem(rng, [0, rows + 3, 1, max(rows - 1, 1)], variant.axes["block_n"] + 8, k,
+                                        formats=operands, wide=operands is not reference.NVFP4)  # fmt: skip
     out = reference.GuardedOutput(4 * (rows + 3), problem.shape[1], variant.axes["out"])
     schedule = reschedule()
     array = out.array.reshape(4, rows + 3, -1)
-    loader.launch("grouped_fp4", **schedules.masked_inputs(problem, rng, rows + 3), out=RawBuffer.of(array),
-                  prefetch="weights", variant=variant.variant, device=f"emulated:{variant.arch}",
-                  packs=packs)  # fmt: skip
+    loader.launch(name, **schedules.masked_inputs(problem, rng, rows + 3), out=RawBuffer.of(array), prefetch="weights",
+                  variant=variant.variant, device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
     context = f"{variant.label} {schedule}"
     schedules.verify_masked(problem, reference.grouped_reference(problem), array, out.out_type, context)
     assert out.intact(len(out.array)), f"{context}: wrote outside of out"

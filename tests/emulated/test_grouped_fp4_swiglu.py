@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import schedules
 import swiglu_reference
 from raw_buffer import RawBuffer
 from swiglu_reference import Settings
@@ -19,11 +20,10 @@ from generator.matrix import Variant, load
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = load(ROOT / "kernels.yaml").variants
-VARIANTS = [
-    variant
-    for variant in MATRIX
-    if variant.family == "grouped_fp4_swiglu" and variant.arch in ("90a", "100a", "120a")
-]
+VARIANTS, MASKED = (
+    [variant for variant in MATRIX if variant.family == family and variant.arch in ("90a", "100a", "120a")]
+    for family in ("grouped_fp4_swiglu", "grouped_fp4_swiglu_masked")
+)
 SMALLEST = {variant.arch: variant for variant in sorted(VARIANTS, key=lambda variant: -variant.axes["block_m"])}
 
 pytestmark = [
@@ -157,10 +157,11 @@ GELU = [Settings(intermediate=dtype, activation="gelu_tanh", swiglu_limit=limit)
         for dtype, limit in (("bf16", Settings.swiglu_limit), ("f32", 7.0))]  # fmt: skip
 
 
-def awkward_problem(rng: np.random.Generator, rows: int, columns: int) -> Problem:
-    """For a tile of so many rows and columns; nearly all sums are exact, so that nearly all bytes are known."""
+def awkward_problem(rng: np.random.Generator, rows: int, columns: int, tail: int = 16, k: int = 608) -> Problem:
+    """For a tile of so many rows and columns, and a tail of I; nearly all sums are exact, so that nearly all bytes are
+    known."""
     counts = [0, 1, rows + 3, 0, rows - 1, 0]
-    problem = Problem.random(rng, counts, columns // 2 + 16, 608, gaps=True, unowned_rows=2)
+    problem = Problem.random(rng, counts, columns // 2 + tail, k, gaps=True, unowned_rows=2)
     assert problem.exact.mean() > 0.9
     return problem
 
@@ -173,6 +174,38 @@ def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.rand
     problem = awkward_problem(rng, variant.axes["block_m"], variant.axes["block_n"])
     for settings, prefetch in zip(MANY, ("none", "weights", "weights"), strict=True):
         run(variant.arch, variant.variant, problem, settings, problem.expected(settings), prefetch)
+
+
+@pytest.mark.parametrize("variant", MASKED, ids=lambda v: f"{v.arch}-{v.variant}")
+def test_rows_by_mask(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """The awkward problem in matrices of as many rows as the largest mask: every byte. The next GEMM by mask takes both
+    outputs as they are; nothing from the mask on is read or written."""
+    problem = awkward_problem(rng, variant.axes["block_m"], variant.axes["block_n"], 32, 352).with_alpha_and_bias(rng)
+    counts, settings = np.diff(problem.gemm.expert_offsets).tolist(), MANY[0]
+    max_rows, between = max(counts), problem.gemm.shape[1] // 2
+    rows, scale_rows = schedules.extents(problem.gemm, max_rows)
+    out = reference.GuardedOutput(rows, between // 2, "u8")
+    out_scale = reference.GuardedOutput(scale_rows, reference.round_up(between // 16, 4), "u8")
+    outputs = [schedules.matrices(buffer.array, len(counts), max_rows) for buffer in (out, out_scale)]
+    options = {"device": f"emulated:{variant.arch}", "packs": packs}
+    context = f"{variant.label} {reschedule()}"
+    loader.launch(
+        "grouped_fp4_swiglu",
+        **schedules.masked_layer_inputs(problem.gemm, rng, max_rows, problem.row_weight),
+        up_alpha=problem.up_alpha,
+        bias=problem.bias,
+        global_scale=problem.global_scale(settings),
+        **dict(zip(("out", "out_scale"), outputs, strict=True)),
+        **dataclasses.asdict(settings),
+        prefetch="weights",
+        variant=variant.variant,
+        **options,
+    )
+    problem.expected(settings).verify(problem.gemm, out, out_scale, context, max_rows)
+    weights = reference.grouped_problem(rng, counts, 72, between)
+    schedules.check_next_layer(weights, *outputs, max_rows, f"L2 of {context}", **options)
 
 
 SMALL = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import schedules
 from block_quantization import MXFP4, Quantized
-from mx_swiglu import FAMILIES, GPT_OSS, MANY, Outputs, Problem, Settings
+from mx_swiglu import FAMILIES, GPT_OSS, MANY, MASKED, Outputs, Problem, Settings
 from raw_buffer import RawBuffer
-from swiglu_reference import scale_rows
 
 import loader
 from generator.matrix import Variant, load
@@ -23,8 +23,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
     pytest.mark.usefixtures("few_multiprocessors"),
 ]
-every_variant = pytest.mark.parametrize("variant", [v for v in MATRIX if v.family in FAMILIES],
-                                        ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")  # fmt: skip
+
+
+def variants(families: dict[str, object]) -> pytest.MarkDecorator:
+    found = [v for v in MATRIX if v.family in families]
+    return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
+
+
+every_variant = variants(FAMILIES)
 
 
 class Run:
@@ -122,7 +128,7 @@ def test_the_next_gemm_takes_the_result_as_it_is(
     result = np.full((problem.owned, n), np.nan, np.float32)
     loader.launch(variant.family.removesuffix("_swiglu"), **{**weights.inputs(), "a": out, "a_scale": out_scale},
                   out=RawBuffer.of(result), **options)  # fmt: skip
-    scales = out_scale.reshape(-1)[reference.scale_offset(scale_rows(problem.gemm)[:, None], np.arange(4), 4)]
+    scales = out_scale.reshape(-1)[reference.scale_offset(schedules.places(problem.gemm)[1][:, None], np.arange(4), 4)]
     second = dataclasses.replace(weights, a=out, a_groups=scales)
     of_second = reference.error_bound(reference.grouped_reference(second), i, "f32")
     codes = np.stack([out & 0xF, out >> 4], axis=-1).reshape(problem.owned, i) if fmt is MXFP4 else out
@@ -134,3 +140,22 @@ def test_the_next_gemm_takes_the_result_as_it_is(
     whole = np.stack([b[e] @ row for row, e in zip(value, expert, strict=True)])
     of_first = np.stack([abs(b[e]) @ row for row, e in zip(between.bound(value, bound), expert, strict=True)])
     reference.check_within(result.astype(np.float64), whole, of_first + of_second, run.context)
+
+
+@variants(MASKED)
+def test_rows_by_mask(
+    variant: Variant, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Masks of 0, of 1, of all rows, and around a tile; scales of matrices that fill no block of 128 rows, of results
+    that fill no word. The next GEMM by mask takes both as they are; nothing from the mask on is read or written."""
+    rows, (operands, fmt) = variant.axes["block_m"], MASKED[variant.family]
+    counts, i = [0, rows + 3, 1, max(rows - 1, 1)], 256 if operands is reference.MXFP8_MXFP4 else 160
+    problem = Problem.random(rng, variant.family, counts, i, 352, extras=True)
+    settings, outputs = Settings(), Outputs(problem, fmt, rows + 3)
+    options = {"device": f"emulated:{variant.arch}", "packs": packs}
+    context = f"{variant.label} {reschedule()}"
+    loader.launch(variant.family.removesuffix("_masked"), **problem.masked_inputs(rng, rows + 3), **outputs.arrays,
+                  **dataclasses.asdict(settings), prefetch="weights", variant=variant.variant, **options)  # fmt: skip
+    outputs.rows(context).verify(*problem.expected(settings), settings.scale_rounding, context)
+    weights = reference.grouped_problem(rng, counts, 72, i, formats=operands)
+    schedules.check_next_layer(weights, *outputs.arrays.values(), rows + 3, f"L2 of {context}", **options)

@@ -171,19 +171,31 @@ def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_fused(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of grouped_fp4_swiglu for every type in between: all variants write the same bytes."""
+    """Every variant of grouped_fp4_swiglu, rows packed and by mask, for every type in between: all variants write the
+    same bytes."""
     problem = reference.grouped_problem(rng, COUNTS, 2 * BETWEEN, K, gaps=True)
-    variants = [artifact.variant for artifact in packs.artifacts("grouped_fp4_swiglu", hardware.runs_here)]
-    rows, _, _, experts = problem.shape
-    inputs = {name: device.upload(array) for name, array in problem.inputs().items()} | {
-        "row_weight": device.upload(np.ones(rows, np.float32)),
-        "global_scale": device.upload(np.full(experts, 0.5, np.float32)),
-    }
-    scale_shape = len(problem.a_scale), reference.round_up(BETWEEN // 16, 4)
+    weight, max_rows = np.ones(problem.shape[0], np.float32), max(COUNTS)
+    packed = {**problem.inputs(), "row_weight": weight}
+    masked = schedules.masked_layer_inputs(problem, rng, max_rows, weight)
+    count = _launch_fused_rows(device, problem, packed, "grouped_fp4_swiglu", None)
+    by_mask = _launch_fused_rows(device, problem, masked, "grouped_fp4_swiglu_masked", max_rows)
+    return f"{count} variants of grouped_fp4_swiglu, {by_mask} by mask"
+
+
+def _launch_fused_rows(
+    device: Device, problem: reference.GroupedProblem, arrays: dict[str, np.ndarray], family: str, max_rows: int | None
+) -> int:
+    """Launches all variants of a family; how many there are."""
+    variants = [artifact.variant for artifact in packs.artifacts(family, hardware.runs_here)]
+    experts = problem.shape[3]
+    arrays = {**arrays, "global_scale": np.full(experts, 0.5, np.float32)}
+    inputs = {name: device.upload(array) for name, array in arrays.items()}
+    rows, scale_rows = schedules.extents(problem, max_rows)
+    shapes = (rows, BETWEEN // 2), (scale_rows, reference.round_up(BETWEEN // 16, 4))
     for intermediate, prefetch in (("f32", "none"), ("bf16", "weights"), ("f16", "weights")):
         first = None
         for variant in variants:
-            results = [np.full((rows, BETWEEN // 2), 0xA5, np.uint8), np.full(scale_shape, 0xA5, np.uint8)]
+            results = [schedules.matrices(np.full(shape, 0xA5, np.uint8), experts, max_rows) for shape in shapes]
             buffers = [device.upload(array) for array in results]
             loader.launch(
                 "grouped_fp4_swiglu", **inputs, global_scale_kind="encode", intermediate=intermediate,
@@ -194,7 +206,7 @@ def launch_fused(device: Device, rng: np.random.Generator) -> str:
             first = first or results
             if not all(map(np.array_equal, first, results)):
                 raise AssertionError(f"{variant} {intermediate}: other bytes than {variants[0]}")
-    return f"{len(variants)} variants of grouped_fp4_swiglu"
+    return len(variants)
 
 
 def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:

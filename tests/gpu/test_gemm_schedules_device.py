@@ -53,10 +53,11 @@ def test_dense(name: str, dtype: str, rng: np.random.Generator) -> None:
     reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), 1120, dtype, name)
 
 
-def mx_variants(schedule: str) -> pytest.MarkDecorator:
+def mx_variants(schedule: str, form: str = "") -> pytest.MarkDecorator:
     """Those of every pair of MX formats that run on device 0: none on Hopper."""
-    found = [(operands, name, dtype) for operands in MX if hardware.cuda_devices()
-             for name, dtype in packs.output_types(f"{schedule}_{operands}", hardware.runs_here).items()]  # fmt: skip
+    families = {operands: f"{schedule}_{operands}{form}" for operands in MX if hardware.cuda_devices()}
+    found = [(operands, name, dtype) for operands, family in families.items()
+             for name, dtype in packs.output_types(family, hardware.runs_here).items()]  # fmt: skip
     return pytest.mark.parametrize(("operands", "name", "dtype"), found, ids=["-".join(case[:2]) for case in found])
 
 
@@ -67,6 +68,16 @@ def test_grouped_mx(operands: str, name: str, dtype: str, rng: np.random.Generat
     problem = reference.grouped_problem(rng, COUNTS, 392, k, formats=MX[operands], wide=True, gaps=True)
     out = repeated(f"grouped_{operands}", name, dtype, (sum(COUNTS), 392), problem.inputs())
     reference.check(reference.as_float64(out, dtype), reference.grouped_reference(problem), k, dtype, name)
+
+
+@mx_variants("grouped", "_masked")
+def test_masked_mx(operands: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Masks of 0, of 1, of every row; tails of N and K, and scales of every power of two."""
+    k = 1152 if operands == "mxfp8_mxfp4" else 1120
+    problem = reference.grouped_problem(rng, COUNTS, 392, k, formats=MX[operands], wide=True)
+    inputs = schedules.masked_inputs(problem, rng, MAX_ROWS)
+    out = repeated(f"grouped_{operands}", name, dtype, (len(COUNTS), MAX_ROWS, 392), inputs)
+    schedules.verify_masked(problem, reference.grouped_reference(problem), out, dtype, name)
 
 
 @mx_variants("gemm")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import hardware
+import numpy as np
 import packs
 import pytest
+import reference
+import schedules
 
 torch = pytest.importorskip("torch")
 
@@ -32,11 +35,11 @@ LAYERS = {
 }
 
 
-def tiles() -> list[str]:
+def tiles(family: str = "grouped_fp4_swiglu") -> list[str]:
     """The variants that run on device 0."""
     if not hardware.cuda_devices():
         return ["no device"]
-    return [artifact.variant for artifact in packs.artifacts("grouped_fp4_swiglu", hardware.runs_here)]
+    return [artifact.variant for artifact in packs.artifacts(family, hardware.runs_here)]
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -94,3 +97,30 @@ def test_fused_and_unfused_write_the_same_bytes(problem: DeviceProblem, tile: st
     assert torch.equal(out_scale, unfused_scale)
     assert (out[: problem.owned] != 0xFF).any(), "neither wrote anything"
     assert (out[problem.owned :] == 0xFF).all()
+
+
+@pytest.mark.parametrize("tile", tiles("grouped_fp4_swiglu_masked"))
+def test_rows_by_mask_have_the_bytes_of_packed_rows(tile: str, rng: np.random.Generator) -> None:
+    """Of masks of 0, of 1, of every row, and their scales; nothing from the mask on is written."""
+    counts, max_rows, between = [0, 1, 300, 137, 0, 20, 301], 301, 208
+    problem = reference.grouped_problem(rng, counts, 2 * between, 1120, wide=True)
+    row_weight = rng.uniform(-1, 1, sum(counts)).astype(np.float32)
+    given = {"global_scale": 2.0 ** rng.uniform(-12, 12, len(counts)).astype(np.float32)}
+    of_form = {None: {**problem.inputs(), "row_weight": row_weight},
+               max_rows: schedules.masked_layer_inputs(problem, rng, max_rows, row_weight)}  # fmt: skip
+    found = []
+    for rows_of_each, inputs in of_form.items():
+        on_device = {name: torch.from_numpy(value).cuda() for name, value in (inputs | given).items()}
+        widths = (between // 2, round_up(between // GROUP, 4))
+        extents = zip(schedules.extents(problem, rows_of_each), widths, strict=True)
+        outputs = [torch.full(extent, 0xFF, dtype=torch.uint8, device="cuda") for extent in extents]
+        out, out_scale = (schedules.matrices(buffer, len(counts), rows_of_each) for buffer in outputs)
+        loader.launch("grouped_fp4_swiglu", **on_device, **CHOICES[0], out=out, out_scale=out_scale, variant=tile)
+        rows, scale_rows = schedules.places(problem, rows_of_each)
+        groups = np.arange(outputs[1].shape[1])
+        places = reference.scale_offset(scale_rows[:, None], groups, len(groups))
+        stored, scales = (buffer.cpu().numpy() for buffer in outputs)
+        found.append((stored[rows], scales.reshape(-1)[places]))
+        assert (np.delete(stored, rows, axis=0) == 0xFF).all() and (np.delete(scales, places) == 0xFF).all()
+    (packed, packed_scales), (masked, masked_scales) = found
+    assert (packed == masked).all() and (packed_scales == masked_scales).all() and (masked != 0xFF).any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernel_fault import planted
+from kernel_fault import MASKED, planted
 from planting import Kernel, Problem
 
 SM100, COMMON, MX = "epilogue/swiglu_quantize_sm100.cuh", "epilogue/swiglu_quantize.cuh", "number/mx.cuh"
@@ -11,7 +11,40 @@ PACKED = Kernel("120a", "m8n128k256", "grouped_mxfp4_swiglu")
 SMALL = Problem((0, 1, 19, 0, 37), 160, 224)
 OF_FP4 = {"kernel": PACKED}
 
+# By mask, where the rows of a matrix and those of its scales begin apart.
+BY_MASK = {arch: Kernel(arch, kernel.variant, "grouped_mxfp8_swiglu_masked")
+           for arch, kernel in (("100a", M100), ("120a", M120))}  # fmt: skip
+OF_MASKED = [
+    fault
+    for arch, file, epilogue in (("100a", SM100, "params_"), ("120a", COMMON, "epilogue_"))
+    for fault in planted(
+        file,
+        BY_MASK[arch],
+        SMALL,
+        [
+            ("mx weights of the first matrix", f"{epilogue}.row_weight[tile_.row + token]",
+             f"{epilogue}.row_weight[token]"),
+            ("mx results in the first matrix", "static_cast<int64_t>(tile_.row + token)",
+             "static_cast<int64_t>(token)"),
+            ("mx masked scales of matrices not in whole atoms",
+             "(ceil_div(max_rows, scale_layout::ATOM_ROWS) * scale_layout::ATOM_ROWS)", "max_rows", {"file": MASKED}),
+            ("mx count of the batch before", "__ldcg(mask + batch)", "__ldcg(mask + max(batch - 1, 0))",
+             {"file": MASKED}),
+        ],
+    )
+]
+OF_MASKED += planted(
+    MASKED,
+    Kernel("90a", "m8n256k256", "grouped_fp4_swiglu_masked"),
+    Problem((0, 1, 11, 0, 7, 0), 160, 352),
+    [
+        ("fused rows of the matrix before", "return batch * max_rows;", "return max(batch - 1, 0) * max_rows;"),
+        ("fused scales of the first matrix", "return batch * (ceil_div(", "return 0 * (ceil_div("),
+    ],
+)
+
 CAUGHT = [
+    *OF_MASKED,
     *planted(
         SM100,
         M100,

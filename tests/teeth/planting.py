@@ -249,13 +249,13 @@ def _launch_grouped(problem: Problem, context: str, family: str = "grouped_fp4",
     reference.verify(data, expected, out, context)
 
 
-def _launch_masked(problem: Problem, context: str, **options: object) -> None:
+def _launch_masked(problem: Problem, context: str, family: str, **options: object) -> None:
     data, expected = problem.data
     rows = max(problem.counts) + 3
     out = _output(problem, len(problem.counts) * rows, **options)
     array = out.array.reshape(-1, rows, problem.n)
     inputs = schedules.masked_inputs(data, np.random.default_rng(0), rows)
-    loader.launch("grouped_fp4", **inputs, out=RawBuffer.of(array), **options)
+    loader.launch(family, **inputs, out=RawBuffer.of(array), **options)
     schedules.verify_masked(data, expected, array, out.out_type, context)
     assert out.intact(len(out.array)), f"{context}: wrote outside of out"
 
@@ -313,17 +313,23 @@ def _launch_k_groups(problem: Problem, context: str, family: str, **options: obj
     reference.check_within(stored, value, gemm_problem.rounded_bound(value, bound, out.out_type), context)
 
 
-def _launch_fused(problem: Problem, context: str, **options: object) -> None:
+def _launch_fused(problem: Problem, context: str, by_mask: bool = False, **options: object) -> None:
     data, gemm = problem.data
-    rows, experts = data.shape[0], data.shape[3]
-    row_weight, settings = np.linspace(0.5, 1, rows, dtype=np.float32), Settings()
+    experts, max_rows = data.shape[3], max(problem.counts) + 3 if by_mask else None
+    row_weight, settings = np.linspace(0.5, 1, data.shape[0], dtype=np.float32), Settings()
     global_scale = np.full(experts, 8, np.float32)
     expected = swiglu_reference(data, gemm.value.astype(np.float32), row_weight, global_scale, settings, gemm.exact)
+    rows, scale_rows = schedules.extents(data, max_rows)
     out = reference.GuardedOutput(rows, problem.n // 4, "u8")
-    out_scale = reference.GuardedOutput(len(data.a_scale), reference.round_up(problem.n // 32, 4), "u8")
-    loader.launch("grouped_fp4_swiglu", **data.inputs(), row_weight=row_weight, global_scale=global_scale,
-                  out=out.array, out_scale=out_scale.array, **dataclasses.asdict(settings), **options)  # fmt: skip
-    expected.verify(data, out, out_scale, context)
+    out_scale = reference.GuardedOutput(scale_rows, reference.round_up(problem.n // 32, 4), "u8")
+    inputs = {**data.inputs(), "row_weight": row_weight}
+    if by_mask:
+        inputs = schedules.masked_layer_inputs(data, np.random.default_rng(0), max_rows, row_weight)
+    loader.launch("grouped_fp4_swiglu", **inputs, global_scale=global_scale,
+                  out=schedules.matrices(out.array, experts, max_rows),
+                  out_scale=schedules.matrices(out_scale.array, experts, max_rows),
+                  **dataclasses.asdict(settings), **options)  # fmt: skip
+    expected.verify(data, out, out_scale, context, max_rows)
 
 
 def _launch_fp8_swiglu(problem: Problem, context: str, form: str, **options: object) -> None:
@@ -354,8 +360,11 @@ def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: ob
     """``n`` are the columns of out."""
     data = mx_swiglu.Problem.random(np.random.default_rng(0), family, list(problem.counts), problem.n, problem.k,
                                     extras=True, gaps=problem.gaps, unowned_rows=2)  # fmt: skip
-    settings, outputs = mx_swiglu.Settings(), mx_swiglu.Outputs(data, mx_swiglu.FAMILIES[family][1])
-    loader.launch(family, **data.inputs(), **outputs.arrays, **dataclasses.asdict(settings), **options)
+    packed, settings = family.removesuffix("_masked"), mx_swiglu.Settings()
+    max_rows = None if family == packed else max(problem.counts) + 3
+    outputs = mx_swiglu.Outputs(data, mx_swiglu.FAMILIES[packed][1], max_rows)
+    inputs = data.inputs() if max_rows is None else data.masked_inputs(np.random.default_rng(0), max_rows)
+    loader.launch(packed, **inputs, **outputs.arrays, **dataclasses.asdict(settings), **options)
     outputs.rows(context).verify(*data.expected(settings), settings.scale_rounding, context)
 
 
@@ -363,9 +372,13 @@ def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference
     return reference.GuardedOutput(rows, problem.n, variant.rpartition("_")[2])
 
 
-_LAUNCHES = {"grouped_fp4": _launch_grouped, "grouped_fp4_masked": _launch_masked, "gemm_fp4": _launch_dense,
+_LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
+             **{f"grouped_{operands}_masked": functools.partial(_launch_masked, family=f"grouped_{operands}")
+                for operands in schedules.OPERANDS},
              "grouped_fp4_swiglu": _launch_fused, "grouped_fp8_quantized": _launch_fp8_quantized,
-             **{family: functools.partial(_launch_mx_swiglu, family=family) for family in mx_swiglu.FAMILIES},
+             "grouped_fp4_swiglu_masked": functools.partial(_launch_fused, by_mask=True),
+             **{family: functools.partial(_launch_mx_swiglu, family=family)
+                for family in (*mx_swiglu.FAMILIES, *mx_swiglu.MASKED)},
              **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
                 for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)
