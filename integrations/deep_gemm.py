@@ -302,7 +302,7 @@ get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = 
 def _check_recipe(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
     """Scales of a per 1 x 128 and of b per 128 x 128, of FP4 per 1 x 32; rows of b that share a scale."""
     rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
-    if rows != SCALE_BLOCK and not (is_fp4(a[0]) or is_fp4(b[0])):
+    if rows != SCALE_BLOCK and not _has_fp4(a, b):
         raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
                                   f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
     return rows
@@ -312,7 +312,7 @@ def _weight_rows(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_
     """Rows of b that share a scale, 1 or 128."""
     if recipe is not None and (recipe_a is not None or recipe_b is not None):
         raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
-    if is_fp4(a[0]) or is_fp4(b[0]):
+    if _has_fp4(a, b):
         return _weight_rows_with_fp4(a, b, recipe, recipe_a, recipe_b)
     given = tuple(recipe or (*(recipe_a or (1, SCALE_BLOCK))[:1], *(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))))
     if given not in ((1, 1, SCALE_BLOCK), (1, SCALE_BLOCK, SCALE_BLOCK)) or (
@@ -321,6 +321,10 @@ def _weight_rows(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_
         raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128, or "
                                   f"(1, 1, 128); got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
     return given[1]
+
+
+def _has_fp4(a: Scaled, b: Scaled) -> bool:
+    return is_fp4(a[0]) or is_fp4(b[0])
 
 
 # Scales of a and b, where a is FP4 and where b is.
@@ -356,7 +360,7 @@ def _launch_fp8(
     schedule: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, form: str = "", **arguments: Any
 ) -> None:
     """Of the kernels those by exponents take b of either major, and a where it has no groups."""
-    if is_fp4(a[0]) or is_fp4(b[0]):
+    if _has_fp4(a, b):
         formats, scales = _scales.scales_with_fp4(a, b, weight_rows, cast)
     else:
         formats, scales = _scales.scales_of(a[1], b[1], a[0].shape, b[0].shape, weight_rows, cast)

@@ -9,8 +9,8 @@ import reference
 
 import loader
 
-OPERANDS = {"fp4": reference.NVFP4, "mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8,
-            "mxfp8_mxfp4": reference.MXFP8_MXFP4}  # fmt: skip
+MX_OPERANDS = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8, "mxfp8_mxfp4": reference.MXFP8_MXFP4}
+OPERANDS = {"fp4": reference.NVFP4, **MX_OPERANDS}
 
 
 def masked_inputs(problem: reference.GroupedProblem, rng: np.random.Generator, max_rows: int) -> dict[str, np.ndarray]:

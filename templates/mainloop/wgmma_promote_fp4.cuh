@@ -8,7 +8,6 @@
 // Roles: one thread loads by TMA, three warps turn the scales of a row into tables of E5M2, two warpgroups convert
 // weights and multiply.
 #pragma once
-#include <math.h>
 #include <stdint.h>
 
 #include "mainloop/promoted_fp4_sources.cuh"

@@ -114,15 +114,17 @@ __device__ __forceinline__ void mma_f16(float* d, const uint32_t (&a)[4], uint64
 #define WGMMA_D128 WGMMA_D124, WGMMA_4(124)
 #define WGMMA_R128 WGMMA_R124 ", %124, %125, %126, %127"
 
-#define WGMMA_F16(n, values, a_numbers, b_number, p_number)                                                         \
+// function<n>(): the instruction of these types with its rows in registers; flags are what follows the signs of both.
+#define WGMMA_OF_REGISTERS(function, types, flags, n, values, a_numbers, b_number, p_number)                        \
     template <>                                                                                                     \
-    __device__ __forceinline__ void mma_f16<n>(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate) {     \
+    __device__ __forceinline__ void function<n>(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate) {    \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_number                                                   \
-                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 {" WGMMA_R##values "}, {"        \
-                     a_numbers "}, " b_number ", p, 1, 1, 0;\n}\n"                                                  \
+                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n types " {" WGMMA_R##values "}, {" a_numbers       \
+                     "}, " b_number ", p, 1, 1" flags ";\n}\n"                                                      \
                      : WGMMA_D##values                                                                              \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));      \
     }
+#define WGMMA_F16(...) WGMMA_OF_REGISTERS(mma_f16, "k16.f32.f16.f16", ", 0", __VA_ARGS__)
 WGMMA_F16(8, 4, "%4, %5, %6, %7", "%8", "%9")
 WGMMA_F16(16, 8, "%8, %9, %10, %11", "%12", "%13")
 WGMMA_F16(24, 12, "%12, %13, %14, %15", "%16", "%17")

@@ -11,15 +11,7 @@ namespace wgmma {
 template <int kN>
 __device__ __forceinline__ void mma_e5m2(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
-#define WGMMA_E5M2(n, values, a_numbers, b_number, p_number)                                                        \
-    template <>                                                                                                     \
-    __device__ __forceinline__ void mma_e5m2<n>(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate) {    \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " p_number                                                   \
-                     ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e5m2.e4m3 {" WGMMA_R##values "}, {"      \
-                     a_numbers "}, " b_number ", p, 1, 1;\n}\n"                                                     \
-                     : WGMMA_D##values                                                                              \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));      \
-    }
+#define WGMMA_E5M2(...) WGMMA_OF_REGISTERS(mma_e5m2, "k32.f32.e5m2.e4m3", "", __VA_ARGS__)
 WGMMA_E5M2(8, 4, "%4, %5, %6, %7", "%8", "%9")
 WGMMA_E5M2(16, 8, "%8, %9, %10, %11", "%12", "%13")
 WGMMA_E5M2(32, 16, "%16, %17, %18, %19", "%20", "%21")

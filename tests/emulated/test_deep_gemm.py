@@ -20,10 +20,15 @@ pytestmark = [
 COUNTS, N, K = [5, 0, 130], 136, 400
 
 
+def launch_on(arch: str, monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
+    """Launches of this test go to an emulated device, and tensors are taken for those of one."""
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device=f"emulated:{arch}"))
+    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: arch != "90a")
+
+
 @pytest.fixture
 def on_hopper(monkeypatch, packs):
-    """Launches of this test go to an emulated Hopper."""
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:90a"))
+    launch_on("90a", monkeypatch, packs)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
@@ -272,10 +277,7 @@ def test_refusals() -> None:
 
 @pytest.fixture(params=["100a", "120a"])
 def on_blackwell(request, monkeypatch, packs):
-    """Launches of this test go to an emulated Blackwell."""
-    arch = f"emulated:{request.param}"
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch.func, packs=packs, device=arch))
-    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: True)
+    launch_on(request.param, monkeypatch, packs)
 
 
 def exponents_of(problem: gemm_problem.GemmProblem, a_scale: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -401,10 +403,9 @@ def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Gener
                                                 for fmt in ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0"))],
                 ids="-".join)  # fmt: skip
 def fp4_format(request, monkeypatch, packs):
-    """Launches of this test go to each emulated generation; formats of FP8 and FP4 there."""
+    """Each generation, and formats of FP8 and FP4 there."""
     arch, fmt = request.param
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch.func, packs=packs, device=f"emulated:{arch}"))
-    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: arch != "90a")
+    launch_on(arch, monkeypatch, packs)
     return fmt
 
 

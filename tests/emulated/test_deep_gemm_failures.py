@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import gemm_problem
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from test_deep_gemm import operands, to_torch, verify
+from test_deep_gemm import launch_on, operands, to_torch, verify
 
 import loader
 from emulator.tools.profile import profile
-from integrations import deep_gemm, deep_gemm_scales
+from integrations import deep_gemm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -25,8 +24,7 @@ N, K = 136, 272
 
 @pytest.fixture(autouse=True)
 def on_hopper(monkeypatch, packs):
-    """Launches go to an emulated Hopper."""
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:90a"))
+    launch_on("90a", monkeypatch, packs)
 
 
 def test_masked_rows_end_with_their_group(rng: np.random.Generator) -> None:
@@ -103,7 +101,7 @@ def test_narrow_and_odd_widths(n: int, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("arch", ["90a", "100a", "120a"])
 def test_odd_tiles_along_k(arch: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
     """#415, #429: an odd number of tiles in each group along K; #242, #270: boxes are those of the arch's own tiles."""
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device=f"emulated:{arch}"))
+    launch_on(arch, monkeypatch, packs)
     ks, m, n = [128, 256], 264, 136
     problems = [gemm_problem.gemm_problem(rng, "bf16", [m], n, k) for k in ks]
     inputs = gemm_problem.groups_of_k(problems)
@@ -159,9 +157,7 @@ def test_padding_costs_nothing(arch: str, packs: list, rng: np.random.Generator)
 
 @pytest.fixture
 def on_sm120(monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
-    """Launches go to an emulated device of sm_120."""
-    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device="emulated:120a"))
-    monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: True)
+    launch_on("120a", monkeypatch, packs)
 
 
 def test_fp8_stays_fp8(on_sm120: None, rng: np.random.Generator) -> None:

@@ -17,7 +17,6 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("100a", "120a")
 MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
-FORMATS = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8, "mxfp8_mxfp4": reference.MXFP8_MXFP4}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -27,7 +26,7 @@ Run = Callable[[Variant, reference.GroupedProblem, str], bytes]
 
 
 def every_variant(schedule: str) -> pytest.MarkDecorator:
-    found = [v for v in MATRIX if v.family in (f"{schedule}_{operands}" for operands in FORMATS)]
+    found = [v for v in MATRIX if v.family in (f"{schedule}_{operands}" for operands in schedules.MX_OPERANDS)]
     return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
 
@@ -37,7 +36,7 @@ def random_problem(
     """With K as the family takes it: any number of scales, or whole rows of elements that TMA unpacks."""
     operands = variant.family.partition("_")[2]
     k = reference.round_up(k, 128) if operands == "mxfp8_mxfp4" else k
-    return reference.grouped_problem(rng, counts, n, k, formats=FORMATS[operands], **options)
+    return reference.grouped_problem(rng, counts, n, k, formats=schedules.MX_OPERANDS[operands], **options)
 
 
 @pytest.fixture
@@ -92,12 +91,12 @@ def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("operands", FORMATS)
+@pytest.mark.parametrize("operands", schedules.MX_OPERANDS)
 def test_selection_without_a_variant(
     arch: str, operands: str, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
     """numpy arrays without a variant: selection finds one, which adds a bias after alpha."""
-    problem = reference.grouped_problem(rng, [0, 5, 2], 72, 256, formats=FORMATS[operands])
+    problem = reference.grouped_problem(rng, [0, 5, 2], 72, 256, formats=schedules.MX_OPERANDS[operands])
     bias = rng.standard_normal((3, 72)).astype(np.float32)
     plain, biased = np.empty((2, 7, 72), np.float32)
     for out, given in ((plain, {}), (biased, {"bias": bias})):
@@ -107,12 +106,12 @@ def test_selection_without_a_variant(
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("operands", FORMATS)
+@pytest.mark.parametrize("operands", schedules.MX_OPERANDS)
 def test_a_nan_scale_reaches_its_row_alone(
     arch: str, operands: str, packs: list[str] | None, rng: np.random.Generator
 ) -> None:
     """All of that row, and no byte of another."""
-    problem = reference.grouped_problem(rng, [5], 72, 256, formats=FORMATS[operands])
+    problem = reference.grouped_problem(rng, [5], 72, 256, formats=schedules.MX_OPERANDS[operands])
     inputs = problem.inputs()
     scales = inputs["a_scale"].copy()
     scales.reshape(-1)[reference.scale_offset(3, rng.integers(8), 8)] = problem.formats.nan_scale

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import loader  # noqa: E402
 
 TORCH_TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-MX = {"mxfp4": reference.MXFP4, "mxfp8": reference.MXFP8, "mxfp8_mxfp4": reference.MXFP8_MXFP4}
+MX = schedules.MX_OPERANDS
 COUNTS, MAX_ROWS = [0, 1, 300, 137, 0, 20, 301], 301
 
 
