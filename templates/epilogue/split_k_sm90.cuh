@@ -13,11 +13,11 @@
 
 namespace epilogue {
 
-// Of a CTA in a tile: some of the columns of the instruction.
+// Of a CTA in a tile: some of the columns of the instruction, which are tokens.
 template <class Config>
 struct PartOfTile : Config {
-    static constexpr int BLOCK_M = Config::kTokenRows ? Config::BLOCK_M : Config::BLOCK_M / Config::kSplits;
-    static constexpr int BLOCK_N = Config::kTokenRows ? Config::BLOCK_N / Config::kSplits : Config::BLOCK_N;
+    static_assert(!Config::kTokenRows, "many tokens make many tiles");
+    static constexpr int BLOCK_M = Config::BLOCK_M / Config::kSplits;
 };
 
 // Store: of PartOfTile<Config>.
@@ -94,14 +94,10 @@ struct SplitKSm90 {
         }
 
         __device__ __forceinline__ schedule::Tile part_of(schedule::Tile tile) const {
-            if constexpr (Config::kTokenRows) {
-                tile.column += rank_ * Part::BLOCK_N;
-            } else {
-                const int first = rank_ * Part::BLOCK_M;
-                tile.row += first;
-                tile.num_rows = max(0, min(Part::BLOCK_M, tile.num_rows - first));
-                tile.num_stored = max(0, min(Part::BLOCK_M, tile.num_stored - first));
-            }
+            const int first = rank_ * Part::BLOCK_M;
+            tile.row += first;
+            tile.num_rows = max(0, min(Part::BLOCK_M, tile.num_rows - first));
+            tile.num_stored = max(0, min(Part::BLOCK_M, tile.num_stored - first));
             return tile;
         }
 

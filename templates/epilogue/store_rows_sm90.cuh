@@ -1,6 +1,7 @@
 // out = alpha * sums + bias from the accumulators of wgmma, whose rows are rows of out; zeros in rows of padding.
 //
-// A warp has 16 rows. It brings a few columns at a time in order in shared memory and stores 16-byte vectors.
+// A warp has 16 rows, of which 64 are those of both warpgroups: then each has half of the columns. It brings a few columns
+// at a time in order in shared memory and stores 16-byte vectors.
 #pragma once
 #include <stdint.h>
 
@@ -19,7 +20,9 @@ struct StoreRowsSm90 {
     static constexpr int kNumConsumerWarps = 8;
     static constexpr int kNumWarps = 0;  // of its own
     static constexpr int kVector = 16 / sizeof(Out);
-    static constexpr int kColumns = Config::BLOCK_N < 8 * kVector ? Config::BLOCK_N : 8 * kVector;  // staged at a time
+    static constexpr bool kSharesRows = Config::BLOCK_M == 64;
+    static constexpr int kOwnColumns = Config::BLOCK_N / (kSharesRows ? 2 : 1);              // of a warpgroup
+    static constexpr int kColumns = kOwnColumns < 8 * kVector ? kOwnColumns : 8 * kVector;  // staged at a time
     static constexpr int ROW_BYTES = 128 + 16;                                // the pad keeps rows off others' banks
 
     using Params = StoreParams<Out>;
@@ -49,7 +52,9 @@ struct StoreRowsSm90 {
         template <bool kAdds, int kTiles, int kSums>
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
-            const int num_rows = tile.num_rows - warp * 16, num_stored = tile.num_stored - warp * 16;
+            const int first_row = (kSharesRows ? warp % 4 : warp) * 16;
+            const int first_column = tile.column + (kSharesRows ? warp / 4 * kOwnColumns : 0);
+            const int num_rows = tile.num_rows - first_row, num_stored = tile.num_stored - first_row;
             const int num_columns = params_.num_columns, stride = params_.stride();
             const float alpha = params_.factor(tile.batch);
             const float* const bias =
@@ -58,10 +63,10 @@ struct StoreRowsSm90 {
             const int vector_row = lane / 8, part = lane % 8 * kVector;
             uint8_t* const staging = shared_.staging[warp];
             uint4* const place = reinterpret_cast<uint4*>(staging + vector_row * ROW_BYTES + lane % 8 * 16);
-            Out* const out = params_.out + static_cast<int64_t>(tile.row + warp * 16 + vector_row) * stride;
+            Out* const out = params_.out + static_cast<int64_t>(tile.row + first_row + vector_row) * stride;
 #pragma unroll
-            for (int first = 0; first < Config::BLOCK_N; first += kColumns) {
-                const int column = tile.column + first;
+            for (int first = 0; first < kOwnColumns; first += kColumns) {
+                const int column = first_column + first;
                 const bool exists = part < kColumns && column + part < num_columns;
                 Out* const own = out + params_.heads.place(column + part);
                 if (kAdds && params_.accumulate) {

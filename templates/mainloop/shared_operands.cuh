@@ -1,14 +1,16 @@
 // Weights and tokens that wgmma reads from shared memory as TMA wrote them: a ring of stages of 128 bytes of each row.
 //
 // Few tokens are the columns of the instruction, and weights its 64 rows. Many are the rows (Config::kTokenRows), 64 a
-// warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands. Of 64
-// both warpgroups take all, and every other kWeightColumns of the weights.
+// warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands; and a
+// tile may have fewer weights than 128, where more CTAs are to read them. Of 64 tokens both warpgroups take all, and
+// every other kWeightColumns of the weights.
 //
 // bf16 may be MN-major. A tile lies as it does in K-major order then, 8192 bytes for 64 rows.
 #pragma once
 #include <stdint.h>
 
 #include "mainloop/sources.cuh"
+#include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma_shared.cuh"
 #include "schedule/ring.cuh"
@@ -28,10 +30,13 @@ struct SharedOperands {
     static constexpr bool kSharesTokens = kTokenRows && BLOCK_M == 64;
     // Of a warpgroup.
     static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / (kSharesTokens ? 2 : 1) : BLOCK_N / 128;
-    static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES, WEIGHT_ATOMS = BLOCK_N / 128;
+    static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
+    static constexpr int WEIGHT_ATOMS = BLOCK_N % 128 == 0 ? BLOCK_N / 128 : 1;  // boxes
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");
-    static_assert(BLOCK_N == 128 || BLOCK_N == 256, "one or two tiles a warpgroup");
+    static_assert(kTokenRows ? kTiles * kColumns * (kSharesTokens ? 2 : 1) == BLOCK_N : BLOCK_N % 128 == 0,
+                  "every column is one warpgroup's");
+    static_assert(!kWeightsMnMajor || BLOCK_N % 64 == 0, "a box has 64 weights");
     static_assert(!kTokenRows || BLOCK_M == 128 || BLOCK_M == 64, "a warpgroup multiplies 64 rows");
     static_assert(!kTokensMnMajor || BLOCK_M % 64 == 0, "a box has 64 tokens");
     static_assert(!(kTokensMnMajor || kWeightsMnMajor) || Element::kBytes == 2, "wgmma transposes 16-bit types alone");
@@ -73,25 +78,27 @@ struct SharedOperands {
 
     public:
         __device__ __forceinline__ explicit Products(Storage& shared)
-            : weights_(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor) +
-                       (kSharesTokens ? warpgroup() * (kColumns * ROW_BYTES >> 4)
-                        : kTokenRows  ? 0
-                                      : warpgroup() * (kTiles * kWarpgroupBytes >> 4))),
-              tokens_(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor) +
-                      (kTokenRows && !kSharesTokens ? warpgroup() * (kWarpgroupBytes >> 4) : 0)) {}
+            : weights_(wgmma::advance(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor),
+                                      kSharesTokens ? warpgroup() * kColumns * ROW_BYTES
+                                      : kTokenRows  ? 0
+                                                    : warpgroup() * kTiles * kWarpgroupBytes)),
+              tokens_(wgmma::advance(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor),
+                                     kTokenRows && !kSharesTokens ? warpgroup() * kWarpgroupBytes : 0)) {}
 
-        __device__ __forceinline__ static int warpgroup() { return threadIdx.x / 128 - 1; }
+        // Descriptors must be in uniform registers.
+        __device__ __forceinline__ static int warpgroup() { return warp_index() / 4 - 1; }
 
         // sums (+)= the products of tile t, running until they are waited for.
         __device__ __forceinline__ void issue(Sums& sums, int stage, int t, bool accumulate) const {
             constexpr int kTileBytes = kTokenRows ? BLOCK_N / kTiles * ROW_BYTES : kWarpgroupBytes;
-            const uint64_t weights = weights_ + stage * (BLOCK_N * ROW_BYTES >> 4) + t * (kTileBytes >> 4);
-            const uint64_t tokens = tokens_ + stage * (BLOCK_M * ROW_BYTES >> 4);
+            const uint64_t weights = wgmma::advance(weights_, stage * BLOCK_N * ROW_BYTES + t * kTileBytes);
+            const uint64_t tokens = wgmma::advance(tokens_, stage * BLOCK_M * ROW_BYTES);
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
                 wgmma::mma_shared<kRowsMnMajor, kColumnsMnMajor>(
-                    wgmma::Shape<Element, kColumns>(), sums, (kTokenRows ? tokens : weights) + (step * kRowStep >> 4),
-                    (kTokenRows ? weights : tokens) + (step * kColumnStep >> 4), accumulate || step > 0);
+                    wgmma::Shape<Element, kColumns>(), sums,
+                    wgmma::advance(kTokenRows ? tokens : weights, step * kRowStep),
+                    wgmma::advance(kTokenRows ? weights : tokens, step * kColumnStep), accumulate || step > 0);
         }
 
     private:

@@ -20,9 +20,12 @@
 
 namespace mainloop {
 
-// Columns of weights of an instruction whose rows are tokens: half a block where the warpgroups share these.
+// Columns of weights of an instruction whose rows are tokens: at most half a block where the warpgroups share these, and
+// else as many as leave registers for sums of a block and of all.
 template <class Config>
-constexpr int kPromotedColumns = Config::BLOCK_M == 64 ? 64 : 128;
+constexpr int kPromotedColumns = Config::BLOCK_M == 64    ? (Config::BLOCK_N < 128 ? Config::BLOCK_N / 2 : 64)
+                                 : Config::BLOCK_N > 128 ? Config::BLOCK_N / 2
+                                                         : Config::BLOCK_N;
 
 template <class Config, class OwnSources = PromotedSources>
 struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
@@ -52,7 +55,12 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
     class Multiplier {
     public:
         __device__ __forceinline__ Multiplier(Storage& shared, const Sources& sources, int num_columns, int depth)
-            : shared_(shared), sources_(sources), products_(shared), num_columns_(num_columns), depth_(depth) {}
+            : shared_(shared),
+              sources_(sources),
+              products_(shared),
+              num_columns_(num_columns),
+              depth_(depth),
+              own_row_((Base::kSharesTokens ? threadIdx.x / 32 % 4 : threadIdx.x / 32 - 4) * 16 + threadIdx.x % 32 / 4) {}
 
         // The sums of the tile; those of rows that it does not have are anything.
         __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {
@@ -72,51 +80,69 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         // Of the instruction: its columns have scales of their own, or share that of a block of weights.
         static constexpr bool kColumnScales = !kTokenRows || kWeightRowScales;
         static constexpr bool kRowScales = kTokenRows || kWeightRowScales;
-        static constexpr int kBlocks = kTokenRows ? kTiles : 1;  // of 128 weights, of a warpgroup
+        // Of columns that share a scale: a tile of 192 starts where a block of weights does, or in its middle.
+        static constexpr int kSpan = BLOCK_N % 128 == 64 && BLOCK_N > 128 ? 64 : Base::kColumns;
+        static constexpr int kScales = kTokenRows ? kTiles * Base::kColumns / kSpan : 1;
+        static_assert(kSpan == Base::kColumns || !kWeightRowScales, "rows have scales of their own, or blocks have");
+        using Scales = float[kScales];
 
-        // The scales of its blocks of weights; 1 where the rows have them.
+        // The scales of the weights of a warpgroup; 1 where the rows have them.
         class BlockScales {
         public:
             __device__ __forceinline__ BlockScales(const Multiplier& multiplier, const schedule::Tile& tile) {
                 if constexpr (!kWeightRowScales) {
                     const int blocks = ceil_div(multiplier.num_columns_, 128), depth = ceil_div(multiplier.depth_, 128);
-                    const int own = kTokenRows ? 0 : Base::Products::warpgroup() * kTiles / 2;
 #pragma unroll
-                    for (int i = 0; i < kBlocks; ++i)
-                        scales_[i] = multiplier.sources_.b_scale +
-                                     int64_t(Sources::weight_block(tile, own + i, blocks)) * depth;
+                    for (int i = 0; i < kScales; ++i) {
+                        const int ahead = !kTokenRows                ? Base::Products::warpgroup() * kTiles / 2
+                                          : kSpan == Base::kColumns ? i
+                                                                    : (tile.column % 128 + i * kSpan) / 128;
+                        first_[i] = multiplier.sources_.b_scale +
+                                    int64_t(Sources::weight_block(tile, ahead, blocks)) * depth;
+                    }
                 }
             }
-            __device__ __forceinline__ float load(int i, int block) const {
-                return kWeightRowScales ? 1 : __ldg(scales_[i] + block);
+            __device__ __forceinline__ void load(Scales& scales, int block) const {
+#pragma unroll
+                for (int i = 0; i < kScales; ++i)  // an offset of 32 bits takes fewer instructions than an index
+                    scales[i] = kWeightRowScales ? 1
+                                                 : __ldg(reinterpret_cast<const float*>(
+                                                       reinterpret_cast<const char*>(first_[i]) + uint32_t(block) * 4));
             }
 
         private:
-            const float* scales_[kBlocks];
+            const float* first_[kScales];
         };
 
-        // A tile after the other, block by block.
+        // Block by block; of one, tiles together as far as there are registers for their sums, then the others.
+        static constexpr int kTogether = kTiles * Base::kColumns <= 192 ? kTiles : 1;
+
         __device__ __forceinline__ void multiply_in_turn(Accumulators& sums, const BlockScales& weights, int block_of_k,
                                                          int end) {
             for (; block_of_k < end; ++block_of_k) {
-                float of_weights[kBlocks];
-#pragma unroll
-                for (int i = 0; i < kBlocks; ++i) of_weights[i] = weights.load(i, block_of_k);
+                Scales of_weights;
+                weights.load(of_weights, block_of_k);
                 mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
                 const float2 of_rows = row_scales();
 #pragma unroll
-                for (int t = 0; t < kTiles; ++t) {
-                    Sums block;
+                for (int first = 0; first < kTiles; first += kTogether) {
+                    Sums blocks[kTogether];
                     wgmma::fence();
-                    products_.issue(block, ring_.stage, t, false);
-                    wgmma::commit();
-                    const float of_block = of_weights[kTokenRows ? t : 0];
-                    const float2 rows = make_float2(of_rows.x * of_block, of_rows.y * of_block);
-                    wgmma::wait<0>();
-                    if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
-                    wgmma::fence_values<Base::kColumns / 2>(block);
-                    promote(sums[t], block, rows, ring_.stage, t);
-                    if (kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+#pragma unroll
+                    for (int i = 0; i < kTogether; ++i) {
+                        products_.issue(blocks[i], ring_.stage, first + i, false);
+                        wgmma::commit();
+                    }
+#pragma unroll
+                    for (int i = 0; i < kTogether; ++i) {
+                        const int t = first + i;
+                        if (i < kTogether - 1) wgmma::wait<1>();
+                        else wgmma::wait<0>();
+                        if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                        wgmma::fence_values<Base::kColumns / 2>(blocks[i]);
+                        promote(sums[t], blocks[i], of_rows, of_weights, ring_.stage, t);
+                        if (kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                    }
                 }
                 ring_.advance();
             }
@@ -124,11 +150,12 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
 
         // Blocks at a time, by the registers of their sums, and by the stages that there are. Nothing runs from one batch
         // into the next: the compiler would wait for each product if one ran around a loop.
-        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : 2;
+        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : Base::kColumns <= 128 ? 2 : 1;
         static_assert(kTiles > 1 || kNumStages >= kBatch, "a block is loaded before the first one of its batch is over");
 
         __device__ __forceinline__ void multiply_in_batches(Sums& sums, const BlockScales& weights, int block, int end) {
-            for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
+            if constexpr (kBatch > 1)
+                for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
             for (; block < end; ++block) multiply_blocks<1>(sums, weights, block);
         }
 
@@ -136,7 +163,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         struct Running {
             Sums sums;
             float2 of_rows;
-            float of_weights;
+            Scales of_weights;
             int stage;
         };
 
@@ -144,13 +171,13 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         __device__ __forceinline__ void multiply_blocks(Sums& sums, const BlockScales& weights, int block) {
             Running blocks[kCount];
 #pragma unroll
-            for (int i = 0; i < kCount; ++i) start(blocks[i], weights.load(0, block + i));
+            for (int i = 0; i < kCount; ++i) start(blocks[i], weights, block + i);
             finish<kCount>(sums, blocks);
         }
 
-        __device__ __forceinline__ void start(Running& running, float of_weights) {
+        __device__ __forceinline__ void start(Running& running, const BlockScales& weights, int block) {
             running.stage = ring_.stage;
-            running.of_weights = of_weights;  // on its way: it is not needed before the products are there
+            weights.load(running.of_weights, block);  // on their way: they are not needed before the products are there
             mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
             running.of_rows = row_scales();
             wgmma::fence();
@@ -166,8 +193,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
             wgmma::wait<kLeft - 1>();
             if (!kColumnScales) free_stage(block.stage);
             wgmma::fence_values<Base::kColumns / 2>(block.sums);
-            promote(sums, block.sums,
-                    make_float2(block.of_rows.x * block.of_weights, block.of_rows.y * block.of_weights), block.stage, 0);
+            promote(sums, block.sums, block.of_rows, block.of_weights, block.stage, 0);
             if (kColumnScales) free_stage(block.stage);
             if constexpr (kLeft > 1) finish<kLeft - 1>(sums, blocks);
         }
@@ -180,18 +206,19 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         // Of the two rows of a thread, eight apart.
         __device__ __forceinline__ float2 row_scales() const {
             if constexpr (!kRowScales) return make_float2(1, 1);
-            const int own = Base::kSharesTokens ? 0 : Base::Products::warpgroup() * 64;
-            const int row = own + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-            const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + row;
+            const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + own_row_;
             return make_float2(scales[0], scales[8]);
         }
 
         // sums += scales * block; a thread has two neighbouring columns in eight.
-        __device__ __forceinline__ void promote(Sums& sums, const Sums& block, float2 rows, int stage, int t) const {
+        __device__ __forceinline__ void promote(Sums& sums, const Sums& block, float2 of_rows, const Scales& of_weights,
+                                                int stage, int t) const {
             const float* columns = shared_.scales[stage] + threadIdx.x % 4 * 2 +
                                    (kTokenRows ? kTokenScales + t * Base::kColumns : first_token_);
 #pragma unroll
             for (int j = 0; j < Base::kColumns / 8; ++j) {
+                const float of_block = of_weights[kTokenRows ? (t * Base::kColumns + j * 8) / kSpan : 0];
+                const float2 rows = make_float2(of_rows.x * of_block, of_rows.y * of_block);
                 float2 of_columns = make_float2(1, 1);
                 if constexpr (!kTokenRows) of_columns = make_float2(columns[j * 8], columns[j * 8 + 1]);
                 else if constexpr (kColumnScales) of_columns = *reinterpret_cast<const float2*>(columns + j * 8);
@@ -206,7 +233,8 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         const Sources& sources_;
         const typename Base::Products products_;
         const int num_columns_, depth_;
-        int first_token_;  // of the scales of the tile
+        const int own_row_;  // of the instruction, the first of a thread
+        int first_token_;    // of the scales of the tile
         RingState<kNumStages> ring_;
     };
 };

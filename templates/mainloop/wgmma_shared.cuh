@@ -12,9 +12,13 @@
 
 namespace mainloop {
 
+// Columns of weights of an instruction whose rows are tokens.
 template <class Config>
-struct WgmmaShared : SharedOperands<Config, Config::BLOCK_N> {
-    using Base = SharedOperands<Config, Config::BLOCK_N>;
+constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M == 64 ? 2 : 1);
+
+template <class Config>
+struct WgmmaShared : SharedOperands<Config, kSharedColumns<Config>> {
+    using Base = SharedOperands<Config, kSharedColumns<Config>>;
     using Sources = PlainSources;
     using typename Base::Accumulators, typename Base::Storage;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;

@@ -32,12 +32,18 @@ __device__ __forceinline__ void define_values(float* values) {
 }
 
 // Shared-memory matrix descriptor (section 9.7.15.5.1.2.2) of an operand in rows of 128 bytes, 128-byte swizzle,
-// 1024-byte aligned: 8-row groups are 1024 bytes apart. Along k it advances by the bytes >> 4. A row is of K, or, where
-// M or N is the contiguous dimension, 64 of these; then the next 64 are 8192 bytes further.
+// 1024-byte aligned: 8-row groups are 1024 bytes apart. A row is of K, or, where M or N is the contiguous dimension, 64 of
+// these; then the next 64 are 8192 bytes further.
 __device__ __forceinline__ uint64_t descriptor_128b(const void* panel, bool mn_major = false) {
     constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 >> 4} << 32;
     const uint64_t leading = uint64_t{mn_major ? 8192u >> 4 : 1u} << 16;
     return kSwizzle128 | kGroupStride | leading | ((mbarrier::shared_address(panel) & 0x3FFFF) >> 4);
+}
+
+// The operand so many bytes further. Nothing is carried out of an address, so the upper half of a descriptor stays a
+// constant, and the sum is one of 32 bits.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) {
+    return descriptor >> 32 << 32 | static_cast<uint32_t>(static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 // d[64 x kN] (+)= a[64 x 16] . b[kN x 16]^T: f16 operands, f32 accumulators, a in registers, b K-major in shared

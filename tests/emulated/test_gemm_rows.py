@@ -262,7 +262,7 @@ def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Ge
     )
 
 
-@pytest.mark.parametrize("tile", ["m16n128s1", "m64n128s4", "m128n256s1"])
+@pytest.mark.parametrize("tile", ["m16n128s1", "m64n32s1", "m64n128s4", "m128n192s1", "m128n256s1"])
 def test_scales_that_are_no_ordinary_numbers(tile: str, packs: list[str] | None, rng: np.random.Generator) -> None:
     """A NaN of a token stays in its row, one of 128 weights in their columns; 0 takes its block out of the sum."""
     problem = gemm_problem.gemm_problem(rng, "fp8", [9], 264, 272)

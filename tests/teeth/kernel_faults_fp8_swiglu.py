@@ -35,7 +35,7 @@ CAUGHT = [
         FEW,
         SMALL,
         [
-            ("shared columns of the first warpgroup", "warpgroup() * (kColumns * ROW_BYTES >> 4)", "0"),
+            ("shared columns of the first warpgroup", "warpgroup() * kColumns * ROW_BYTES", "0"),
             ("shared tokens of the second warpgroup", "kTokenRows && !kSharesTokens ?", "kTokenRows ?"),
             ("shared tiles side by side", "kTokenRows ? BLOCK_N / kTiles * ROW_BYTES",
              "kTokenRows ? kColumns * ROW_BYTES"),

@@ -16,10 +16,11 @@ COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "grouped_fp8") for tile in ("m16n1
 COLUMNS_BF16, ROWS_BF16 = (Kernel("90a", f"{tile}_bf16", "grouped_fp8") for tile in ("m16n128", "m128n256"))
 ENDS, LABELS, MASKED = (Kernel("90a", "m128n128_f32", f"grouped_fp8_{form}") for form in ("ends", "labels", "masked"))
 BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
+SPANS, NARROW = (Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1"))
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
 K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
-WIDE = Problem((3, 0, 17), 264, 272)
+WIDE, ONE = Problem((3, 0, 17), 264, 272), Problem((17,), 264, 272)
 OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
@@ -36,13 +37,13 @@ CAUGHT = [
         [
             ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)"),
              {"file": PROMOTED_SOURCES}),
-            ("weight scales of the block before", "load(0, block + i)", "load(0, max(block + i - 1, 0))"),
+            ("weight scales of the block before", "weights, block + i)", "weights, max(block + i - 1, 0))"),
             ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
             ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
             ("scales freed before they are read", BEFORE_SUMS, BEFORE_SUMS.replace("!", "")),
             ("blocks of a batch not all waited for", "wgmma::wait<kLeft - 1>();", "wgmma::wait<kCount - 1>();"),
-            ("scales of the next stage in a batch", "block.of_weights), block.stage, 0);",
-             "block.of_weights), ring_.stage, 0);"),
+            ("scales of the next stage in a batch", "block.of_weights, block.stage, 0);",
+             "block.of_weights, ring_.stage, 0);"),
             (
                 "sums of a block not begun anew",
                 "products_.issue(running.sums, ring_.stage, 0, false);",
@@ -51,14 +52,14 @@ CAUGHT = [
             ("scale of the neighbouring token", "of_columns.y * block[j * 4 + 1]", "of_columns.x * block[j * 4 + 1]"),
             (
                 "weights of the first warpgroup alone",
-                "warpgroup() * (kTiles * kWarpgroupBytes >> 4)",
+                "warpgroup() * kTiles * kWarpgroupBytes",
                 "0",
                 {"file": SHARED},
             ),
             (
                 "half a step along K",
-                "(kTokenRows ? tokens : weights) + (step * kRowStep >> 4)",
-                "(kTokenRows ? tokens : weights) + (step * kRowStep >> 5)",
+                "step * kRowStep),",
+                "step * kRowStep / 2),",
                 {"file": SHARED},
             ),
         ],
@@ -68,10 +69,35 @@ CAUGHT = [
         ROWS,
         WIDE,
         [
-            ("rows weight scales of the first columns", "of_weights[kTokenRows ? t : 0]", "of_weights[0]"),
+            ("rows weight scales of the first columns", "(t * Base::kColumns + j * 8) / kSpan", "0"),
             ("rows scale of the row above", "make_float2(scales[0], scales[8])", "make_float2(scales[0], scales[0])"),
-            ("rows weight scales of the block before", "load(i, block_of_k)", "load(i, max(block_of_k - 1, 0))"),
+            ("rows weight scales of the block before", "(of_weights, block_of_k)",
+             "(of_weights, max(block_of_k - 1, 0))"),
             ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);", ""),
+            (
+                "rows spans with the scale of the first",
+                "j * 8) / kSpan",
+                "j * 8) / 96",
+                {"kernel": SPANS, "problem": ONE},
+            ),
+            (
+                "rows spans as of a tile that starts with a block",
+                "(tile.column % 128 + i * kSpan) / 128",
+                "i * kSpan / 128",
+                {"kernel": SPANS, "problem": ONE},
+            ),
+            (
+                "rows columns of the first warpgroup multiplied by both",
+                "warpgroup() * kColumns * ROW_BYTES",
+                "0",
+                {"file": SHARED, "kernel": NARROW, "problem": ONE},
+            ),
+            (
+                "rows columns of the first warpgroup stored by both",
+                "warp / 4 * kOwnColumns",
+                "0",
+                {"file": STORE_ROWS, "kernel": NARROW, "problem": ONE},
+            ),
             (
                 "rows read before they are in order",
                 "alpha, lane);\n                __syncwarp();",

@@ -6,15 +6,14 @@ from kernel_fault import planted
 from planting import Kernel, Problem
 
 SPLIT, GROUPED, KERNEL = "epilogue/split_k_sm90.cuh", "schedule/grouped.cuh", "kernel/sm90.cuh"
-COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m64n128s4", "m128n128s4"))
+SPLIT_FP8 = Kernel("90a", "m64n128s4_f32", "gemm_fp8")
 WAIT_FOR_ROOM = "            cluster::wait_on(&shared_.empty[warp], parity_ ^ 1);\n"
 END = "            cluster::sync();  // nobody arrives on barriers of this CTA any more\n"
 TILES = Problem((67,), 264, 784)  # more than one of a cluster; K of the last share is short
-ONE = Problem((130,), 136, 784)
 
 CAUGHT = planted(
     SPLIT,
-    COLUMNS,
+    SPLIT_FP8,
     TILES,
     [
         ("split shares overlap", "kSplits) * share);", "kSplits) * (share - 128));", {"file": GROUPED}),
@@ -27,12 +26,6 @@ CAUGHT = planted(
         ("split sums of one CTA left out", "other < kSplits - 1; ++other) add", "other < kSplits - 2; ++other) add"),
         ("split rows of the last part past the matrix", "min(Part::BLOCK_M, tile.num_stored - first)", "Part::BLOCK_M"),
         ("split part of the first CTA stored by all", "tile.row += first;", ""),
-        (
-            "split columns of the first CTA stored by all",
-            "tile.column += rank_ * Part::BLOCK_N;",
-            "",
-            {"kernel": ROWS, "problem": ONE},
-        ),
         ("split CTA gone before the others are done", END, "", {"file": KERNEL}),
     ],
 )
