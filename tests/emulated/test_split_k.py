@@ -62,11 +62,11 @@ def test_shares(
     variant: Variant, stages: int, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
 ) -> None:
     """Three stages for each CTA and two for the last one, or two for half of them and none for others. A cluster has
-    four tiles, so the rings go round. Sums are in the order of the CTAs: each schedule gives the same bytes."""
+    four tiles, so the rings go round. Sums are in the order of the CTAs: of fp32 each schedule gives the same bytes."""
     rows, n = variant.axes["block_m"] + 3, variant.axes["block_n"] + 64
     inputs, check = inputs_and_check(variant, rng, rows, n, depth_of(variant, stages))
     stored = set()
-    for _ in range(2):
+    for _ in range(2 if variant.axes["out"] == "f32" else 1):
         out = reference.GuardedOutput(rows, n, variant.axes["out"])
         context = f"{variant.label} {reschedule()}"
         loader.launch(variant.family, **inputs, out=RawBuffer.of(out.array), variant=variant.variant,

@@ -83,7 +83,22 @@ BLACKWELL = [
             ),
             ("split room never given", ARRIVE_ALL.format("_", "&empty_[rank_]"), ""),
             ("split phase of the first tile", f"{PHASES}ceil_div(num_tokens, kTokens)) - 1;", ""),
-            ("split phases of CTAs without a token", f"{PHASES}ceil_div(num_tokens, kTokens))", f"{PHASES}kSplits)"),
+            (
+                "split phases of CTAs without a token",
+                f"{PHASES}ceil_div(num_tokens, kTokens))",
+                f"{PHASES}kSplits)",
+                {"problem": Problem((131,), 136, 1120, gaps=False)},  # one tile with few tokens between two full ones
+            ),
+            (
+                "rank of the CTA in the panels of a descriptor",
+                "(kInCluster ? tcgen05::kAddressBits : ~0u)",
+                "~0u",
+                {
+                    "file": "mainloop/umma.cuh",
+                    "kernel": Kernel("100a", "m64n128s4_f32", "gemm_bf16_nn"),
+                    "problem": Problem((3,), 128, 160),
+                },
+            ),
             (
                 "split share without K sends nothing",
                 "Rows::kDividesK || kSplits > 1) store_zeros",
