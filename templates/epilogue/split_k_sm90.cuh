@@ -1,11 +1,9 @@
 // Split K: the CTAs of a cluster multiply a share of K of the same tile each. Here each gets the sums of all of them for
-// a part of the tile, adds them, always in the same order, and has that part stored.
-//
-// A thread of one CTA has the sums of the same elements as that thread of the others, so warps of the same number
-// exchange them, and wait for each other alone.
+// a part of the tile, adds them, and has that part stored.
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/sums_of_others.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
@@ -27,11 +25,11 @@ struct SplitKSm90 {
     static constexpr int kSplits = Config::kSplits, kNumConsumerWarps = 8;
     static constexpr int kNumWarps = 0;  // of its own
     static constexpr int kSums = Part::BLOCK_M * Part::BLOCK_N / (kNumConsumerWarps * 32);  // of a thread, in a part
-    static_assert(kSums % 4 == 0, "sums travel by fours");
+    using Others = SumsOfOthers<kSplits, kSums>;
 
     using Params = typename Store::Params;
     struct alignas(16) Storage {
-        float4 sums[kNumConsumerWarps][kSplits - 1][kSums / 4][32];  // of this CTA's part, from the others
+        Others sums[kNumConsumerWarps];  // of this CTA's part
         typename Store::Storage store;
         mbarrier::Barrier full[kNumConsumerWarps], empty[kNumConsumerWarps];
     };
@@ -53,7 +51,7 @@ struct SplitKSm90 {
                                                const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
             float part[1][kSums];
-            if (lane == 0) mbarrier::arrive_expect_tx(&shared_.full[warp], (kSplits - 1) * kSums * 32 * 4);
+            if (lane == 0) mbarrier::arrive_expect_tx(&shared_.full[warp], Others::kBytes);
             cluster::wait_on(&shared_.empty[warp], parity_ ^ 1);
 #pragma unroll
             for (int rank = 0; rank < kSplits; ++rank) {
@@ -61,12 +59,11 @@ struct SplitKSm90 {
 #pragma unroll
                     for (int i = 0; i < kSums; ++i) part[0][i] = accumulators[0][rank * kSums + i];
                 } else {
-                    send(&accumulators[0][rank * kSums], rank, warp, lane);
+                    shared_.sums[warp].send(&accumulators[0][rank * kSums], rank_, rank, &shared_.full[warp], lane);
                 }
             }
             cluster::wait_on(&shared_.full[warp], parity_);
-#pragma unroll
-            for (int other = 0; other < kSplits - 1; ++other) add(part[0], shared_.sums[warp][other], lane);
+            shared_.sums[warp].add_to(part[0], lane);
             __syncwarp();
             if (lane < kSplits && lane != rank_) cluster::arrive_on(cluster::place_in(lane, &shared_.empty[warp]));
             parity_ ^= 1;
@@ -74,25 +71,6 @@ struct SplitKSm90 {
         }
 
     private:
-        // Of the part of another CTA.
-        __device__ __forceinline__ void send(const float* sums, int rank, int warp, int lane) {
-            const int place = rank_ < rank ? rank_ : rank_ - 1;  // among its others
-            const uint32_t to = cluster::place_in(rank, &shared_.sums[warp][place][0][lane]);
-            const uint32_t full = cluster::place_in(rank, &shared_.full[warp]);
-#pragma unroll
-            for (int i = 0; i < kSums; i += 4)
-                cluster::store_async(to + i / 4 * 32 * 16, full,
-                                     make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
-        }
-
-        __device__ __forceinline__ static void add(float (&part)[kSums], const float4 (&sums)[kSums / 4][32], int lane) {
-#pragma unroll
-            for (int i = 0; i < kSums; i += 4) {
-                const float4 four = sums[i / 4][lane];
-                part[i] += four.x, part[i + 1] += four.y, part[i + 2] += four.z, part[i + 3] += four.w;
-            }
-        }
-
         __device__ __forceinline__ schedule::Tile part_of(schedule::Tile tile) const {
             const int first = rank_ * Part::BLOCK_M;
             tile.row += first;

@@ -5,8 +5,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/split_k_sm100.cuh"
 #include "kernel/load_role.cuh"
 #include "mainloop/loader.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/tcgen05.cuh"
@@ -22,8 +24,11 @@ struct Sm100 {
     enum Warp { kLoadWarp = kNumEpilogueWarps, kMultiplyWarp, kTensorMemoryWarp, kNumWarps };
     static_assert(Config::kNumThreads == 32 * kNumWarps, "one warp a role, and four that reach all lanes");
 
-    struct alignas(1024) Storage {
-        typename Mainloop::Storage mainloop;
+    static constexpr int kSplits = Schedule::kSplits;
+    using Exchange = epilogue::SplitKSm100<kSplits, Config::BLOCK_M / kSplits, Epilogue::kChunk>;
+    static_assert(kSplits == 1 || (!Rows::kHasPadding && !Columns::kOverlap), "few rows of one matrix are split");
+    struct alignas(1024) Storage : Exchange::Storage {
+        alignas(1024) typename Mainloop::Storage mainloop;
         alignas(16) uint8_t staging[kNumEpilogueWarps][Epilogue::kStagingBytes];
         schedule::TileRing<kNumEpilogueWarps + 1 + Mainloop::kMovesScales> tiles;
         uint32_t tensor_memory;
@@ -41,6 +46,7 @@ struct Sm100 {
             maps.prefetch();
         if (warp == kMultiplyWarp && elect_one()) {
             Mainloop::init(shared.mainloop, 32 * kNumEpilogueWarps);
+            Exchange::init(shared);
             shared.tiles.init();
             mbarrier::fence_init();
         }
@@ -49,6 +55,7 @@ struct Sm100 {
             allow_next_grid();
         }
         Schedule::template prepare<Config::kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+        if constexpr (kSplits > 1) cluster::arrive();                    // its barriers are there
 
         if (warp == kLoadWarp) {
             if (elect_one()) {
@@ -78,12 +85,16 @@ struct Sm100 {
         tcgen05::fence_before_sync();
         __syncthreads();
         if (warp == kTensorMemoryWarp) tcgen05::free<tcgen05::kNumColumns>(shared.tensor_memory);
+        if constexpr (kSplits > 1) {
+            if (warp >= kNumEpilogueWarps) cluster::wait();
+            cluster::sync();  // nobody arrives on barriers of this CTA any more
+        }
     }
 
 private:
-    // A tile of padding alone has none, nor has one of a batch without K, and no accumulator.
+    // A tile of padding alone has none, nor has one of a batch or a share without K, and no accumulator.
     __device__ __forceinline__ static bool has_products(const schedule::Tile& tile) {
-        if constexpr (Rows::kDividesK) return tile.k_begin < tile.k_end;
+        if constexpr (Rows::kDividesK || kSplits > 1) return tile.k_begin < tile.k_end;
         return !Rows::kHasPadding || tile.num_rows > 0;
     }
 
@@ -95,10 +106,12 @@ private:
     }
 
     __device__ __forceinline__ static void epilogue_role(Storage& shared, const typename Epilogue::Params& params) {
+        if constexpr (kSplits > 1) cluster::wait();  // for the barriers of the others
         const int warp = threadIdx.x / 32;
         auto& full = shared.mainloop.accumulator_full;
         auto& empty = shared.mainloop.accumulator_empty;
         schedule::TileReader tiles(shared.tiles);
+        typename Exchange::Warp exchange(shared, warp);
         RingState<2> accumulator;
         mbarrier::arrive(&empty[0]);
         if (!Columns::kOverlap) mbarrier::arrive(&empty[1]);
@@ -106,30 +119,34 @@ private:
             const typename Epilogue::Warp output(params, tiles.tile(), warp, shared.staging[warp]);
             const int num_rows = tiles.tile().num_rows;
             if constexpr (Rows::kHasPadding) output.clear(num_rows, tiles.tile().num_stored);
+            auto& taker = exchange.begin(output, num_rows);
             if (!has_products(tiles.tile())) {
-                if constexpr (Rows::kDividesK) store_zeros(output, num_rows);
-                continue;
+                if constexpr (Rows::kDividesK || kSplits > 1) store_zeros(taker, num_rows);
+            } else {
+                const uint32_t source =
+                    shared.tensor_memory + accumulator.stage * Columns::kSecondAccumulator + (warp * 32 << 16);
+                mbarrier::wait(&full[accumulator.stage], accumulator.parity);
+                tcgen05::fence_after_sync();
+                if constexpr (Columns::kOverlap) drain_overlapping(output, source, num_rows, accumulator.stage, empty);
+                else drain(taker, source, 0, num_rows, &empty[accumulator.stage]);
+                accumulator.advance();
             }
-            const uint32_t source =
-                shared.tensor_memory + accumulator.stage * Columns::kSecondAccumulator + (warp * 32 << 16);
-            mbarrier::wait(&full[accumulator.stage], accumulator.parity);
-            tcgen05::fence_after_sync();
-            if constexpr (Columns::kOverlap) drain_overlapping(output, source, num_rows, accumulator.stage, empty);
-            else drain(output, source, 0, num_rows, &empty[accumulator.stage]);
-            accumulator.advance();
+            exchange.finish(output, num_rows);
         }
     }
 
     // The sums of no products.
-    __device__ __forceinline__ static void store_zeros(const typename Epilogue::Warp& output, int num_rows) {
-        const uint32_t zeros[Epilogue::kChunk] = {};
-        for (int begin = 0; begin < num_rows; begin += Epilogue::kChunk) output.store(zeros, begin);
+    template <class Taker>
+    __device__ __forceinline__ static void store_zeros(Taker& taker, int num_rows) {
+        const uint32_t zeros[Exchange::kChunk] = {};
+        for (int begin = 0; begin < num_rows; begin += Exchange::kChunk) taker.store(zeros, begin);
     }
 
     // The columns from `begin` to `end`, a chunk at a time; frees the accumulator when all are read.
-    __device__ __forceinline__ static void drain(const typename Epilogue::Warp& output, uint32_t source, int begin,
-                                                 int end, mbarrier::Barrier* freed) {
-        constexpr int kChunk = Epilogue::kChunk;
+    template <class Taker>
+    __device__ __forceinline__ static void drain(Taker& taker, uint32_t source, int begin, int end,
+                                                 mbarrier::Barrier* freed) {
+        constexpr int kChunk = Exchange::kChunk;
 #pragma unroll 1
         for (; begin < end; begin += kChunk) {
             uint32_t values[kChunk];
@@ -139,7 +156,7 @@ private:
                 tcgen05::fence_before_sync();
                 mbarrier::arrive(freed);
             }
-            output.store(values, begin);
+            taker.store(values, begin);
         }
     }
 

@@ -2,8 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+#include "epilogue/split_k_sm120.cuh"
 #include "kernel/load_role.cuh"
 #include "mainloop/loader.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/registers.cuh"
@@ -24,7 +26,9 @@ struct Sm120 {
                   "setmaxnreg.inc waits for ever for registers that the CTA was not launched with");
     static_assert(kNumThreads == (kNumConsumerWarps + (kMoveRegisters ? 4 : 1)) * 32, "consumer and producer warps");
 
-    struct alignas(1024) Storage {
+    using Exchange = epilogue::SplitKSm120<Schedule::kSplits, typename Mainloop::Slots>;
+    static_assert(Schedule::kSplits == 1 || !Rows::kHasPadding, "the rows of one matrix are split");
+    struct alignas(1024) Storage : Exchange::Storage {
         typename Mainloop::Storage mainloop;
         schedule::TileRing<kNumConsumerWarps> tiles;
         typename Schedule::Storage schedule;
@@ -39,6 +43,7 @@ struct Sm120 {
         if (threadIdx.x == 0) {
             maps.prefetch();
             Mainloop::init(shared.mainloop);
+            Exchange::init(shared);
             shared.tiles.init();
             mbarrier::fence_init();
         }
@@ -47,6 +52,7 @@ struct Sm120 {
             allow_next_grid();
         }
         Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+        if constexpr (Schedule::kSplits > 1) cluster::arrive();     // its barriers are there
 
         if (warp_index() < kNumConsumerWarps) {
             if constexpr (kMoveRegisters) registers::increase<kConsumerRegisters>();
@@ -57,17 +63,23 @@ struct Sm120 {
                 load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
                           mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
         }
+        if constexpr (Schedule::kSplits > 1) {
+            if (warp_index() >= kNumConsumerWarps) cluster::wait();
+            cluster::sync();  // nobody arrives on barriers of this CTA any more
+        }
     }
 
 private:
     __device__ __forceinline__ static void multiply_role(Storage& shared, const typename Epilogue::Params& params) {
+        if constexpr (Schedule::kSplits > 1) cluster::wait();  // for the barriers of the others
         schedule::TileReader tiles(shared.tiles);
         typename Mainloop::Multiplier mainloop(shared.mainloop);
+        typename Exchange::Warp exchange(shared);
         for (; tiles.wait(); tiles.release()) {
             typename Mainloop::Accumulators accumulators = {};
-            if (!Rows::kDividesK || tiles.tile().k_begin < tiles.tile().k_end)
+            if ((!Rows::kDividesK && Schedule::kSplits == 1) || tiles.tile().k_begin < tiles.tile().k_end)
                 mainloop.multiply(accumulators, tiles.tile());
-            Epilogue::finish(accumulators, tiles.tile(), params);
+            if (exchange.collect(accumulators, tiles.tile())) Epilogue::finish(accumulators, tiles.tile(), params);
             if constexpr (Rows::kHasPadding) Epilogue::clear_padding(tiles.tile(), params);
         }
     }

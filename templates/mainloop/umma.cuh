@@ -22,7 +22,7 @@
 
 namespace mainloop {
 
-template <class Config, class Operands>
+template <class Config, class Operands, bool kInCluster = false>
 struct Umma {
     using Scales = UmmaScales<Config, Operands>;
     using Columns = typename Scales::Columns;
@@ -143,7 +143,9 @@ struct Umma {
         // Issues the products of the first num_steps steps of the stage, and commits the stage; one thread.
         __device__ __forceinline__ void issue_stage(int num_steps, uint32_t instruction, uint32_t scale_column,
                                                     bool accumulate) const {
-            const uint32_t stage = mbarrier::shared_address(&shared_.stages[ring_.stage]);
+            // The address of shared memory has the CTA's rank in its cluster above these bits, a descriptor has not.
+            const uint32_t stage =
+                mbarrier::shared_address(&shared_.stages[ring_.stage]) & (kInCluster ? tcgen05::kAddressBits : ~0u);
             const uint64_t weights = tcgen05::swizzle128_descriptor(stage, kWeightsMnMajor ? PANEL_BYTES : 0);
             const uint64_t tokens = tcgen05::swizzle128_descriptor(stage, kTokensMnMajor ? PANEL_BYTES : 0) +
                                     (sizeof(Stage::weights) >> 4);

@@ -49,7 +49,8 @@ __device__ __forceinline__ void commit(mbarrier::Barrier* barrier) {
 // Shared-memory matrix descriptors (table 40) of a shared-memory address. Addresses and offsets are in units of 16
 // bytes, so offset bytes further on is + (offset >> 4); bits 46-48 hold the constant 1; the base offset is 0, so a tile
 // is aligned to the period of its swizzle.
-//
+constexpr uint32_t kAddressBits = 0x3FFFF;
+
 // Rows of 128 bytes along K, 128-byte swizzle: 8 rows are 1024 bytes; the next step of K is 32 bytes further on.
 // MN-major a row has 128 bytes of one k, the next step of K is as many rows further on, and the next 128 bytes of it
 // are panel_bytes further on.

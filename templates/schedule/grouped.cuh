@@ -19,8 +19,8 @@
 
 namespace schedule {
 
-// kSplits: CTAs of a cluster, which compute the same tiles, a share of K each.
-template <class Rows, int BLOCK_M, int BLOCK_N, int kSplits_ = 1>
+// kSplits: CTAs of a cluster, which compute the same tiles, a share of K each: whole stages, which divide kStageDepth.
+template <class Rows, int BLOCK_M, int BLOCK_N, int kSplits_ = 1, int kStageDepth = 128>
 class Grouped {
     static constexpr int kSwathTiles = 16;
 
@@ -79,9 +79,7 @@ public:
     }
 
 private:
-    // In whole stages of a main loop, which have at most kStageDepth of K.
     __device__ __forceinline__ static void take_share(Tile& tile) {
-        constexpr int kStageDepth = 128;
         const int share = ceil_div(tile.k_end - tile.k_begin, kStageDepth * kSplits) * kStageDepth;
         tile.k_begin = min(tile.k_end, tile.k_begin + static_cast<int>(blockIdx.x % kSplits) * share);
         tile.k_end = min(tile.k_end, tile.k_begin + share);

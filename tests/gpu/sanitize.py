@@ -131,7 +131,7 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
         name = f"{'gemm' if dense else 'grouped'}_{own}"
         _, fmt, letters, _ = gemm_problem.named(name)
         chosen = [artifact for artifact in packs.artifacts(name + (suffix or ""), hardware.runs_here)
-                  if (artifact.axes["splits"] > 1) == shares]  # fmt: skip
+                  if (artifact.axes.get("splits", 1) > 1) == shares]  # fmt: skip
         if not chosen:
             continue
         # Under racecheck a CTA that shares K never ends once its ring of stages has gone round: half of K does not.

@@ -384,7 +384,7 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.FORMATS for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_rows, family=family)
-                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8")},
+                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8", "gemm_bf16_nn")},
              "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
              **{family: functools.partial(_launch_k_groups, family=family)
                 for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt", "k_grouped_fp8_ue8m0_tn")},

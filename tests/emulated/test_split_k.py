@@ -1,0 +1,76 @@
+"""Every kernel of Blackwell whose CTAs share K of a tile, executed from its PTX on the emulated device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gemm_problem
+import numpy as np
+import pytest
+import reference
+import schedules
+from raw_buffer import RawBuffer
+
+import loader
+from generator.matrix import Variant, load
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLIT = [variant for variant in load(ROOT / "kernels.yaml").variants
+         if variant.arch in ("100a", "120a") and variant.axes.get("splits", 1) > 1]  # fmt: skip
+HEADS = {"head_width": 64, "head_left": 16, "head_gap": 0}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
+    pytest.mark.usefixtures("few_multiprocessors"),
+]
+
+
+def depth_of(variant: Variant, stages: int) -> int:
+    """K of so many stages, of which the last is not whole where K may end within one."""
+    known = variant.axes | variant.constants
+    return stages * known["block_k"] - (0 if "fp8" in variant.family and "mxfp4" in variant.family else 32)
+
+
+def inputs_and_check(
+    variant: Variant, rng: np.random.Generator, rows: int, n: int, k: int
+) -> tuple[dict[str, object], Callable[[reference.GuardedOutput, str], None]]:
+    """Of a random problem: the buffers and scalars of a call, and what compares its result with a float64 reference."""
+    operands = schedules.OPERANDS.get(variant.family.removeprefix("gemm_"))
+    if operands is not None:
+        blocks = reference.grouped_problem(rng, [rows], n, k, formats=operands, wide=operands is not reference.NVFP4)
+        expected = reference.grouped_reference(blocks)
+        return schedules.dense_inputs(blocks), lambda out, context: reference.verify(blocks, expected, out, context)
+    _, fmt, letters, _ = gemm_problem.named(variant.family.removesuffix("_heads"))
+    problem = gemm_problem.gemm_problem(rng, fmt, [rows], n, k)
+    inputs, places = gemm_problem.dense(problem)
+    buffers = gemm_problem.buffers(gemm_problem.in_majors(inputs, letters))
+    return (buffers | HEADS if variant.family.endswith("_heads") else buffers,
+            lambda out, context: gemm_problem.verify(problem, places, out, rows, "as before", context))  # fmt: skip
+
+
+FULL = [(variant, 3 * variant.axes["splits"] - 1) for variant in SPLIT]
+EMPTY = [(variant, variant.axes["splits"] + 1) for variant in SPLIT if variant.axes["out"] == "f32"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "stages"),
+    [*FULL, *EMPTY],
+    ids=lambda v: v if isinstance(v, int) else f"{v.arch}-{v.family}-{v.variant}",
+)
+def test_shares(
+    variant: Variant, stages: int, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Three stages for each CTA and two for the last one, or two for half of them and none for others. A cluster has
+    four tiles, so the rings go round. Sums are in the order of the CTAs: of fp32 each schedule gives the same bytes."""
+    rows, n = variant.axes["block_m"] + 3, variant.axes["block_n"] + 64
+    inputs, check = inputs_and_check(variant, rng, rows, n, depth_of(variant, stages))
+    stored = set()
+    for _ in range(2 if variant.axes["out"] == "f32" else 1):
+        out = reference.GuardedOutput(rows, n, variant.axes["out"])
+        context = f"{variant.label} {reschedule()}"
+        loader.launch(variant.family, **inputs, out=RawBuffer.of(out.array), variant=variant.variant,
+                      device=f"emulated:{variant.arch}", packs=packs)  # fmt: skip
+        check(out, context)
+        stored.add(out.array.tobytes())
+    assert len(stored) == 1
