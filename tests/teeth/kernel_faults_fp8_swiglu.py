@@ -39,7 +39,8 @@ CAUGHT = [
             ("shared tokens of the second warpgroup", "kTokenRows && !kSharesTokens ?", "kTokenRows ?"),
             ("shared tiles side by side", "kTokenRows ? BLOCK_N / kTiles * ROW_BYTES",
              "kTokenRows ? kColumns * ROW_BYTES"),
-            ("shared scales of rows that are not there", "Base::kSharesTokens ? 0 :", "false ? 0 :", {"file": PROMOTE}),
+            ("shared scales of rows that are not there", "Base::kSharesTokens ? threadIdx", "false ? threadIdx",
+             {"file": PROMOTE}),
         ],
     ),
     *planted(
