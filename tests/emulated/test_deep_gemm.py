@@ -24,6 +24,7 @@ def launch_on(arch: str, monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
     """Launches of this test go to an emulated device, and tensors are taken for those of one."""
     monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device=f"emulated:{arch}"))
     monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: arch != "90a")
+    monkeypatch.setattr(deep_gemm_scales, "is_on_device", lambda x: True)
 
 
 @pytest.fixture
@@ -194,46 +195,6 @@ def test_masked(fmt: str, rng: np.random.Generator) -> None:
     function = deep_gemm.m_grouped_fp8_gemm_nt_masked if fmt == "fp8" else deep_gemm.m_grouped_bf16_gemm_nt_masked
     function(*operands(inputs, 131), d, torch.from_numpy(inputs["mask"]), 50)
     verify(problem, d, places, None)
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (8, 2), (2, 7, 3), (1, 4)])
-def test_scale_layout(shape: tuple[int, ...]) -> None:
-    """The same values with MN innermost and columns of 16 bytes; what lies so already is not copied."""
-    sf = torch.rand(shape)
-    moved = deep_gemm.get_mn_major_tma_aligned_tensor(sf)
-    pitch = -(-shape[-2] // 4) * 4
-    assert torch.equal(moved, sf)
-    assert moved.stride()[-2:] == (1, pitch)
-    assert deep_gemm.get_mn_major_tma_aligned_tensor(moved).data_ptr() == moved.data_ptr()
-    transformed = deep_gemm.transform_sf_into_required_layout(
-        sf, shape[-2], shape[-1] * 128, (1, 128), num_groups=shape[0] if len(shape) == 3 else None
-    )
-    assert torch.equal(transformed, sf)
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (8, 8), (2, 7, 9)])
-def test_packed_exponents(shape: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Byte i of an int32 is the exponent of scale 4 j + i; what is no power of two is refused."""
-    exponents = rng.integers(1, 255, shape)
-    sf = torch.from_numpy(np.ldexp(1.0, exponents - 127).astype(np.float32))
-    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
-    assert packed.stride()[-2:] == (1, -(-shape[-2] // 4) * 4)
-    found = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
-    assert (found[..., : shape[-1]] == exponents).all()
-    assert not found[..., shape[-1] :].any()
-    with pytest.raises(ValueError, match="expected positive powers of two"):
-        deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf * 1.5)
-
-
-def test_packed_exponents_of_groups(rng: np.random.Generator) -> None:
-    """Each group along K as if it were alone; none of no K."""
-    ks = [640, 0, 128]
-    sf = torch.from_numpy(np.ldexp(1.0, rng.integers(-9, 9, (6, 8))).astype(np.float32))
-    pack = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor
-    packed = deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf, torch.tensor(ks), ks, 128, 128)
-    assert torch.equal(packed, torch.cat([pack(sf[:5].T).T, pack(sf[5:].T).T]))
-    with pytest.raises(ValueError, match="expected 6 rows for ks_cpu, got 5"):
-        deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf[:5], torch.tensor(ks), ks, 128, 128)
 
 
 def test_no_depth() -> None:
@@ -468,15 +429,6 @@ def test_fp4_by_fp8_of_blocks(on_blackwell: None, rng: np.random.Generator) -> N
     d = torch.full((5, N), torch.nan, dtype=torch.bfloat16)
     deep_gemm.fp8_fp4_gemm_nt(a, (b[0], torch.from_numpy(blocks[0])), d, recipe_a=(1, 32))
     verify(problem, d, places, None)
-
-
-def test_scales_of_fp4_are_transformed_to_exponents(rng: np.random.Generator) -> None:
-    """Per 1 x 32 on every GPU, by a recipe of two and of three."""
-    sf = torch.from_numpy(np.exp2(rng.integers(-20, 20, (2, 24, 10))).astype(np.float32))
-    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
-    transform = deep_gemm.transform_sf_into_required_layout
-    assert torch.equal(transform(sf, 24, 320, (1, 32), num_groups=2), packed)
-    assert torch.equal(transform(sf[0], 24, 320, (1, 1, 32), is_sfa=False), packed[0])
 
 
 def test_refusals_of_fp4(on_blackwell: None) -> None:
