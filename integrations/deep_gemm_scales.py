@@ -10,7 +10,7 @@ import torch
 import loader
 
 SCALE_BLOCK = 128  # of K, and of rows that share a scale
-FP4_BLOCK = 32  # of K; a row has its own
+MX_BLOCK = 32  # of K; a row has its own
 
 Scaled = tuple[torch.Tensor, torch.Tensor]
 
@@ -66,14 +66,14 @@ def transform_sf_into_required_layout(
     is_sfa: bool | None = None, disable_ue8m0_cast: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """fp32 scales as kernels read them: per 1 x 128 with MN innermost, per 128 x 128 as they are; on Blackwell
-    exponents of each row, unless ``disable_ue8m0_cast``. Those per 1 x 32, of FP4, become exponents on Hopper, too.
+    exponents of each row, unless ``disable_ue8m0_cast``. Those per 1 x 32, of MX, become exponents on Hopper, too.
     int32 scales are exponents that lie as kernels read them, and stay."""
     if (len(recipe) == 3) != (is_sfa is not None):
         raise ValueError(f"is_sfa goes with a recipe of three, and with no other; got {recipe} and is_sfa={is_sfa}")
     rows, block = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else recipe
-    as_exponents = is_blackwell(sf) or block == FP4_BLOCK
-    covered = {torch.float32: [(1, FP4_BLOCK), (1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)],
-               torch.int32: [(1, FP4_BLOCK), (1, SCALE_BLOCK)] if as_exponents else []}  # fmt: skip
+    as_exponents = is_blackwell(sf) or block == MX_BLOCK
+    covered = {torch.float32: [(1, MX_BLOCK), (1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)],
+               torch.int32: [(1, MX_BLOCK), (1, SCALE_BLOCK)] if as_exponents else []}  # fmt: skip
     if (rows, block) not in covered.get(sf.dtype, []):
         raise NotImplementedError("scales: expected float32 per 1 x 32, 1 x 128 or 128 x 128, or exponents in int32 "
                                   f"per 1 x 32, on Blackwell also 1 x 128; got {sf.dtype} per {(rows, block)}")
@@ -129,22 +129,24 @@ def scales_of(
     return "fp8", found | {"b_scale": _of_blocks(b_scale, b_shape)}
 
 
-def scales_with_fp4(
-    a: Scaled, b: Scaled, weight_rows: int, cast: bool
+def scales_of_32(
+    a: Scaled, b: Scaled, blocks: Sequence[Sequence[int]], cast: bool
 ) -> tuple[str, dict[str, torch.Tensor]]:  # fmt: skip
-    """The same where an operand is FP4, whose scales are exponents on every GPU: both formats by their names."""
+    """The same where one operand or both have scales for 32 of K, which are exponents on every GPU. blocks: rows and
+    elements along K that share a scale, of a and of b."""
     formats, scales = [], {}
-    for name, (x, scale), rows in (("a", a, 1), ("b", b, weight_rows)):
-        shape, block = shape_of(x), FP4_BLOCK if is_fp4(x) else SCALE_BLOCK
-        if scale.dtype == torch.float32 and (block == FP4_BLOCK or (cast and is_blackwell(scale))):
+    for name, (x, scale), (rows, block) in zip("ab", (a, b), blocks, strict=True):
+        shape = shape_of(x)
+        if scale.dtype == torch.float32 and (block == MX_BLOCK or (cast and is_blackwell(scale))):
             _check_shape(scale, [*shape[:-2], -(-shape[-2] // rows), shape[-1]], name, block)
             scale = _exponents(scale, rows, shape[-2])
         scales[f"{name}_scale"] = mn_major(scale, shape, name, block)
-        formats.append("mxfp4" if block == FP4_BLOCK else "fp8_ue8m0" if scale.dtype == torch.int32 else "fp8")
+        of_128 = "fp8_ue8m0" if scale.dtype == torch.int32 else "fp8"
+        formats.append("mxfp4" if is_fp4(x) else "mxfp8_rows" if block == MX_BLOCK else of_128)
     if formats == ["mxfp4", "fp8"]:
         raise NotImplementedError("operands: FP4 tokens are covered beside FP8 with exponents, on Blackwell; "
                                   "got scales of b in fp32")  # fmt: skip
-    return "_".join(formats), scales
+    return "_".join(dict.fromkeys(formats)), scales
 
 
 def refuse_ends_of_k(use_psum_layout: bool) -> None:

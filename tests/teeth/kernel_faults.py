@@ -14,6 +14,7 @@ import kernel_faults_fp8_swiglu
 import kernel_faults_majors
 import kernel_faults_mx
 import kernel_faults_mx_swiglu
+import kernel_faults_mxfp8_rows
 import kernel_faults_packed
 import kernel_faults_rows
 import kernel_faults_scales
@@ -30,6 +31,7 @@ CAUGHT = [
     *kernel_faults_majors.CAUGHT,
     *kernel_faults_mx.CAUGHT,
     *kernel_faults_mx_swiglu.CAUGHT,
+    *kernel_faults_mxfp8_rows.CAUGHT,
     *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_scales.CAUGHT,
