@@ -84,7 +84,8 @@ def test_groups_that_do_not_fit(arch: str, launch: Run, rng: np.random.Generator
 
 @every_arch
 def test_a_scale_without_an_exponent(arch: str, launch: Run) -> None:
-    """Each is NaN, 0xFF; 0 is 0, and the largest and the smallest power are theirs."""
+    """DeepGEMM#337: fractions leaked into other bytes. Here each is NaN, 0xFF; 0 is 0, and the largest and the smallest
+    power are theirs."""
     bits = np.array([*scale_layouts.NO_POWERS, 0, 0x7F000000, 0x00800000], np.uint32)
     codes = [*[0xFF] * len(scale_layouts.NO_POWERS), 0, 254, 1]
     sf = bits.view(np.float32)
