@@ -5,6 +5,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "number/integer.cuh"
 #include "simt/scale_format.cuh"
 
 namespace scales {
@@ -40,7 +41,7 @@ __device__ __forceinline__ void transpose(const Matrix& matrix, uint32_t* out, i
         if (lane % Format::kPerWord == 0) tile[i * kWarps + warp][lane / Format::kPerWord] = word;
     }
     __syncthreads();
-    const int words = (matrix.columns + Format::kPerWord - 1) / Format::kPerWord;
+    const int words = ceil_div(matrix.columns, Format::kPerWord);
 #pragma unroll
     for (int i = warp; i < kTileWords * (kTileRows / 32); i += kWarps) {
         const int row = i % (kTileRows / 32) * 32 + lane, word = i / (kTileRows / 32);

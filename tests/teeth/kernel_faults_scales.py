@@ -33,7 +33,7 @@ CAUGHT += planted(
     [
         ("row of blocks of rows by the row", "row / row_block", "row"),
         ("scales beyond the last column packed", LOAD, "row < rows ?"),
-        ("last scales in no word", "(matrix.columns + Format::kPerWord - 1) / Format::kPerWord",
+        ("last scales in no word", "ceil_div(matrix.columns, Format::kPerWord)",
          "matrix.columns / Format::kPerWord"),
         ("first scale in the highest byte", "8 * (threadIdx.x % 4)", "8 * (3 - threadIdx.x % 4)", {"file": QUAD}),
         ("negative scales packed", "0x807FFFFF", "0x007FFFFF", {"file": UE8M0}),
