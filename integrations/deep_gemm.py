@@ -3,7 +3,8 @@ fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and
 groups of rows, masked, and with groups along K. On Blackwell (emulated, not run) the same with UE8M0 scales of each row
 for FP8, which there may have either major. FP8 tokens by FP4 weights on both, dense and with groups of rows, and on
 Blackwell FP4 tokens by FP8 weights: FP4 is packed in int8, K-major, with scales per 1 x 32 that are powers of two,
-which ``recipe_a`` or ``recipe_b`` says: (1, 32).
+which ``recipe_a`` or ``recipe_b`` says: (1, 32). On Blackwell MXFP8 as well, FP8 with such scales of both operands,
+K-major, and MXFP8 tokens by FP4 weights.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -21,7 +22,7 @@ import torch
 
 import loader
 from integrations import deep_gemm_scales as _scales
-from integrations.deep_gemm_scales import FP4_BLOCK, SCALE_BLOCK, Scaled, is_fp4
+from integrations.deep_gemm_scales import MX_BLOCK, SCALE_BLOCK, Scaled, is_fp4
 from integrations.deep_gemm_scales import (
     get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor as get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor,
 )
@@ -59,12 +60,13 @@ def fp8_fp4_gemm_nt(
     On Blackwell scales are exponents of each row of a and b: int32, packed and MN-major, or made of fp32 scales, which
     must be powers of two; a and b may be views of what is not K-major.
     b may be FP4, int8 [N, K / 2], with scales [N, K / 32] and recipe_b (1, 32): powers of two in fp32, or their
-    exponents in int32, packed and MN-major. On Blackwell so may a, with recipe_a (1, 32) and b in FP8.
+    exponents in int32, packed and MN-major. On Blackwell so may a, with recipe_a (1, 32) and b in FP8. There FP8 may
+    have such scales, too: a, and b in FP8 or FP4, with recipe_a and recipe_b (1, 32), or the recipe (1, 1, 32).
     ``compiled_dims`` changes nothing: no dimension is compiled in.
     """
-    weight_rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
+    blocks = _blocks(a, b, recipe, recipe_a, recipe_b)
     if not _is_done(a[0], b[0], d, c):
-        _launch_fp8("gemm", a, b, weight_rows, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
+        _launch_fp8("gemm", a, b, blocks, not disable_ue8m0_cast, out=d, accumulate=_accumulate(c, d))
 
 
 def fp8_gemm_nt_skip_head_mid(
@@ -73,10 +75,12 @@ def fp8_gemm_nt_skip_head_mid(
 ) -> None:  # fmt: skip
     """The product whose columns are those of heads, ``left + right`` each, in d [M, N / (left + right) * (left + mid +
     right)]; the ``mid`` columns of d in each head stay as they are. head_splits: left, mid, right."""
-    _check_recipe(a, b, recipe, None, None)
+    blocks = _blocks(a, b, recipe, None, None)
+    if blocks != _DEFAULT:
+        _refuse_recipe(blocks, "gaps in heads", [_DEFAULT])
     left, mid, right = head_splits
     if 0 not in d.shape:
-        _launch_fp8("gemm", a, b, SCALE_BLOCK, not disable_ue8m0_cast, form="_heads", out=d, head_width=left + right,
+        _launch_fp8("gemm", a, b, blocks, not disable_ue8m0_cast, form="_heads", out=d, head_width=left + right,
                     head_left=left, head_gap=mid)  # fmt: skip
 
 
@@ -115,9 +119,9 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     at a multiple of 128 rows. Padding becomes zeros whatever ``ensure_zero_padding`` says. On Blackwell b may be a view
     of what is not K-major. a or b may be FP4, as of ``fp8_fp4_gemm_nt``.
     """
-    weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
+    blocks = _check_recipe(a, b, recipe, recipe_a, recipe_b)
     if len(a[0]):
-        _launch_fp8("grouped", a, b, weight_rows, not disable_ue8m0_cast, out=d,
+        _launch_fp8("grouped", a, b, blocks, not disable_ue8m0_cast, out=d,
                     **_groups(grouped_layout, use_psum_layout))  # fmt: skip
 
 
@@ -141,8 +145,8 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     ``expected_m`` chooses the tile, ``masked_m`` alone decides what is computed. a or b may be FP4, as of
     ``fp8_fp4_gemm_nt``.
     """
-    weight_rows = _check_recipe(a, b, recipe, recipe_a, recipe_b)
-    _launch_fp8("grouped", a, b, weight_rows, not disable_ue8m0_cast, out=d, mask=masked_m,
+    blocks = _check_recipe(a, b, recipe, recipe_a, recipe_b)
+    _launch_fp8("grouped", a, b, blocks, not disable_ue8m0_cast, out=d, mask=masked_m,
                 expected_rows=expected_m)  # fmt: skip
 
 
@@ -299,52 +303,42 @@ get_m_alignment_for_contiguous_layout = get_k_alignment_for_contiguous_layout = 
 # What the functions share
 
 
-def _check_recipe(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
-    """Scales of a per 1 x 128 and of b per 128 x 128, of FP4 per 1 x 32; rows of b that share a scale."""
-    rows = _weight_rows(a, b, recipe, recipe_a, recipe_b)
-    if rows != SCALE_BLOCK and not _has_fp4(a, b):
-        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128; "
-                                  f"got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
-    return rows
-
-
-def _weight_rows(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
-    """Rows of b that share a scale, 1 or 128."""
-    if recipe is not None and (recipe_a is not None or recipe_b is not None):
-        raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
-    if _has_fp4(a, b):
-        return _weight_rows_with_fp4(a, b, recipe, recipe_a, recipe_b)
-    given = tuple(recipe or (*(recipe_a or (1, SCALE_BLOCK))[:1], *(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))))
-    if given not in ((1, 1, SCALE_BLOCK), (1, SCALE_BLOCK, SCALE_BLOCK)) or (
-        recipe_a and tuple(recipe_a) != (1, SCALE_BLOCK)
-    ):
-        raise NotImplementedError("recipe: expected (1, 128, 128), scales of a per 1 x 128 and of b per 128 x 128, or "
-                                  f"(1, 1, 128); got {recipe or (recipe_a, recipe_b)}")  # fmt: skip
-    return given[1]
-
-
-def _has_fp4(a: Scaled, b: Scaled) -> bool:
-    return is_fp4(a[0]) or is_fp4(b[0])
-
-
-# Scales of a and b, where a is FP4 and where b is.
-_FP4_RECIPES = {
-    (True, False): [((1, FP4_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)), ((1, FP4_BLOCK), (1, SCALE_BLOCK))],
-    (False, True): [((1, SCALE_BLOCK), (1, FP4_BLOCK))],
+# Rows and elements along K that share a scale of a, and of b.
+_Blocks = tuple[tuple[int, ...], tuple[int, ...]]
+_DEFAULT: _Blocks = ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK))
+_OF_ROWS: _Blocks = ((1, SCALE_BLOCK), (1, SCALE_BLOCK))
+_OF_32: _Blocks = ((1, MX_BLOCK), (1, MX_BLOCK))
+# Where a is FP4 and where b is: in words, what is covered on every GPU, and on Blackwell also.
+_RECIPES: dict[tuple[bool, bool], tuple[str, list[_Blocks], list[_Blocks]]] = {
+    (False, False): ("FP8", [_DEFAULT, _OF_ROWS], [_OF_32]),
+    (False, True): ("b in FP4", [((1, SCALE_BLOCK), (1, MX_BLOCK))], [_OF_32]),
+    (True, False): ("a in FP4", [((1, MX_BLOCK), _DEFAULT[1]), ((1, MX_BLOCK), (1, SCALE_BLOCK))], []),
 }
 
 
-def _weight_rows_with_fp4(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> int:
-    """A recipe of three has one block of K for both operands, so it is none of FP4 and FP8."""
-    covered = _FP4_RECIPES.get((is_fp4(a[0]), is_fp4(b[0])))
-    if covered is None:
+def _check_recipe(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> _Blocks:
+    """Of groups of rows, whose FP8 has no fp32 scales of each row of b."""
+    blocks = _blocks(a, b, recipe, recipe_a, recipe_b)
+    return _refuse_recipe(blocks, "groups of FP8", [_DEFAULT]) if blocks == _OF_ROWS else blocks
+
+
+def _blocks(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Recipe) -> _Blocks:
+    """What recipes say; one of three has the same block of K for both operands."""
+    if recipe is not None and (recipe_a is not None or recipe_b is not None):
+        raise ValueError("expected recipe, or recipe_a and recipe_b, got both")
+    if (is_fp4(a[0]), is_fp4(b[0])) not in _RECIPES:
         raise NotImplementedError("operands: FP4, int8, is covered beside FP8, got a and b in FP4")
-    given = tuple(recipe_a or (1, SCALE_BLOCK)), tuple(recipe_b or (SCALE_BLOCK, SCALE_BLOCK))
-    if recipe is not None or given not in covered:
-        raise NotImplementedError(
-            f"recipe: with {'a' if is_fp4(a[0]) else 'b'} in FP4 expected recipe_a and recipe_b of "
-            f"{' or '.join(map(str, covered))}, got {recipe or given}")  # fmt: skip
-    return given[1][0]
+    if recipe is not None:
+        recipe_a, recipe_b = (recipe[0], recipe[2]), (recipe[1], recipe[2])
+    given = tuple(recipe_a or _DEFAULT[0]), tuple(recipe_b or _DEFAULT[1])
+    operands, covered, on_blackwell = _RECIPES[is_fp4(a[0]), is_fp4(b[0])]
+    covered = covered + on_blackwell * _scales.is_blackwell(a[1])
+    return given if given in covered else _refuse_recipe(given, operands, covered)
+
+
+def _refuse_recipe(given: _Blocks, operands: str, covered: list[_Blocks]) -> NoReturn:
+    raise NotImplementedError(f"recipe: with {operands} expected recipe_a and recipe_b of "
+                              f"{' or '.join(map(str, covered))}, got {given}")  # fmt: skip
 
 
 def _check_recipe_of_rows(recipe: tuple[int, int, int]) -> None:
@@ -357,13 +351,13 @@ _MAJORS = {(False, False): "", (False, True): "_nn", (True, False): "_tt", (True
 
 
 def _launch_fp8(
-    schedule: str, a: Scaled, b: Scaled, weight_rows: int, cast: bool, form: str = "", **arguments: Any
+    schedule: str, a: Scaled, b: Scaled, blocks: _Blocks, cast: bool, form: str = "", **arguments: Any
 ) -> None:
-    """Of the kernels those by exponents take b of either major, and a where it has no groups."""
-    if _has_fp4(a, b):
-        formats, scales = _scales.scales_with_fp4(a, b, weight_rows, cast)
+    """Of the kernels those by exponents of 128 take b of either major, and a where it has no groups."""
+    if blocks in (_DEFAULT, _OF_ROWS):
+        formats, scales = _scales.scales_of(a[1], b[1], a[0].shape, b[0].shape, blocks[1][0], cast)
     else:
-        formats, scales = _scales.scales_of(a[1], b[1], a[0].shape, b[0].shape, weight_rows, cast)
+        formats, scales = _scales.scales_of_32(a, b, blocks, cast)
     (a, _), (b, _) = a, b
     either = formats == "fp8_ue8m0" and not form
     b, b_turned = _either_major(b, "b") if either else (_k_major(b, "b"), False)

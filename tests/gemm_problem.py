@@ -12,7 +12,7 @@ from raw_buffer import RawBuffer
 
 BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
-MX_BLOCK = 32  # of K: a scale of MXFP4
+MX_BLOCK = 32  # of K: a scale of MXFP4 and MXFP8
 NAN = {"e4m3": 0x7F, "e2m1": 0xFF, "bf16": 0x7FC0}  # of E2M1, which has none, any elements
 NAN_SCALE = 0xFF  # of UE8M0
 # Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
@@ -34,7 +34,7 @@ class Operand:
 
 
 _FP8, _PACKED = Operand("e4m3", "f32", BLOCK), Operand("e4m3", "ue8m0", BLOCK)
-_MXFP4 = Operand("e2m1", "ue8m0", MX_BLOCK)
+_MXFP4, _MXFP8 = Operand("e2m1", "ue8m0", MX_BLOCK), Operand("e4m3", "ue8m0", MX_BLOCK)
 # Tokens and weights.
 FORMATS = {
     "fp8": (_FP8, _FP8),
@@ -42,10 +42,13 @@ FORMATS = {
     "fp8_ue8m0": (_PACKED, _PACKED),
     "fp8_ue8m0_mxfp4": (_PACKED, _MXFP4),
     "mxfp4_fp8_ue8m0": (_MXFP4, _PACKED),
+    "mxfp8_rows": (_MXFP8, _MXFP8),
+    "mxfp8_rows_mxfp4": (_MXFP8, _MXFP4),
     "bf16": (Operand("bf16"), Operand("bf16")),
 }
-# K is a multiple: a block of MXFP4, on Blackwell a row that TMA unpacks.
-K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128}
+# K is a multiple: a block of MXFP4, on Blackwell a row that TMA unpacks, or a word of scales.
+K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128, "mxfp8_rows": 128,
+              "mxfp8_rows_mxfp4": 128}  # fmt: skip
 
 
 @dataclass

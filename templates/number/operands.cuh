@@ -77,6 +77,8 @@ struct RowScaled : Mx {
 using Fp8 = RowScaled<Mxfp8, 128, 128>;
 using Fp8Mxfp4 = RowScaled<Mxfp8Mxfp4, 128, 32>;
 using Mxfp4Fp8 = RowScaled<Mxfp4Mxfp8, 32, 128>;
+using Mxfp8Rows = RowScaled<Mxfp8, 32, 32>;
+using Mxfp8RowsMxfp4 = RowScaled<Mxfp8Mxfp4, 32, 32>;
 
 // Either operand with K as its outer dimension, of which no two elements share a byte.
 template <class Operands, bool kTokensMnMajor, bool kWeightsMnMajor>

@@ -16,6 +16,7 @@
 #include "layout/scale_layout.cuh"
 #include "number/integer.cuh"
 #include "number/nvfp4.cuh"
+#include "simt/quad.cuh"
 
 namespace quantize {
 
@@ -62,13 +63,6 @@ __device__ __forceinline__ void widen(float (&values)[nvfp4::kBlock], const Bloc
 #pragma unroll
         for (int w = 0; w < 4; ++w) widen(values + (4 * i + w) * kPerWord, words[w], static_cast<const T*>(nullptr));
     }
-}
-
-// Four scales of a row as one word, from the byte of each thread of an aligned quad; all lanes of the warp call it.
-__device__ __forceinline__ uint32_t gather_quad(uint32_t byte) {
-    uint32_t word = byte << 8 * (threadIdx.x % 4);
-    word |= __shfl_xor_sync(0xFFFFFFFF, word, 1);
-    return word | __shfl_xor_sync(0xFFFFFFFF, word, 2);
 }
 
 // Index of the word of scales of (row, 4 blocks along k) in a buffer [.., words_per_row].

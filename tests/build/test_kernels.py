@@ -40,7 +40,8 @@ GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", 
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
          "gemm_fp8", "grouped_fp8_mxfp4", "gemm_fp8_mxfp4", "grouped_bf16", "gemm_bf16", "grouped_fp8_ue8m0",
          "gemm_fp8_ue8m0", "grouped_fp8_ue8m0_mxfp4", "gemm_fp8_ue8m0_mxfp4", "grouped_mxfp4_fp8_ue8m0",
-         "gemm_mxfp4_fp8_ue8m0"}
+         "gemm_mxfp4_fp8_ue8m0", "grouped_mxfp8_rows", "gemm_mxfp8_rows", "grouped_mxfp8_rows_mxfp4",
+         "gemm_mxfp8_rows_mxfp4"}
 # Generation -> opcodes that each of its GEMMs must hold, first its products, of packed operands, of bytes or of bf16
 OPCODES = {"9": ("HGMMA",), "10": ("UTCOMMA", "UTCCP"), "12": ("OMMA",)}
 OF_BYTES = {"9": ("QGMMA",), "10": ("UTCQMMA", "UTCCP"), "12": ("QMMA",)}

@@ -24,6 +24,7 @@ def launch_on(arch: str, monkeypatch: pytest.MonkeyPatch, packs: list) -> None:
     """Launches of this test go to an emulated device, and tensors are taken for those of one."""
     monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs, device=f"emulated:{arch}"))
     monkeypatch.setattr(deep_gemm_scales, "is_blackwell", lambda x: arch != "90a")
+    monkeypatch.setattr(deep_gemm_scales, "is_on_device", lambda x: True)
 
 
 @pytest.fixture
@@ -196,46 +197,6 @@ def test_masked(fmt: str, rng: np.random.Generator) -> None:
     verify(problem, d, places, None)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (8, 2), (2, 7, 3), (1, 4)])
-def test_scale_layout(shape: tuple[int, ...]) -> None:
-    """The same values with MN innermost and columns of 16 bytes; what lies so already is not copied."""
-    sf = torch.rand(shape)
-    moved = deep_gemm.get_mn_major_tma_aligned_tensor(sf)
-    pitch = -(-shape[-2] // 4) * 4
-    assert torch.equal(moved, sf)
-    assert moved.stride()[-2:] == (1, pitch)
-    assert deep_gemm.get_mn_major_tma_aligned_tensor(moved).data_ptr() == moved.data_ptr()
-    transformed = deep_gemm.transform_sf_into_required_layout(
-        sf, shape[-2], shape[-1] * 128, (1, 128), num_groups=shape[0] if len(shape) == 3 else None
-    )
-    assert torch.equal(transformed, sf)
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (8, 8), (2, 7, 9)])
-def test_packed_exponents(shape: tuple[int, ...], rng: np.random.Generator) -> None:
-    """Byte i of an int32 is the exponent of scale 4 j + i; what is no power of two is refused."""
-    exponents = rng.integers(1, 255, shape)
-    sf = torch.from_numpy(np.ldexp(1.0, exponents - 127).astype(np.float32))
-    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
-    assert packed.stride()[-2:] == (1, -(-shape[-2] // 4) * 4)
-    found = packed.clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
-    assert (found[..., : shape[-1]] == exponents).all()
-    assert not found[..., shape[-1] :].any()
-    with pytest.raises(ValueError, match="expected positive powers of two"):
-        deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf * 1.5)
-
-
-def test_packed_exponents_of_groups(rng: np.random.Generator) -> None:
-    """Each group along K as if it were alone; none of no K."""
-    ks = [640, 0, 128]
-    sf = torch.from_numpy(np.ldexp(1.0, rng.integers(-9, 9, (6, 8))).astype(np.float32))
-    pack = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor
-    packed = deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf, torch.tensor(ks), ks, 128, 128)
-    assert torch.equal(packed, torch.cat([pack(sf[:5].T).T, pack(sf[5:].T).T]))
-    with pytest.raises(ValueError, match="expected 6 rows for ks_cpu, got 5"):
-        deep_gemm.get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor(sf[:5], torch.tensor(ks), ks, 128, 128)
-
-
 def test_no_depth() -> None:
     """Of no K, d is c, or zeros; of no row, nothing happens."""
     d = torch.ones(3, 8, dtype=torch.bfloat16)
@@ -252,10 +213,12 @@ def test_refusals() -> None:
     a, b = torch.empty(8, 128, dtype=torch.float8_e4m3fn), torch.empty(16, 128, dtype=torch.float8_e4m3fn)
     d, one, two = torch.empty(8, 16, dtype=torch.bfloat16), torch.ones(8, 1), torch.ones(1, 1)
     for recipes in ({"recipe": (1, 1, 32)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 32)}):
-        with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 128, 128\)"):
+        with pytest.raises(NotImplementedError, match=r"recipe: with FP8 expected .*128\)\), got .*32"):
             deep_gemm.fp8_gemm_nt((a, one), (b, two), d, **recipes)
+    with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\), got"):
+        deep_gemm.fp8_fp4_gemm_nt((a, one), (torch.zeros(16, 64, dtype=torch.int8), two), d, recipe=(1, 1, 32))
     for function in (deep_gemm.m_grouped_fp8_gemm_nt_contiguous, deep_gemm.fp8_gemm_nt_skip_head_mid):
-        with pytest.raises(NotImplementedError, match=r"recipe: expected \(1, 128, 128\)"):
+        with pytest.raises(NotImplementedError, match=r"recipe: .* expected .* \(\(1, 128\), \(128, 128\)\), got"):
             function((a, one), (b, two), d, (8, 0, 8), recipe=(1, 1, 128))
     with pytest.raises(ValueError, match="expected recipe, or recipe_a and recipe_b, got both"):
         deep_gemm.fp8_gemm_nt((a, one), (b, two), d, recipe=(1, 128, 128), recipe_a=(1, 128))
@@ -400,10 +363,10 @@ def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Gener
 
 
 @pytest.fixture(params=[("90a", "fp8_mxfp4"), *((arch, fmt) for arch in ("100a", "120a")
-                                                for fmt in ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0"))],
-                ids="-".join)  # fmt: skip
-def fp4_format(request, monkeypatch, packs):
-    """Each generation, and formats of FP8 and FP4 there."""
+                                                for fmt in ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows",
+                                                            "mxfp8_rows_mxfp4"))], ids="-".join)  # fmt: skip
+def format_of_32(request, monkeypatch, packs):
+    """Each generation, and formats there of which an operand has scales for 32 of K."""
     arch, fmt = request.param
     launch_on(arch, monkeypatch, packs)
     return fmt
@@ -412,9 +375,9 @@ def fp4_format(request, monkeypatch, packs):
 FP4_RECIPE = {"recipe_a": (1, 128), "recipe_b": (1, 32)}
 
 
-def fp4_operands(problem: gemm_problem.GemmProblem, a: np.ndarray, places: np.ndarray, packed: bool) -> tuple:
-    """a, b [E, N, ..] and the recipes: with fp32 scales, or exponents where kernels read those. Scales of padding are
-    1."""
+def operands_of_32(problem: gemm_problem.GemmProblem, a: np.ndarray, places: np.ndarray, packed: bool) -> tuple:
+    """a, b [E, N, ..] and the recipes: with fp32 scales, or exponents where kernels read those; the same block of both
+    operands then as a recipe of three. Scales of padding are 1."""
     smallest = np.float32(2.0**-126)  # fp32 below has no exponent of its own
     *lead, _ = a.shape
     a_scale = np.ones((int(np.prod(lead)), problem.a_scale.shape[1]), np.float32)
@@ -426,28 +389,30 @@ def fp4_operands(problem: gemm_problem.GemmProblem, a: np.ndarray, places: np.nd
             scale = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(scale)
         found.append((torch.from_numpy(x.view(np.int8)) if operand.elements == "e2m1" else to_torch(x), scale))
     recipe_a, recipe_b = ((1, operand.block) for operand in problem.operands)
+    if packed and recipe_a == recipe_b:
+        return *found, {"recipe": (1, *recipe_b)}
     return *found, {"recipe_a": recipe_a, "recipe_b": recipe_b}
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("with_c", [False, True])
-def test_dense_of_fp4(packed: bool, with_c: bool, fp4_format: str, rng: np.random.Generator) -> None:
-    """FP8 by FP4, whose scales are fp32 or exponents; with c = d added to what d holds."""
-    problem = gemm_problem.gemm_problem(rng, fp4_format, [37], N, 640)
+def test_dense_of_32(packed: bool, with_c: bool, format_of_32: str, rng: np.random.Generator) -> None:
+    """FP8 by FP4 and MXFP8, whose scales are fp32 or exponents; with c = d added to what d holds."""
+    problem = gemm_problem.gemm_problem(rng, format_of_32, [37], N, 640)
     inputs, places = gemm_problem.dense(problem)
-    a, (b, b_scale), recipes = fp4_operands(problem, inputs["a"], places, packed)
+    a, (b, b_scale), recipes = operands_of_32(problem, inputs["a"], places, packed)
     d = torch.full((37, N), 0 if with_c else torch.nan, dtype=torch.bfloat16)
     deep_gemm.fp8_fp4_gemm_nt(a, (b[0], b_scale[0]), d, c=d if with_c else None, **recipes)
     verify(problem, d, places, None)
 
 
 @pytest.mark.parametrize("form", ["_labels", "_ends", "_masked"])
-def test_groups_of_fp4(form: str, fp4_format: str, rng: np.random.Generator) -> None:
+def test_groups_of_32(form: str, format_of_32: str, rng: np.random.Generator) -> None:
     """Contiguous by labels and ends, and masked."""
-    problem = gemm_problem.gemm_problem(rng, fp4_format, COUNTS, N, 384)
+    problem = gemm_problem.gemm_problem(rng, format_of_32, COUNTS, N, 384)
     place, padding = gemm_problem.FORMS[form]
     inputs, places = place(problem)
-    a, b, recipes = fp4_operands(problem, inputs["a"], places, packed=form == "_ends")
+    a, b, recipes = operands_of_32(problem, inputs["a"], places, packed=form == "_ends")
     d = torch.full((*inputs["a"].shape[:-1], N), torch.nan, dtype=torch.bfloat16)
     if form == "_masked":
         deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d, torch.from_numpy(inputs["mask"]), 50, **recipes)
@@ -464,19 +429,10 @@ def test_fp4_by_fp8_of_blocks(on_blackwell: None, rng: np.random.Generator) -> N
     blocks = np.exp2(rng.integers(-14, 15, (1, 2, 5))).astype(np.float32)
     problem.b_scale = np.repeat(blocks, 128, 1)[:, :N]
     inputs, places = gemm_problem.dense(problem)
-    a, (b, _), _ = fp4_operands(problem, inputs["a"], places, packed=False)
+    a, (b, _), _ = operands_of_32(problem, inputs["a"], places, packed=False)
     d = torch.full((5, N), torch.nan, dtype=torch.bfloat16)
     deep_gemm.fp8_fp4_gemm_nt(a, (b[0], torch.from_numpy(blocks[0])), d, recipe_a=(1, 32))
     verify(problem, d, places, None)
-
-
-def test_scales_of_fp4_are_transformed_to_exponents(rng: np.random.Generator) -> None:
-    """Per 1 x 32 on every GPU, by a recipe of two and of three."""
-    sf = torch.from_numpy(np.exp2(rng.integers(-20, 20, (2, 24, 10))).astype(np.float32))
-    packed = deep_gemm.get_mn_major_tma_aligned_packed_ue8m0_tensor(sf)
-    transform = deep_gemm.transform_sf_into_required_layout
-    assert torch.equal(transform(sf, 24, 320, (1, 32), num_groups=2), packed)
-    assert torch.equal(transform(sf[0], 24, 320, (1, 1, 32), is_sfa=False), packed[0])
 
 
 def test_refusals_of_fp4(on_blackwell: None) -> None:
@@ -490,10 +446,11 @@ def test_refusals_of_fp4(on_blackwell: None) -> None:
         a, b = (tuple(each[None] for each in operand) for operand in (a, b))
         deep_gemm.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d[None], mask, 1, **recipes)
 
-    for recipes in ({}, {"recipe": (1, 1, 32)}, {"recipe": (1, 1, 128)}, {"recipe_b": (1, 128)}, {"recipe_a": (1, 128)},
-                    {"recipe_b": (128, 32)}, {"recipe_a": (1, 32), "recipe_b": (1, 32)}):  # fmt: skip
+    for recipes in ({}, {"recipe": (1, 128, 32)}, {"recipe": (1, 1, 128)}, {"recipe_b": (1, 128)},
+                    {"recipe_a": (1, 128)}, {"recipe_b": (128, 32)},
+                    {"recipe_a": (1, 32), "recipe_b": (1, 128)}):  # fmt: skip
         for function in (deep_gemm.fp8_fp4_gemm_nt, masked):
-            with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\), got"):
+            with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\) or"):
                 function((a, a_scale), (b, b_scale), d, **recipes)
     with pytest.raises(NotImplementedError, match="FP4, int8, is covered beside FP8, got a and b in FP4"):
         deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (b, b_scale), d, recipe_a=(1, 32), recipe_b=(1, 32))
@@ -511,5 +468,8 @@ def test_refusals_of_fp4(on_blackwell: None) -> None:
         deep_gemm.fp8_fp4_gemm_nt((a, a_scale), (b, b_scale * 1.5), d, **FP4_RECIPE)
     with pytest.raises(NotImplementedError, match="b: expected K-major and contiguous"):
         deep_gemm.fp8_fp4_gemm_nn((a, a_scale), (b.mT.contiguous(), b_scale.mT), d, **FP4_RECIPE)
+    for recipe in ((1, 1, 32), (1, 1, 128)):
+        with pytest.raises(NotImplementedError, match="with gaps in heads expected"):
+            deep_gemm.fp8_gemm_nt_skip_head_mid((a, a_scale), (a, a_scale), d, (8, 0, 8), recipe=recipe)
     with pytest.raises(NotImplementedError, match="with b in FP4 expected"):
         deep_gemm.fp8_gemm_nt_skip_head_mid((a, a_scale), (b, b_scale), d, (8, 0, 8))

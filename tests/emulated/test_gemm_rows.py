@@ -17,7 +17,7 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
 MATRIX = [variant for variant in load(ROOT / "kernels.yaml").variants if variant.arch in ARCHS]
-OF_FP4 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0")  # beside bytes, on Blackwell
+OF_32 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4")  # of K a scale, on Blackwell
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -27,7 +27,7 @@ pytestmark = [
 
 def variants(
     form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
-    formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", *OF_FP4, "bf16", "bf16_nn"),
+    formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", *OF_32, "bf16", "bf16_nn"),
 ) -> pytest.MarkDecorator:  # fmt: skip
     """Of a form of rows, in every format and the majors of groups."""
     families = [form.replace("*", f"_{fmt}") for fmt in formats]
@@ -112,7 +112,7 @@ def test_masked(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     run(variant, problem, gemm_problem.masked(problem, rows))
 
 
-@variants("gemm*", formats=("fp8", "fp8_mxfp4", *OF_FP4, "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
+@variants("gemm*", formats=("fp8", "fp8_mxfp4", *OF_32, "bf16", *(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0")
                                              for letters in ("nn", "tt", "tn"))))  # fmt: skip
 def test_dense(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A tile and a few rows, 16 where they are a pitch of TMA; of a split K, shares of several blocks and of none."""
@@ -215,7 +215,7 @@ def test_k_groups(
         assert (out.array[m : 2 * m] == 0).all()
 
 
-@variants("gemm*", formats=("fp8", "fp8_ue8m0", *OF_FP4, "bf16"))
+@variants("gemm*", formats=("fp8", "fp8_ue8m0", *OF_32, "bf16"))
 def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """One row, 8 columns, as few of K as there may be; a column tile of which 8 are there; K of one step more than a
     block."""
@@ -278,7 +278,7 @@ def test_scales_that_are_no_ordinary_numbers(tile: str, packs: list[str] | None,
     reference.check_within(out[~is_nan][None].astype(np.float64), value[~is_nan][None], bound[~is_nan][None])
 
 
-@variants("gemm*", ("f32",), formats=("fp8_ue8m0", *OF_FP4))
+@variants("gemm*", ("f32",), formats=("fp8_ue8m0", *OF_32))
 def test_a_nan_ue8m0_scale_reaches_its_row_alone(
     variant: Variant, packs: list[str] | None, rng: np.random.Generator
 ) -> None:

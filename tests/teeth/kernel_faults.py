@@ -14,8 +14,10 @@ import kernel_faults_fp8_swiglu
 import kernel_faults_majors
 import kernel_faults_mx
 import kernel_faults_mx_swiglu
+import kernel_faults_mxfp8_rows
 import kernel_faults_packed
 import kernel_faults_rows
+import kernel_faults_scales
 import kernel_faults_schedule
 import kernel_faults_split_k
 import kernel_faults_ue8m0_mxfp4
@@ -29,8 +31,10 @@ CAUGHT = [
     *kernel_faults_majors.CAUGHT,
     *kernel_faults_mx.CAUGHT,
     *kernel_faults_mx_swiglu.CAUGHT,
+    *kernel_faults_mxfp8_rows.CAUGHT,
     *kernel_faults_packed.CAUGHT,
     *kernel_faults_rows.CAUGHT,
+    *kernel_faults_scales.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
     *kernel_faults_split_k.CAUGHT,
     *kernel_faults_ue8m0_mxfp4.CAUGHT,

@@ -31,6 +31,7 @@ import mx_swiglu
 import numpy as np
 import pytest
 import reference
+import scale_layouts
 import schedules
 from raw_buffer import RawBuffer
 from swiglu_reference import Settings, swiglu_reference
@@ -368,6 +369,15 @@ def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: ob
     outputs.rows(context).verify(*data.expected(settings), settings.scale_rounding, context)
 
 
+def _launch_scales(problem: Problem, context: str, family: str, prefetch: str, **options: object) -> None:
+    """Whatever the problem, all that is awkward: no scale is multiplied with."""
+    case = scale_layouts.AWKWARD[family](np.random.default_rng(0))
+    out = case.output()
+    inputs = {name: RawBuffer.of(array) for name, array in case.inputs.items()}
+    loader.launch(family, **inputs, out=RawBuffer.of(out), **case.scalars, **options)
+    case.verify(out, context)
+
+
 def _output(problem: Problem, rows: int, variant: str, **_: object) -> reference.GuardedOutput:
     return reference.GuardedOutput(rows, problem.n, variant.rpartition("_")[2])
 
@@ -386,6 +396,7 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
              **{family: functools.partial(_launch_rows, family=family)
                 for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8", "gemm_bf16_nn")},
              "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
+             **{family: functools.partial(_launch_scales, family=family) for family in scale_layouts.AWKWARD},
              **{family: functools.partial(_launch_k_groups, family=family)
                 for family in ("k_grouped_bf16_tn", "k_grouped_fp8_nt", "k_grouped_fp8_ue8m0_tn")},
              **{family: functools.partial(_launch_grouped, family=family)

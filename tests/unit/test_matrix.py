@@ -187,7 +187,8 @@ def test_families_with_common_kernels(tmp_path):
 
 @pytest.mark.parametrize("base", ["grouped_fp8", "grouped_fp8_mxfp4", "grouped_bf16", "grouped_bf16_nn",
                                   "grouped_fp8_ue8m0", "grouped_fp8_ue8m0_nn", "grouped_fp8_ue8m0_mxfp4",
-                                  "grouped_mxfp4_fp8_ue8m0"])  # fmt: skip
+                                  "grouped_mxfp4_fp8_ue8m0", "grouped_mxfp8_rows",
+                                  "grouped_mxfp8_rows_mxfp4"])  # fmt: skip
 def test_forms_of_rows_have_the_same_kernels(base):
     """Same sources, so each is compiled once."""
     renderer = Renderer(ROOT / "templates", "any", FLAGS)
