@@ -18,7 +18,6 @@ from generator.matrix import Variant, load
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = [variant for variant in load(ROOT / "kernels.yaml").variants
          if variant.arch in ("100a", "120a") and variant.axes.get("splits", 1) > 1]  # fmt: skip
-HEADS = {"head_width": 64, "head_left": 16, "head_gap": 0}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -41,11 +40,10 @@ def inputs_and_check(
         blocks = reference.grouped_problem(rng, [rows], n, k, formats=operands, wide=operands is not reference.NVFP4)
         expected = reference.grouped_reference(blocks)
         return schedules.dense_inputs(blocks), lambda out, context: reference.verify(blocks, expected, out, context)
-    _, fmt, letters, _ = gemm_problem.named(variant.family.removesuffix("_heads"))
+    _, fmt, letters, _ = gemm_problem.named(variant.family)
     problem = gemm_problem.gemm_problem(rng, fmt, [rows], n, k)
     inputs, places = gemm_problem.dense(problem)
-    buffers = gemm_problem.buffers(gemm_problem.in_majors(inputs, letters))
-    return (buffers | HEADS if variant.family.endswith("_heads") else buffers,
+    return (gemm_problem.buffers(gemm_problem.in_majors(inputs, letters)),
             lambda out, context: gemm_problem.verify(problem, places, out, rows, "as before", context))  # fmt: skip
 
 
