@@ -22,9 +22,9 @@ TORCH_TYPES = {
 }  # fmt: skip
 SIZES = {
     "M": 16, "Mmax": 2, "R": 2, "T": 2, "TOPK": 1, "E": 1, "G": 1, "P": 2, "S": 128, "K": 128, "N": 64, "I": 64,
-    "H": 64,
+    "H": 64, "C": 4, "W": 1, "row_block": 1,
 }  # fmt: skip
-NUMBERS = {"head_width": 32, "head_left": 16, "head_gap": 8}  # that have no default
+NUMBERS = {"head_width": 32, "head_left": 16, "head_gap": 8, "M": 16}  # that have no default
 # Integers that are not all zero: one expert has both rows, in their order.
 INTEGERS = {"expert_offsets": [0, 2], "mask": [2], "row_of_slot": [0, 1], "slot_of_row": [0, 1]}
 WORDS = {"global_scale_kind": "decode", "intermediate": "bf16"}

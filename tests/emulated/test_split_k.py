@@ -28,7 +28,8 @@ pytestmark = [
 def depth_of(variant: Variant, stages: int) -> int:
     """K of so many stages, of which the last is not whole where K may end within one."""
     known = variant.axes | variant.constants
-    return stages * known["block_k"] - (0 if "fp8" in variant.family and "mxfp4" in variant.family else 32)
+    whole = "mxfp8_rows" in variant.family or ("fp8" in variant.family and "mxfp4" in variant.family)
+    return stages * known["block_k"] - (0 if whole else 32)
 
 
 def inputs_and_check(

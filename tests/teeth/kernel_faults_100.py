@@ -215,7 +215,7 @@ ACCUMULATORS = planted(
         ("half of tensor memory", "tcgen05::allocate<tcgen05::kNumColumns>", "tcgen05::allocate<256>"),
         (
             "no fence after the barrier",
-            "accumulator.parity);\n            tcgen05::fence_after_sync();",
+            "accumulator.parity);\n                tcgen05::fence_after_sync();",
             "accumulator.parity);",
         ),
         (

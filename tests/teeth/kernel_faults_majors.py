@@ -97,8 +97,10 @@ CAUGHT += planted(
     kernel("100a", "k_grouped_bf16_tn"),
     OF_K,
     [
-        ("no zeros for a group without k", "if constexpr (Rows::kDividesK) store_zeros(output, num_rows);", ""),
-        ("products of a group without k", "if constexpr (Rows::kDividesK) return tile.k_begin < tile.k_end;", ""),
+        ("no zeros for a group without k",
+         "if constexpr (Rows::kDividesK || kSplits > 1) store_zeros(taker, num_rows);", ""),
+        ("products of a group without k",
+         "if constexpr (Rows::kDividesK || kSplits > 1) return tile.k_begin < tile.k_end;", ""),
         ("mn-major token panels without a distance", "kTokensMnMajor ? PANEL_BYTES : 0", "0", {"file": UMMA}),
         ("mn-major tokens not said", "static_cast<uint32_t>(Operands::TOKENS_MN_MAJOR) << 16", "0", {"file": TCGEN05}),
     ],
@@ -134,7 +136,8 @@ CAUGHT += planted(
         ("scales of tokens that are neighbours", "(warp_m * MMA_N + column) * kPair",
          "warp_m * MMA_N * kPair + column", {"file": SLOTS}),
         ("second 64 tokens where the first are", "step * Operands::STEP_K, j / 2 * 64)", "step * Operands::STEP_K, 0)"),
-        ("a group without k waits for a stage", "if (!Rows::kDividesK || tiles.tile().k_begin < tiles.tile().k_end)",
-         "", {"file": SM120}),
+        ("a group without k waits for a stage",
+         "if ((!Rows::kDividesK && Schedule::kSplits == 1) || tiles.tile().k_begin < tiles.tile().k_end)", "",
+         {"file": SM120}),
     ],
 )  # fmt: skip
