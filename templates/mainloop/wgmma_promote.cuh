@@ -150,12 +150,11 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
 
         // Blocks at a time, by the registers of their sums, and by the stages that there are. Nothing runs from one batch
         // into the next: the compiler would wait for each product if one ran around a loop.
-        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : Base::kColumns <= 128 ? 2 : 1;
+        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : 2;
         static_assert(kTiles > 1 || kNumStages >= kBatch, "a block is loaded before the first one of its batch is over");
 
         __device__ __forceinline__ void multiply_in_batches(Sums& sums, const BlockScales& weights, int block, int end) {
-            if constexpr (kBatch > 1)
-                for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
+            for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
             for (; block < end; ++block) multiply_blocks<1>(sums, weights, block);
         }
 
