@@ -45,6 +45,11 @@ struct SplitKSm100 {
               empty_(shared.empty[warp]),
               rank_(cluster::rank()),
               lane_(threadIdx.x % 32) {}
+        // Behind it nobody arrives on barriers of this CTA any more.
+        __device__ __forceinline__ ~Warp() {
+            for (int to = 0; to < kSplits; ++to)
+                if (to != rank_) cluster::wait_on(&empty_[to], parity(to) ^ 1);
+        }
 
         template <class Output>
         __device__ __forceinline__ Warp& begin(const Output&, int num_tokens) {

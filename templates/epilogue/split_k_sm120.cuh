@@ -33,6 +33,10 @@ struct SplitKSm120 {
     class Warp {
     public:
         __device__ __forceinline__ explicit Warp(Storage& shared) : shared_(shared), rank_(cluster::rank()) {}
+        // Behind it nobody arrives on barriers of this CTA any more.
+        __device__ __forceinline__ ~Warp() {
+            if (rank_ != warp_index() % kSplits) cluster::wait_on(&shared_.empty[warp_index()], parity_ ^ 1);
+        }
 
         // Whether the accumulators are the sums of all CTAs now, which this warp has to store.
         __device__ __forceinline__ bool collect(Accumulators& accumulators, const schedule::Tile& tile) {

@@ -46,6 +46,10 @@ struct SplitKSm90 {
     public:
         __device__ __forceinline__ Consumer(Storage& shared, const Params& params)
             : shared_(shared), store_(shared.store, params), rank_(cluster::rank()) {}
+        // Behind it nobody arrives on barriers of this CTA any more.
+        __device__ __forceinline__ ~Consumer() {
+            cluster::wait_on(&shared_.empty[thread_index_again() / 32 - 4], parity_ ^ 1);
+        }
 
         __device__ __forceinline__ void finish(const float (&accumulators)[1][kSplits * kSums],
                                                const schedule::Tile& tile) {

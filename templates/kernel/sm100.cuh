@@ -86,8 +86,7 @@ struct Sm100 {
         __syncthreads();
         if (warp == kTensorMemoryWarp) tcgen05::free<tcgen05::kNumColumns>(shared.tensor_memory);
         if constexpr (kSplits > 1) {
-            if (warp >= kNumEpilogueWarps) cluster::wait();
-            cluster::sync();  // nobody arrives on barriers of this CTA any more
+            if (warp >= kNumEpilogueWarps) cluster::wait();  // as those did who store
         }
     }
 

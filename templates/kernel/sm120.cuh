@@ -52,7 +52,7 @@ struct Sm120 {
             allow_next_grid();
         }
         Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
-        if constexpr (Schedule::kSplits > 1) cluster::arrive();     // its barriers are there
+        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
 
         if (warp_index() < kNumConsumerWarps) {
             if constexpr (kMoveRegisters) registers::increase<kConsumerRegisters>();
@@ -64,8 +64,7 @@ struct Sm120 {
                           mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
         }
         if constexpr (Schedule::kSplits > 1) {
-            if (warp_index() >= kNumConsumerWarps) cluster::wait();
-            cluster::sync();  // nobody arrives on barriers of this CTA any more
+            if (warp_index() >= kNumConsumerWarps) cluster::wait();  // as those did who store
         }
     }
 

@@ -74,8 +74,7 @@ struct Sm90 {
             }
         }
         if constexpr (Schedule::kSplits > 1) {
-            if (warp < 4) cluster::wait();
-            cluster::sync();  // nobody arrives on barriers of this CTA any more
+            if (warp < 4) cluster::wait();  // as those did who store
         }
     }
 

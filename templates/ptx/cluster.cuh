@@ -12,20 +12,15 @@ __device__ __forceinline__ uint32_t rank() {
     return rank;
 }
 
-// Of all threads of the cluster; whole warps call them, in turn.
+// Of all threads of the cluster; whole warps call them, in turn. What was written before is seen behind it if it was
+// fenced, as barriers are by mbarrier::fence_init().
 __device__ __forceinline__ void arrive() {
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void wait() {
     __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// Like __syncthreads(), of all CTAs of the cluster.
-__device__ __forceinline__ void sync() {
-    arrive();
-    wait();
 }
 
 // The place in the CTA `rank` of what is at `pointer` in this one.
@@ -42,9 +37,9 @@ __device__ __forceinline__ void store_async(uint32_t place, uint32_t barrier, fl
                  : "memory");
 }
 
-// On a barrier of any CTA.
+// On a barrier of any CTA, after what this thread has read. A release of the cluster's scope would wait for all memory.
 __device__ __forceinline__ void arrive_on(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // Waits for what other CTAs did before they arrived.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from kernel_fault import planted
 from planting import Kernel, Problem
 
-SPLIT, GROUPED, KERNEL = "epilogue/split_k_sm90.cuh", "schedule/grouped.cuh", "kernel/sm90.cuh"
+SPLIT, GROUPED = "epilogue/split_k_sm90.cuh", "schedule/grouped.cuh"
 SPLIT_FP8 = Kernel("90a", "m64n128s4_f32", "gemm_fp8")
 OTHERS = {"file": "epilogue/sums_of_others.cuh"}
 WAIT_FOR_ROOM = "            cluster::wait_on(&shared_.empty[warp], parity_ ^ 1);\n"
-END = "            cluster::sync();  // nobody arrives on barriers of this CTA any more\n"
+LEFT = "split CTA gone before the others are done"
 TILES = Problem((67,), 264, 784)  # more than one of a cluster; K of the last share is short
 
 ONE_PLACE = ("from < to ? from : from - 1", "from > 0 ? from - 1 : 0", OTHERS)
@@ -31,7 +31,7 @@ HOPPER = planted(
         ("split sums of one CTA left out", *FEWER_SUMS),
         ("split rows of the last part past the matrix", "min(Part::BLOCK_M, tile.num_stored - first)", "Part::BLOCK_M"),
         ("split part of the first CTA stored by all", "tile.row += first;", ""),
-        ("split CTA gone before the others are done", END, "", {"file": KERNEL}),
+        (LEFT, "cluster::wait_on(&shared_.empty[thread_index_again() / 32 - 4], parity_ ^ 1);", ""),
     ],
 )
 
@@ -40,6 +40,8 @@ SM100, SM120 = Kernel("100a", "m64n128k256s4_f32", "gemm_fp4"), Kernel("120a", "
 FOUR_100, FOUR_120 = (Problem((rows,), 136, 1120, gaps=False) for rows in (67, 35))
 ARRIVE_ALL = "if (lane{0} < kSplits && lane{0} != rank_) cluster::arrive_on(cluster::place_in(lane{0}, {1}));"
 PHASES = "parities_ ^= (1u << "
+OTHERS_SEND = "others_.send(sums,"
+ROOM_100 = f"cluster::wait_on(&empty_[to], parity(to) ^ 1);\n                {OTHERS_SEND}"
 
 
 def of_kernel(kernel: str) -> list[tuple]:
@@ -54,7 +56,6 @@ def of_kernel(kernel: str) -> list[tuple]:
         ("split share reaches to the end", "min(tile.k_end, tile.k_begin + share)", "tile.k_end", {"file": GROUPED}),
         ("split CTA begins before the others", begin(schedule, "wait"), "", file),
         ("split CTA never says that it is there", begin(schedule, "arrive"), "", file),
-        ("split CTA gone before the others are done", END, "", file),
     ]
 
 
@@ -65,7 +66,8 @@ BLACKWELL = [
         FOUR_100,
         [
             *of_kernel("sm100"),
-            ("split sums overwritten before they are read", "cluster::wait_on(&empty_[to], parity(to) ^ 1);", ""),
+            ("split sums overwritten before they are read", ROOM_100, OTHERS_SEND),
+            (LEFT, "if (to != rank_) cluster::wait_on(&empty_[to], parity(to) ^ 1);", "{}"),
             ("split sums read before they are there", "cluster::wait_on(full_, parity(rank_));", ""),
             ("split sums of no token waited for", "lane_ == 0 && first() < num_tokens", "lane_ == 0"),
             ("split tokens of the first CTA kept", "if (begin == first())", "if (begin == 0)"),
@@ -113,6 +115,7 @@ BLACKWELL = [
         [
             *of_kernel("sm120"),
             ("split sums overwritten before they are read", "cluster::wait_on(&shared_.empty[warp], parity_ ^ 1);", ""),
+            (LEFT, "cluster::wait_on(&shared_.empty[warp_index()], parity_ ^ 1);", "{}"),
             ("split sums read before they are there", "cluster::wait_on(full, parity_);", ""),
             ("split warps of one CTA store alone", "storing = warp % kSplits;", "storing = 0;"),
             ("split sums stored by all", "return rank_ == storing;", "return true;"),
