@@ -157,7 +157,7 @@ class Target(Model):
     exclude: list[dict[Name, AxisValue]] = []
     name: str
     constants: dict[Name, Expr] = {}
-    parameters: Annotated[list[Parameter], Field(min_length=1)] | None = None
+    parameters: list[Parameter] = []  # behind those of the family
     launch: Launch
     cost: Expr | None = None
     flags: list[str] = []

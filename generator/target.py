@@ -74,9 +74,12 @@ class TargetExpander:
         self.where = f"{family.where}.targets.{name}"
         self.matched = family.family.select.match
         self.keys = self._axis_keys()
-        own = target.parameters is not None
-        self.parameters = target.parameters if own else family.family.parameters
-        self.parameters_where = f"{self.where if own else family.where}.parameters"
+        lists = ((family.where, family.family.parameters), (self.where, target.parameters))
+        self.parameters = [
+            (f"{where}.parameters[{index}]", parameter)
+            for where, parameters in lists
+            for index, parameter in enumerate(parameters or ())
+        ]
 
     def expand(self) -> list[Variant]:
         if not (self._check_axes() & self._check_names()):
@@ -175,7 +178,7 @@ class TargetExpander:
         for index, value in enumerate(target.launch.grid):
             ok &= check(f"{where}.launch.grid[{index}]", value, runtime)
         ok &= check(f"{where}.cost", target.cost, runtime | self.parent.features)
-        if self.parameters is None:
+        if not self.parameters:
             self.problems.add(where, "no parameters: neither the target nor its family lists them")
             return False
         return self._check_parameters(static, runtime) and ok
@@ -188,8 +191,7 @@ class TargetExpander:
 
     def _check_parameters(self, static: set[str], runtime: set[str]) -> bool:
         ok, seen = True, set()
-        for index, parameter in enumerate(self.parameters):
-            at = f"{self.parameters_where}[{index}]"
+        for at, parameter in self.parameters:
             kind, name = _kind_and_name(parameter)
             if name in seen:
                 self.problems.add(f"{at}.{kind}", f"duplicate name {name!r}")
@@ -298,11 +300,10 @@ class TargetExpander:
 
     def _pack_parameters(self, values: Mapping[str, Any], variant: str) -> tuple[list[dict[str, Any]], int]:
         """The parameter list in manifest form with C offsets, and the size of the buffer in bytes."""
-        abi = [_size_and_alignment(parameter) for parameter in self.parameters]
+        abi = [_size_and_alignment(parameter) for _, parameter in self.parameters]
         offsets, parameter_bytes = layout(abi)
         packed = []
-        for index, parameter in enumerate(self.parameters):
-            at = f"{self.parameters_where}[{index}]"
+        for index, (at, parameter) in enumerate(self.parameters):
             kind, name = _kind_and_name(parameter)
             entry: dict[str, Any] = {"kind": kind, "name": name, "offset": offsets[index], "size": abi[index][0]}
             if kind == "pointer":

@@ -166,10 +166,18 @@ def test_which_shape_gives_a_dimension(entry, dimension):
     assert [name for _, name in order if name] == ([dimension] if dimension else [])
 
 
-def test_a_target_may_replace_the_parameters(tmp_path):
-    """The family's list is the default of its targets."""
+def test_a_target_may_have_more_parameters(tmp_path):
+    """They follow those of the family."""
+    own = edited({"targets.hopper.parameters": [{"pointer": "again", "argument": "y"}]})
+    for variant in expand(tmp_path, {"f": own}).variants:
+        assert [p["name"] for p in variant.parameters] == ["factor", "x_map", "y", "again"]
+        assert variant.parameter_bytes == variant.parameters[-1]["offset"] + 8
+
+
+def test_a_parameter_of_a_target_is_none_of_its_family(tmp_path):
     own = edited({"targets.hopper.parameters": [{"pointer": "y"}]})
-    assert {v.parameter_bytes for v in expand(tmp_path, {"f": own}).variants} == {8}
+    with pytest.raises(MatrixError, match=r"families.f.targets.hopper.parameters\[0\].pointer: duplicate name 'y'"):
+        expand(tmp_path, {"f": own})
 
 
 def test_families_with_common_kernels(tmp_path):
