@@ -1,7 +1,8 @@
 // out = alpha * sums + bias from the accumulators of wgmma, whose rows are rows of out; zeros in rows of padding.
 //
-// A warp has 16 rows, of which 64 are those of both warpgroups: then each has half of the columns. It brings a few columns
-// at a time in order in shared memory and stores 16-byte vectors.
+// A warp has 16 rows. At most 64 are those of both warpgroups: then each has half of the columns. It brings 128 bytes of
+// each row at a time in order in shared memory, as the 128-byte swizzle has them. A whole box goes from there by TMA, while
+// the warp goes on; a part of one in vectors of 16 bytes.
 #pragma once
 #include <stdint.h>
 
@@ -11,23 +12,29 @@
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/stmatrix.cuh"
+#include "ptx/tma.cuh"
 #include "schedule/tile.cuh"
 
 namespace epilogue {
 
+// Config::kStoreBuffers: boxes of a warp that are on their way at once.
 template <class Config, class Out>
 struct StoreRowsSm90 {
     static constexpr int kNumConsumerWarps = 8;
     static constexpr int kNumWarps = 0;  // of its own
-    static constexpr int kVector = 16 / sizeof(Out);
-    static constexpr bool kSharesRows = Config::BLOCK_M == 64;
-    static constexpr int kOwnColumns = Config::BLOCK_N / (kSharesRows ? 2 : 1);              // of a warpgroup
-    static constexpr int kColumns = kOwnColumns < 8 * kVector ? kOwnColumns : 8 * kVector;  // staged at a time
-    static constexpr int ROW_BYTES = 128 + 16;                                // the pad keeps rows off others' banks
+    static constexpr int kRows = 16, kBoxColumns = 128 / sizeof(Out), kVector = 16 / sizeof(Out);
+    static constexpr int kBuffers = Config::kStoreBuffers;
+    static constexpr bool kSharesRows = Config::BLOCK_M <= 64;
+    static constexpr int kOwnColumns = Config::BLOCK_N / (kSharesRows ? 2 : 1);  // of a warpgroup
+    static constexpr bool kHasBoxes = kOwnColumns >= kBoxColumns;
+    // Vectors are the exception where there are boxes, so they may be slow rather than long.
+    static constexpr int kUnrolledVectors = kHasBoxes ? 1 : kRows / 4;
 
-    using Params = StoreParams<Out>;
-    struct alignas(16) Storage {
-        uint8_t staging[kNumConsumerWarps][16 * ROW_BYTES];
+    struct Params : StoreParams<Out> {
+        const tma::TensorMap* map;  // of out, or null
+    };
+    struct alignas(1024) Storage {  // where the swizzle repeats
+        uint8_t boxes[kNumConsumerWarps][kBuffers][kRows * 128];
     };
     __device__ __forceinline__ static void init(Storage&) {}
 
@@ -35,6 +42,9 @@ struct StoreRowsSm90 {
     class Consumer {
     public:
         __device__ __forceinline__ Consumer(Storage& shared, const Params& params) : shared_(shared), params_(params) {}
+        __device__ __forceinline__ ~Consumer() {
+            if constexpr (kHasBoxes) tma::wait_until_read<0>();
+        }
 
         // Of each tile of a warpgroup kSums.
         template <int kTiles, int kSums>
@@ -52,59 +62,76 @@ struct StoreRowsSm90 {
         template <bool kAdds, int kTiles, int kSums>
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
-            const int first_row = (kSharesRows ? warp % 4 : warp) * 16;
+            const int first_row = (kSharesRows ? warp % 4 : warp) * kRows;
             const int first_column = tile.column + (kSharesRows ? warp / 4 * kOwnColumns : 0);
             const int num_rows = tile.num_rows - first_row, num_stored = tile.num_stored - first_row;
-            const int num_columns = params_.num_columns, stride = params_.stride();
             const float alpha = params_.factor(tile.batch);
             const float* const bias =
-                params_.bias == nullptr ? nullptr : params_.bias + static_cast<int64_t>(tile.batch) * num_columns;
-            // Of a lane: vector lane % 8 of rows lane / 8, and every fourth one below.
-            const int vector_row = lane / 8, part = lane % 8 * kVector;
-            uint8_t* const staging = shared_.staging[warp];
-            uint4* const place = reinterpret_cast<uint4*>(staging + vector_row * ROW_BYTES + lane % 8 * 16);
-            Out* const out = params_.out + static_cast<int64_t>(tile.row + first_row + vector_row) * stride;
+                params_.bias == nullptr ? nullptr : params_.bias + int64_t(tile.batch) * params_.num_columns;
 #pragma unroll
-            for (int first = 0; first < kOwnColumns; first += kColumns) {
-                const int column = first_column + first;
-                const bool exists = part < kColumns && column + part < num_columns;
-                Out* const own = out + params_.heads.place(column + part);
+            for (int first = 0; first < kOwnColumns; first += kBoxColumns) {
+                const int count = kOwnColumns - first < kBoxColumns ? kOwnColumns - first : kBoxColumns;
+                const int column = first_column + first, end = min(count, params_.num_columns - column);
+                uint8_t* const box = shared_.boxes[warp][first / kBoxColumns % kBuffers];
+                if constexpr (kHasBoxes) tma::wait_until_read<kBuffers - 1>();
+                __syncwarp();
+                Out* const out = params_.out + int64_t(tile.row + first_row) * params_.stride();
                 if (kAdds && params_.accumulate) {
-#pragma unroll
-                    for (int row = 0; row < 16; row += 4)
-                        place[row * ROW_BYTES / 16] = exists && row + vector_row < num_rows
-                                                          ? *reinterpret_cast<uint4*>(own + row * int64_t(stride))
-                                                          : uint4{};
+                    each_vector(lane, [&](int row, int part) {
+                        if (part < end)
+                            place(box, row, part) = row < num_rows ? *vector_of(out, row, column + part) : uint4{};
+                    });
                     __syncwarp();
                 }
-                const float* const sums = &accumulators[first / 2 / kSums][first / 2 % kSums];
-                if constexpr (kAdds || sizeof(Out) != 2 || kColumns % 16 != 0)
-                    stage<kAdds>(staging, sums, alpha, bias, column, lane);
-                else stage_matrices(staging, sums, alpha, lane);
+                const auto sum = [&](int i) { return accumulators[(first / 2 + i) / kSums][(first / 2 + i) % kSums]; };
+                if constexpr (kAdds || sizeof(Out) != 2 || kOwnColumns % 16 != 0)
+                    stage<kAdds>(box, sum, alpha, bias, column, count, lane);
+                else stage_matrices(box, sum, alpha, count, lane);
+                if constexpr (kHasBoxes) mbarrier::fence_async_proxy();
                 __syncwarp();
-#pragma unroll
-                for (int row = 0; row < 16; row += 4)
-                    if (exists && row + vector_row < num_stored)
-                        *reinterpret_cast<uint4*>(own + row * int64_t(stride)) =
-                            row + vector_row < num_rows ? place[row * ROW_BYTES / 16] : uint4{};
-                __syncwarp();
+                if (count == kBoxColumns && params_.map != nullptr && num_rows >= kRows) {
+                    if (lane == 0 && end > 0)
+                        tma::store_2d(params_.map, box, column * int(sizeof(Out)), tile.row + first_row);
+                } else {
+                    each_vector(lane, [&](int row, int part) {
+                        if (row < num_stored && part < end)
+                            *vector_of(out, row, column + part) = row < num_rows ? place(box, row, part) : uint4{};
+                    });
+                }
+                if constexpr (kHasBoxes) tma::commit_stores();
             }
         }
 
-        // kColumns columns of the warp's rows, from `column` on.
-        template <bool kAdds>
-        __device__ __forceinline__ void stage(uint8_t* staging, const float* sums, float alpha, const float* bias,
-                                              int column, int lane) const {
-            Pair* const pairs = reinterpret_cast<Pair*>(staging + lane / 4 * ROW_BYTES) + lane % 4;
+        // Calls with every row and every first column of a vector of a box that a lane has.
+        template <class Function>
+        __device__ __forceinline__ static void each_vector(int lane, const Function& function) {
+#pragma unroll kUnrolledVectors
+            for (int row = 0; row < kRows; row += 4) function(row + lane / 8, lane % 8 * kVector);
+        }
+        // In a row of a box, 16 bytes are where the swizzle puts them.
+        __device__ __forceinline__ static uint4& place(uint8_t* box, int row, int part) {
+            return reinterpret_cast<uint4*>(box)[row * 8 + (part / kVector ^ row % 8)];
+        }
+        __device__ __forceinline__ uint4* vector_of(Out* out, int row, int column) const {
+            return reinterpret_cast<uint4*>(out + row * int64_t(params_.stride()) + params_.heads.place(column));
+        }
+
+        // `count` columns of the warp's rows, from `column` on.
+        template <bool kAdds, class Sum>
+        __device__ __forceinline__ void stage(uint8_t* box, const Sum& sum, float alpha, const float* bias, int column,
+                                              int count, int lane) const {
 #pragma unroll
-            for (int i = 0; i < kColumns / 2; i += 2) {  // sums i and i + 1 are neighbours
-                Pair& pair = pairs[i / 2 % 2 * 8 * (ROW_BYTES / sizeof(Pair)) + i / 4 * 4];
-                float low = alpha * sums[i], high = alpha * sums[i + 1];
+            for (int i = 0; i < kBoxColumns / 2; i += 2) {  // sums i and i + 1 are neighbours
+                if (2 * i >= count) break;
+                const int row = lane / 4 + i / 2 % 2 * 8, own_column = i / 4 * 8 + lane % 4 * 2;
+                Pair& pair = *reinterpret_cast<Pair*>(reinterpret_cast<Out*>(&place(box, row, own_column)) +
+                                                      own_column % kVector);
+                float low = alpha * sum(i), high = alpha * sum(i + 1);
                 if constexpr (kAdds) {
-                    const int own_column = column + i / 4 * 8 + lane % 4 * 2;
-                    const float2 biases = bias::load_pair(bias, own_column, own_column < params_.num_columns);
-                    low = bias::apply(alpha, sums[i], biases.x);
-                    high = bias::apply(alpha, sums[i + 1], biases.y);
+                    const float2 biases =
+                        bias::load_pair(bias, column + own_column, column + own_column < params_.num_columns);
+                    low = bias::apply(alpha, sum(i), biases.x);
+                    high = bias::apply(alpha, sum(i + 1), biases.y);
                     if (params_.accumulate) {
                         low += static_cast<float>(pair.low);
                         high += static_cast<float>(pair.high);
@@ -115,16 +142,18 @@ struct StoreRowsSm90 {
         }
 
         // The same without anything to add, four matrices of eight rows and eight columns at once, the rows first.
-        __device__ __forceinline__ static void stage_matrices(uint8_t* staging, const float* sums, float alpha,
+        template <class Sum>
+        __device__ __forceinline__ static void stage_matrices(uint8_t* box, const Sum& sum, float alpha, int count,
                                                               int lane) {
-            const uint32_t place = mbarrier::shared_address(staging + lane % 16 * ROW_BYTES + lane / 16 * 16);
+            const uint32_t row = mbarrier::shared_address(box + lane % 16 * 128);
 #pragma unroll
-            for (int i = 0; i < kColumns / 2; i += 8) {
+            for (int i = 0; i < kBoxColumns / 2; i += 8) {
+                if (2 * i >= count) break;
                 uint32_t pairs[4];
 #pragma unroll
                 for (int m = 0; m < 4; ++m)
-                    pairs[m] = output::pack<Out>(alpha * sums[i + 2 * m], alpha * sums[i + 2 * m + 1]);
-                stmatrix::store(place + i / 8 * 32, pairs);
+                    pairs[m] = output::pack<Out>(alpha * sum(i + 2 * m), alpha * sum(i + 2 * m + 1));
+                stmatrix::store(row + ((i / 4 + lane / 16 ^ lane % 8) << 4), pairs);
             }
         }
 

@@ -2,8 +2,8 @@
 //
 // Few tokens are the columns of the instruction, and weights its 64 rows. Many are the rows (Config::kTokenRows), 64 a
 // warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands; and a
-// tile may have fewer weights than 128, where more CTAs are to read them. Of 64 tokens both warpgroups take all, and
-// every other kWeightColumns of the weights.
+// tile may have fewer weights than 128, where more CTAs are to read them. Of 64 tokens or less both warpgroups take all,
+// and half of the weights each. Of less than 64 the other rows of the instruction are zeros from the start.
 //
 // bf16 may be MN-major. A tile lies as it does in K-major order then, 8192 bytes for 64 rows.
 #pragma once
@@ -27,7 +27,8 @@ struct SharedOperands {
     static constexpr bool kTokenRows = Config::kTokenRows;
     static constexpr bool kTokensMnMajor = Config::kTokensMnMajor, kWeightsMnMajor = Config::kWeightsMnMajor;
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
-    static constexpr bool kSharesTokens = kTokenRows && BLOCK_M == 64;
+    static constexpr bool kSharesTokens = kTokenRows && BLOCK_M <= 64;
+    static constexpr int kTokenSpace = kSharesTokens ? 64 : BLOCK_M;  // rows of a stage
     // Of a warpgroup.
     static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / (kSharesTokens ? 2 : 1) : BLOCK_N / 128;
     static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
@@ -37,13 +38,13 @@ struct SharedOperands {
     static_assert(kTokenRows ? kTiles * kColumns * (kSharesTokens ? 2 : 1) == BLOCK_N : BLOCK_N % 128 == 0,
                   "every column is one warpgroup's");
     static_assert(!kWeightsMnMajor || BLOCK_N % 64 == 0, "a box has 64 weights");
-    static_assert(!kTokenRows || BLOCK_M == 128 || BLOCK_M == 64, "a warpgroup multiplies 64 rows");
+    static_assert(!kTokenRows || BLOCK_M == 128 || BLOCK_M <= 64, "a warpgroup multiplies 64 rows");
     static_assert(!kTokensMnMajor || BLOCK_M % 64 == 0, "a box has 64 tokens");
     static_assert(!(kTokensMnMajor || kWeightsMnMajor) || Element::kBytes == 2, "wgmma transposes 16-bit types alone");
 
     struct Storage {  // aligned to 1024 bytes, where the swizzle repeats
         uint8_t weights[kNumStages][BLOCK_N * ROW_BYTES];
-        uint8_t tokens[kNumStages][BLOCK_M * ROW_BYTES];
+        uint8_t tokens[kNumStages][kTokenSpace * ROW_BYTES];
         mbarrier::Barrier full[kNumStages], empty[kNumStages];
     };
     using Sums = float[kColumns / 2];
@@ -83,7 +84,9 @@ struct SharedOperands {
                                       : kTokenRows  ? 0
                                                     : warpgroup() * kTiles * kWarpgroupBytes)),
               tokens_(wgmma::advance(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor),
-                                     kTokenRows && !kSharesTokens ? warpgroup() * kWarpgroupBytes : 0)) {}
+                                     kTokenRows && !kSharesTokens ? warpgroup() * kWarpgroupBytes : 0)) {
+            if constexpr (kTokenSpace > BLOCK_M) clear_other_rows(shared);
+        }
 
         // Descriptors must be in uniform registers.
         __device__ __forceinline__ static int warpgroup() { return warp_index() / 4 - 1; }
@@ -92,7 +95,7 @@ struct SharedOperands {
         __device__ __forceinline__ void issue(Sums& sums, int stage, int t, bool accumulate) const {
             constexpr int kTileBytes = kTokenRows ? BLOCK_N / kTiles * ROW_BYTES : kWarpgroupBytes;
             const uint64_t weights = wgmma::advance(weights_, stage * BLOCK_N * ROW_BYTES + t * kTileBytes);
-            const uint64_t tokens = wgmma::advance(tokens_, stage * BLOCK_M * ROW_BYTES);
+            const uint64_t tokens = wgmma::advance(tokens_, stage * kTokenSpace * ROW_BYTES);
 #pragma unroll
             for (int step = 0; step < kSteps; ++step)
                 wgmma::mma_shared<kRowsMnMajor, kColumnsMnMajor>(
@@ -103,6 +106,16 @@ struct SharedOperands {
 
     private:
         static constexpr int kWarpgroupBytes = 64 * ROW_BYTES;  // the rows of an instruction
+
+        __device__ __forceinline__ static void clear_other_rows(Storage& shared) {
+            constexpr int kThreads = kNumConsumerWarps * 32, kVectors = (kTokenSpace - BLOCK_M) * ROW_BYTES / 16;
+            for (auto& tokens : shared.tokens)
+                for (int i = threadIdx.x % kThreads; i < kVectors; i += kThreads)
+                    reinterpret_cast<uint4*>(tokens + BLOCK_M * ROW_BYTES)[i] = uint4{};
+            mbarrier::fence_async_proxy();
+            barrier_of<kThreads>();
+        }
+
         const uint64_t weights_, tokens_;
     };
 };

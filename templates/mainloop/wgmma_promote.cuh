@@ -20,12 +20,10 @@
 
 namespace mainloop {
 
-// Columns of weights of an instruction whose rows are tokens: at most half a block where the warpgroups share these, and
-// else as many as leave registers for sums of a block and of all.
+// Columns of weights of an instruction whose rows are tokens: half where the warpgroups share these, and else as many as
+// leave registers for sums of a block and of all.
 template <class Config>
-constexpr int kPromotedColumns = Config::BLOCK_M == 64    ? (Config::BLOCK_N < 128 ? Config::BLOCK_N / 2 : 64)
-                                 : Config::BLOCK_N > 128 ? Config::BLOCK_N / 2
-                                                         : Config::BLOCK_N;
+constexpr int kPromotedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 || Config::BLOCK_N > 128 ? 2 : 1);
 
 template <class Config, class OwnSources = PromotedSources>
 struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
@@ -60,7 +58,8 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
               products_(shared),
               num_columns_(num_columns),
               depth_(depth),
-              own_row_((Base::kSharesTokens ? threadIdx.x / 32 % 4 : threadIdx.x / 32 - 4) * 16 + threadIdx.x % 32 / 4) {}
+              own_row_((Base::kSharesTokens ? threadIdx.x / 32 % (BLOCK_M / 16) : threadIdx.x / 32 - 4) * 16 +
+                       threadIdx.x % 32 / 4) {}
 
         // The sums of the tile; those of rows that it does not have are anything.
         __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {
@@ -81,7 +80,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         static constexpr bool kColumnScales = !kTokenRows || kWeightRowScales;
         static constexpr bool kRowScales = kTokenRows || kWeightRowScales;
         // Of columns that share a scale: a tile of 192 starts where a block of weights does, or in its middle.
-        static constexpr int kSpan = BLOCK_N % 128 == 64 && BLOCK_N > 128 ? 64 : Base::kColumns;
+        static constexpr int kSpan = BLOCK_N == 192 ? 64 : Base::kColumns;
         static constexpr int kScales = kTokenRows ? kTiles * Base::kColumns / kSpan : 1;
         static_assert(kSpan == Base::kColumns || !kWeightRowScales, "rows have scales of their own, or blocks have");
         using Scales = float[kScales];
@@ -95,6 +94,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
 #pragma unroll
                     for (int i = 0; i < kScales; ++i) {
                         const int ahead = !kTokenRows                ? Base::Products::warpgroup() * kTiles / 2
+                                          : Base::kSharesTokens     ? Base::Products::warpgroup() * (BLOCK_N / 256)
                                           : kSpan == Base::kColumns ? i
                                                                     : (tile.column % 128 + i * kSpan) / 128;
                         first_[i] = multiplier.sources_.b_scale +

@@ -14,7 +14,7 @@ namespace mainloop {
 
 // Columns of weights of an instruction whose rows are tokens.
 template <class Config>
-constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M == 64 ? 2 : 1);
+constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 ? 2 : 1);
 
 template <class Config>
 struct WgmmaShared : SharedOperands<Config, kSharedColumns<Config>> {

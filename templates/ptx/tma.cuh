@@ -49,6 +49,22 @@ __device__ __forceinline__ void load_3d(void* destination, const TensorMap* map,
         : "memory");
 }
 
+// From shared memory, of which boxes in the map alone arrive. It is read until a wait for the group of the store is over.
+__device__ __forceinline__ void store_2d(const TensorMap* map, const void* source, int x, int y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+                 "r"(mbarrier::shared_address(source)), "r"(x), "r"(y)
+                 : "memory");
+}
+
+// Closes a group, of the stores of this thread so far.
+__device__ __forceinline__ void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Until all groups of this thread but the last kPending have been read.
+template <int kPending>
+__device__ __forceinline__ void wait_until_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
 // To a map in global memory, which one thread changes and uses.
 __device__ __forceinline__ void copy(TensorMap* to, const TensorMap& from) {
 #pragma unroll

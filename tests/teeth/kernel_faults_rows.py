@@ -16,15 +16,19 @@ COLUMNS, ROWS = (Kernel("90a", f"{tile}_f32", "grouped_fp8") for tile in ("m16n1
 COLUMNS_BF16, ROWS_BF16 = (Kernel("90a", f"{tile}_bf16", "grouped_fp8") for tile in ("m16n128", "m128n256"))
 ENDS, LABELS, MASKED = (Kernel("90a", "m128n128_f32", f"grouped_fp8_{form}") for form in ("ends", "labels", "masked"))
 BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
-SPANS, NARROW = (Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1"))
+SPANS, NARROW, FEW, WHOLE_BLOCKS = (
+    Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1", "m16n32s1", "m64n256s1")
+)
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
 K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
 WIDE, ONE = Problem((3, 0, 17), 264, 272), Problem((17,), 264, 272)
+TWO_TILES = Problem((17, 3, 40), 776, 272)  # of a CTA
 OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"
+FENCE = "                if constexpr (kHasBoxes) mbarrier::fence_async_proxy();\n"
 BEFORE_SUMS = "if (!kColumnScales) free_stage(block.stage);"
 TOKEN_BLOCK = "tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K"
 MASKED_COUNT = "kind == kMasked && groups != nullptr ? group(batch) : num_rows"
@@ -99,17 +103,51 @@ CAUGHT = [
                 {"file": STORE_ROWS, "kernel": NARROW, "problem": ONE},
             ),
             (
+                "rows of few tokens not cleared",
+                "if constexpr (kTokenSpace > BLOCK_M) clear_other_rows(shared);",
+                "",
+                {"file": SHARED, "kernel": FEW, "problem": ONE},
+            ),
+            (
+                "rows of few tokens cleared while others multiply",
+                "            barrier_of<kThreads>();\n",
+                "",
+                {"file": SHARED, "kernel": FEW, "problem": ONE},
+            ),
+            (
+                "rows of both warpgroups with the scale of the first block",
+                "warpgroup() * (BLOCK_N / 256)",
+                "0",
+                {"kernel": WHOLE_BLOCKS, "problem": ONE},
+            ),
+            (
                 "rows read before they are in order",
-                "alpha, lane);\n                __syncwarp();",
-                "alpha, lane);",
+                f"{FENCE}                __syncwarp();\n",
+                FENCE,
                 {"file": STORE_ROWS},
             ),
             (
                 "rows of a matrix in the place of others",
-                "lane % 16 * ROW_BYTES + lane / 16 * 16",
-                "lane % 8 * ROW_BYTES + lane / 16 * 16",
+                "lane % 16 * 128",
+                "lane % 8 * 128",
                 {"file": STORE_ROWS, "kernel": ROWS_BF16},
             ),
+            (
+                "matrices not as the swizzle has them",
+                "i / 4 + lane / 16 ^ lane % 8",
+                "i / 4 + lane / 16",
+                {"file": STORE_ROWS, "kernel": ROWS_BF16},
+            ),
+            ("box taken before it is there", FENCE, "", {"file": STORE_ROWS}),
+            (
+                "box written while another is taken from there",
+                "tma::wait_until_read<kBuffers - 1>();",
+                "{}",
+                {"file": STORE_ROWS, "problem": TWO_TILES},
+            ),
+            ("box in no group", "tma::commit_stores();", "{}", {"file": STORE_ROWS, "problem": TWO_TILES}),
+            ("box left behind by its warp", "tma::wait_until_read<0>();", "{}", {"file": STORE_ROWS}),
+            ("box of rows that are not there", "&& num_rows >= kRows", "", {"file": STORE_ROWS}),
             (
                 "tokens of a matrix in the place of others",
                 "lane / 8 % 2 * 16",
@@ -118,8 +156,8 @@ CAUGHT = [
             ),
             (
                 "rows stored past the group",
-                "row + vector_row < num_stored",
-                "row + vector_row < 16",
+                "row < num_stored && part < end",
+                "part < end",
                 {"file": STORE_ROWS},
             ),
         ],
@@ -134,8 +172,8 @@ CAUGHT = [
             ("ends group begins where the last one ended", "aligned(group(batch - 1))", "group(batch - 1)"),
             (
                 "ends padding not zeros",
-                "num_rows ? place[row * ROW_BYTES / 16] : uint4{}",
-                "num_stored ? place[row * ROW_BYTES / 16] : uint4{}",
+                "row < num_rows ? place(box, row, part) : uint4{}",
+                "place(box, row, part)",
                 {"file": STORE_ROWS},
             ),
             ("labels one row too many", "return low;", "return low + 1;", {"kernel": LABELS}),
