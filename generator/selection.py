@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from loader.errors import ExpressionError
-from loader.expression import Expression, Number, evaluate, names
+from loader.expression import Expression, Number, function, names
 
 
 def unreachable(
@@ -35,16 +35,16 @@ def unreachable(
 @cache
 def _cheapest(costs: tuple, features: tuple, domain: tuple, constraints: tuple) -> frozenset[str]:
     """Cached because archs and output types usually share their costs."""
-    priced = [(name, _thawed(cost)) for name, cost in costs if cost is not None]
+    priced = [(name, function(_thawed(cost))) for name, cost in costs if cost is not None]
     if len(costs) == 1:  # the only one needs no estimate
         return frozenset({costs[0][0]})
     if not priced:
         return frozenset()
-    feature_expressions = [(name, _thawed(expression)) for name, expression in features]
+    feature_functions = [(name, function(_thawed(expression))) for name, expression in features]
     winners = set()
     for point in _points(domain, [_thawed(constraint) for constraint in constraints]):
-        values = {**point, **{name: evaluate(expression, point) for name, expression in feature_expressions}}
-        winners.add(min(priced, key=lambda item: evaluate(item[1], values))[0])  # noqa: B023
+        values = {**point, **{name: feature(point) for name, feature in feature_functions}}
+        winners.add(min(priced, key=lambda item: item[1](values))[0])  # noqa: B023
     return frozenset(winners)
 
 
@@ -52,10 +52,10 @@ def _points(domain: tuple, constraints: list[Expression]) -> Iterator[dict[str, 
     keys = [key for key, _ in domain]
     if not keys:
         raise ExpressionError("select.domain is empty, so no two tiles can be compared")
-    applicable = [constraint for constraint in constraints if names(constraint) <= set(keys)]
+    applicable = [function(constraint) for constraint in constraints if names(constraint) <= set(keys)]
     for values in itertools.product(*(values for _, values in domain)):
         point = dict(zip(keys, values, strict=True))
-        if all(evaluate(constraint, point) for constraint in applicable):
+        if all(holds(point) for holds in applicable):
             yield point
 
 

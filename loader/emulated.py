@@ -24,6 +24,7 @@ LIMIT_VARIABLE = "LOADER_EMULATED_MAX_BYTES"
 DEFAULT_LIMIT = 16 << 20
 # Few, so that each CTA of a persistent kernel takes several tiles even on the small problems that are run here.
 SM_COUNT = 4
+KEPT_MODULES = 64
 
 _modules: dict[str, Any] = {}
 _warned = False
@@ -184,10 +185,13 @@ def _emulator() -> Any:
 
 
 def _module(emulator: Any, candidate: Candidate) -> Any:
+    """The translated kernel, kept while it is among the latest: each takes megabytes."""
     key = candidate.artifact.ptx.sha256
-    if key not in _modules:
-        _modules[key] = emulator.load(ptx_text(candidate))
-    return _modules[key]
+    module = _modules.pop(key, None) or emulator.load(ptx_text(candidate))
+    _modules[key] = module
+    if len(_modules) > KEPT_MODULES:
+        del _modules[next(iter(_modules))]
+    return module
 
 
 def ptx_text(candidate: Candidate) -> str:

@@ -43,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Before the workers start. There are as many as cores: threads of numpy and torch in each would spin for each
+    other, and small sums take five times as long."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_report_header() -> str:
     return f"data seed: {SEED} (TESTS_SEED={SEED} repeats it)"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import compress
+
 import numpy as np
 
 from emulator.execution.blocks import registers_of, result_count
@@ -49,13 +52,15 @@ def solve(function: Function, blocks: list[Block]) -> None:
             if into != live_in[index] or out != live_out[index]:
                 live_in[index], live_out[index] = into, out
                 changed = True
+    numbers, size = list(range(len(function.registers))), -(-len(function.registers) // 8)
+
+    @cache  # blocks share sets, and all sets the numbers in them: of a long kernel they are most of what is kept
+    def members(bits: int) -> frozenset[int]:
+        octets = np.frombuffer(bits.to_bytes(size, "little"), np.uint8)
+        return frozenset(compress(numbers, np.unpackbits(octets, bitorder="little").tobytes()))
+
     for index, block in enumerate(blocks):
-        block.live_in, block.live_out = _members(live_in[index]), _members(live_out[index])
-
-
-def _members(bits: int) -> frozenset[int]:
-    text = bin(bits)[:1:-1]
-    return frozenset(position for position, digit in enumerate(text) if digit == "1")
+        block.live_in, block.live_out = members(live_in[index]), members(live_out[index])
 
 
 def storage(function: Function) -> list[type]:

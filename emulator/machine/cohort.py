@@ -85,6 +85,10 @@ class Cohort:
             self.parked = False
             self.launch.runnable.append(self)
 
+    def die(self) -> None:
+        """Others go on with its warps. Barriers may still know it, and its entries know them."""
+        self.dead, self.entries = True, []
+
     def pick(self) -> Entry | None:
         """The entry to run next: the lowest program counter, now and then another, so that no loop starves the rest."""
         entries = self.entries
@@ -207,7 +211,6 @@ class Cohort:
         if len(groups) == 1 and groups[0][0].all():
             return [self]
         found = []
-        self.dead = True
         for warps, entries in groups:
             rows = np.flatnonzero(warps)
             part = self.select(rows)
@@ -219,6 +222,7 @@ class Cohort:
                 if entry.wait is not None:
                     new.wait = entry.wait.select(rows)
             found.append(part)
+        self.die()
         return found
 
     def _all(self, mask: np.ndarray | None) -> np.ndarray:
@@ -245,7 +249,7 @@ class Cohort:
         entry = first.entries[0]
         merged.entries.append(Entry(entry.pc, None, entry.wait))
         for cohort in cohorts:
-            cohort.dead = True
+            cohort.die()
         return merged
 
     # Races

@@ -49,6 +49,14 @@ class Cluster:
         if any(cta.alive.any() for cta in self.ctas):
             self.barrier.advance()
 
+    def close(self) -> None:
+        """The launch is over. Breaks the circles of references that would keep the memory of the CTAs until Python
+        looks for circles, which it does rarely where much else is kept.
+        """
+        for cta in self.ctas:
+            cta.release()
+        self.ctas.clear()
+
 
 class Cta:
     """Shared memory, barriers, units and cohorts of one CTA."""
@@ -124,6 +132,11 @@ class Cta:
             unit.close()
         for barrier in self.mbarriers.values():
             barrier.closed = True
+
+    def release(self) -> None:
+        """Lets go of what knows the CTA."""
+        self.cohorts.clear()
+        self._units.clear()
 
     def barrier(self, number: int) -> CtaBarrier:
         found = self.barriers.get(number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from weakref import WeakSet
 
 import numpy as np
 
@@ -36,40 +37,49 @@ class Launch(LaunchState):
         super().__init__(*arguments)
         self.cohort_type = cohort_type
         self.resident: list[Cluster] = []
+        self.clusters: WeakSet[Cluster] = WeakSet()  # that were admitted
         self.time_limits = TimeLimits(self, self.resident)
         self.counts = [0] * len(self.program.blocks)
         self.quiet = 0
         self.last_block: Block | None = None
 
     def run(self) -> Statistics:
-        with np.errstate(all="ignore"):
-            while len(self.resident) * math.prod(self.cluster) < RESIDENT and self.waiting:
-                self._admit()
-            while True:
-                self.step += 1
-                if self.waiting and self.step % ADMISSION == 0:
-                    for _ in range(min(len(self.resident), len(self.waiting))):
-                        self._admit()
-                if self.step % LIMIT == 0:
-                    self.time_limits.expire()
-                if self.pending:
-                    self._run_due()
-                if self.runnable:
-                    self._run_slice()
-                elif self.pending:
-                    self._run_operation(self.random.choice([op for op in self.pending if op.ready()]))
-                elif self.waiting:
-                    self._admit()
-                elif not self.resident:
-                    break
-                elif not self.time_limits.resume():
-                    raise self._deadlock("no thread can make progress")
+        try:
+            with np.errstate(all="ignore"):
+                self._run()
+        finally:
+            for cluster in self.clusters:
+                cluster.close()
         self._count()
         return self.statistics
+
+    def _run(self) -> None:
+        while len(self.resident) * math.prod(self.cluster) < RESIDENT and self.waiting:
+            self._admit()
+        while True:
+            self.step += 1
+            if self.waiting and self.step % ADMISSION == 0:
+                for _ in range(min(len(self.resident), len(self.waiting))):
+                    self._admit()
+            if self.step % LIMIT == 0:
+                self.time_limits.expire()
+            if self.pending:
+                self._run_due()
+            if self.runnable:
+                self._run_slice()
+            elif self.pending:
+                self._run_operation(self.random.choice([op for op in self.pending if op.ready()]))
+            elif self.waiting:
+                self._admit()
+            elif not self.resident:
+                break
+            elif not self.time_limits.resume():
+                raise self._deadlock("no thread can make progress")
 
     def _admit(self) -> None:
         cluster = Cluster(self, self.waiting.popleft())
         self.resident.append(cluster)
+        self.clusters.add(cluster)
         for cta in cluster.ctas:
             alive = None if cta.alive.all() else cta.alive
             cohort = self.cohort_type(cta, np.arange(self.warps), self.poison(self.warps), alive)

@@ -30,8 +30,7 @@ class SynchronizationOperations(Cohort):
     def asynchronous_read(self, row: int, address: np.ndarray, mark: bool = True) -> None:
         """Checks a read of shared addresses by the asynchronous proxy."""
         if self.cta.races is not None and len(address):
-            words = np.unique((address & 0xFFFFFF) >> 2)
-            self.cta.races.asynchronous_read(self.agent(row), self.cta.rank, words, mark)
+            self.cta.races.asynchronous_read(self.agent(row), self.cta.rank, (address & 0xFFFFFF) >> 2, mark)
 
     def asynchronous_write(self, row: int, address: int, size: int, signal: int | None) -> None:
         if self.cta.races is None:

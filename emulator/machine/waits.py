@@ -88,7 +88,8 @@ class Generation(Wait):
     def release(self) -> None:
         self.done = True
         merged: dict[int, list[Cohort]] = {}
-        for cohort in dict.fromkeys(self.waiters):
+        waiters, self.waiters = self.waiters, []
+        for cohort in dict.fromkeys(waiters):
             if cohort.dead:
                 continue
             if cohort.is_whole() and cohort.parked and cohort.entries[0].wait is self:

@@ -179,16 +179,14 @@ def lookup3(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: int) -> np.ndarr
 
 def permute(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
     """prmt (9.7.9.7), default mode."""
-    both = _join(a, b)
-    result = np.zeros(np.broadcast(both, selector).shape, u32)
-    for octet in range(4):
-        choice = (selector >> u32(4 * octet)) & u32(15)
-        value = (both >> ((choice & u32(7)) << u32(3)).astype(u64)) & u64(0xFF)
-        value = where(choice & u32(8), where(value & u64(0x80), u64(0xFF), u64(0)), value)
-        result = result | (value.astype(u32) << u32(8 * octet))
-    return result
+    both, selector = np.broadcast_arrays(_join(a, b), selector)
+    octets = both.copy()[..., None].view(u8)
+    choice = selector[..., None] >> _NIBBLES
+    chosen = np.take_along_axis(octets, (choice & u32(7)).astype(np.intp), -1)
+    return where(choice & u32(8), -(chosen >> u8(7)), chosen).view(u32)[..., 0]
 
 
+_NIBBLES = np.arange(0, 16, 4, dtype=u32)
 _PERMUTE_MODES = {
     "f4e": (0x3210, 0x4321, 0x5432, 0x6543),
     "b4e": (0x5670, 0x6701, 0x7012, 0x0123),

@@ -70,6 +70,18 @@ class CopyOperations(SynchronizationOperations):
         region.mark(address, size, IN_FLIGHT)
         return data
 
+    def _poison_lanes(self, region: Region, places: np.ndarray, size: int, name: str) -> np.ndarray:
+        """Marks the destination of each lane as in flight; returns where its bytes are in the region, [lanes, size]."""
+        index = places.astype(np.int64)[:, None] - region.base + np.arange(size)
+        if (places % size).any() or (index < 0).any() or (index >= region.size).any():
+            raise MemoryFault(f"{name} of {size} bytes: destination outside shared memory or not aligned",
+                              address=int(places[0]))  # fmt: skip
+        if region.valid is not None:
+            self._check_not_in_flight(region.valid[index].reshape(-1), int(places[0]))
+            region.valid[index] = IN_FLIGHT
+        region.data[index] = POISON
+        return index
+
     def _check_not_in_flight(self, valid: np.ndarray, address: int) -> None:
         if (valid == IN_FLIGHT).any():
             raise MemoryFault(
@@ -113,15 +125,7 @@ class CopyOperations(SynchronizationOperations):
         destination, source = into[active].astype(np.int64), out[active]
         count = None if taken is None else np.minimum(np.broadcast_to(taken, self.shape)[active], size)
         region = self.cta.shared
-        index = destination[:, None] - region.base + np.arange(size)
-        if (destination % size).any() or (index < 0).any() or (index >= region.size).any():
-            raise MemoryFault(f"cp.async of {size} bytes: destination outside shared memory or not aligned",
-                              address=int(destination[0]))  # fmt: skip
-        if region.valid is not None:
-            self._check_not_in_flight(region.valid[index].reshape(-1), int(destination[0]))
-        region.data[index] = POISON
-        if region.valid is not None:
-            region.valid[index] = IN_FLIGHT
+        index = self._poison_lanes(region, destination, size, "cp.async")
         space = self.cta.space
         if self.cta.races is not None:
             # No proxy fence is asked for: compilers' kernels feed tcgen05 by cp.async without one.
@@ -306,18 +310,27 @@ class CopyOperations(SynchronizationOperations):
     def store_async(
         self, address: np.ndarray, barrier: np.ndarray, mask: np.ndarray | None, size: int, values: list[np.ndarray]
     ) -> None:
-        for row, lane in self.lanes(mask):
-            where = int(address[row, lane])
-            data = b"".join(value[row, lane].tobytes() for value in values)
-            signal = self.mbarrier(int(barrier[row, lane]))
-            target = self._poison(where, len(data), len(data))
+        """What the lanes of a warp store to one CTA, with one mbarrier, is one operation."""
+        data = np.stack(values, -1).view(np.uint8)
+        for key, lanes in self._by_address(barrier.astype(np.uint64) << np.uint64(8) | address >> 24, mask):
+            for row in np.flatnonzero(lanes.any(1)):
+                self._store_async(address[row, lanes[row]], key >> 8, data[row, lanes[row]])
 
-            def run(target=target, data=data, where=where, signal=signal) -> None:
-                target[:] = np.frombuffer(data, np.uint8)
-                self._shared(where).mark(where, len(data), WRITTEN)
-                signal.complete(len(data))
+    def _store_async(self, places: np.ndarray, barrier: int, data: np.ndarray) -> None:
+        first, signal = int(places[0]), self.mbarrier(barrier)
+        region = self._shared(first)
+        if region.valid is not None and len(np.unique(places)) < len(places):
+            raise MemoryFault("two lanes of an st.async write the same words", address=first, check="unwritten")
+        index = self._poison_lanes(region, places, data.shape[1], "st.async")
 
-            self.launch.post(self.launch.operation("st.async", self.cta, [run]))
+        def run() -> None:
+            self._shared(first)  # is still there
+            region.data[index] = data
+            if region.valid is not None:
+                region.valid[index] = WRITTEN
+            signal.complete(data.size)
+
+        self.launch.post(self.launch.operation("st.async", self.cta, [run]))
 
     # cp.async.bulk.tensor
 

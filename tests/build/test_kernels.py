@@ -14,17 +14,15 @@ from pathlib import Path
 
 import pytest
 from packs import ARCHS, CACHE, build_kernels, turn
+from shipped_matrix import MATRIX, VARIANTS
 
 from generator import build, lock, pack, sass, toolchain
 from generator.compile import FLAGS
 from generator.errors import ToolchainError
 from generator.expand import Variant
-from generator.matrix import load
 from generator.render import Renderer
 
 ROOT = Path(__file__).resolve().parents[2]
-MATRIX = load(ROOT / "kernels.yaml")
-VARIANTS = MATRIX.variants
 SAMPLED = sorted({variant.arch for variant in VARIANTS} - set(ARCHS))
 
 try:

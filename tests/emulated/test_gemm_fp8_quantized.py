@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import gemm_problem
 import numpy as np
 import pytest
+import shipped_matrix
 from block_quantization import FP8, Quantized, quantize
 from fp8_swiglu import Outputs
 
 import loader
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
 FORMS = {"gemm_fp8_quantized": gemm_problem.dense, "grouped_fp8_quantized": gemm_problem.by_offsets,
          "grouped_fp8_quantized_masked": gemm_problem.FORMS["_masked"][0]}  # fmt: skip
-VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family in FORMS and v.arch == "90a"]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family in FORMS and v.arch == "90a"]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import quantization
 import reference
+import shipped_matrix
 from raw_buffer import RawBuffer
 
 import loader
 from emulator.tools.command import profile_kernel
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
-VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "grouped_fp4" and v.arch in ARCHS]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "grouped_fp4" and v.arch in ARCHS]
 # Of one schedule each.
 PREFETCH = ("none", "weights", "weights")
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import gemm_problem
 import numpy as np
 import pytest
 import reference
+import shipped_matrix
 from block_quantization import Quantized
 from fp8_swiglu import GPT_OSS, Outputs, Problem, Settings
 
 import loader
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
-MATRIX = load(ROOT / "kernels.yaml").variants
+MATRIX = shipped_matrix.VARIANTS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
+import shipped_matrix
 from quantization import fused_multiply_add, store
 from raw_buffer import RawBuffer
 from routing import STORAGE, Guarded, combine, random_ids, route
 
 import loader
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
-VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "moe_combine" and v.arch in ARCHS]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "moe_combine" and v.arch in ARCHS]
 SCHEDULES = 3
 NAN = {"bf16": 0x7FFF, "f16": np.nan, "f32": np.nan}
 

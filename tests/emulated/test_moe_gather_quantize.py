@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
+import shipped_matrix
 from quantization import EMULATED, encode_scale, sample, sample_encode_scale, store
 from raw_buffer import RawBuffer
 from reference import round_up
 from routing import Guarded, Routing, gather_quantize, random_ids, route
 
 import loader
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHS = ("90a", "100a", "120a")
-VARIANTS = [v for v in load(ROOT / "kernels.yaml").variants if v.family == "moe_gather_quantize" and v.arch in ARCHS]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "moe_gather_quantize" and v.arch in ARCHS]
 MODES = [
     {"global_scale_kind": kind, "division": division, "weighting": weighting}
     for kind, division, weighting in itertools.product(

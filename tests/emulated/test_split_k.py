@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import gemm_problem
 import numpy as np
 import pytest
 import reference
 import schedules
+import shipped_matrix
 from raw_buffer import RawBuffer
 
 import loader
-from generator.matrix import Variant, load
+from generator.matrix import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
-SPLIT = [variant for variant in load(ROOT / "kernels.yaml").variants
+SPLIT = [variant for variant in shipped_matrix.VARIANTS
          if variant.arch in ("100a", "120a") and variant.axes.get("splits", 1) > 1 and variant.axes["out"] == "f32"]
 
 pytestmark = [

@@ -34,10 +34,11 @@ import reference
 import scale_layouts
 import schedules
 from raw_buffer import RawBuffer
+from shipped_matrix import MATRIX
 from swiglu_reference import Settings, swiglu_reference
 
 import loader
-from generator import matrix, pack, toolchain
+from generator import pack, toolchain
 from generator.compile import FLAGS, Compiler
 from generator.errors import ToolchainError
 from generator.expand import Variant
@@ -115,11 +116,6 @@ def load_tests(file: str) -> types.ModuleType:
 # Faults in the kernels
 
 
-@functools.cache
-def _expansion() -> matrix.Expansion:
-    return matrix.load(ROOT / "kernels.yaml")
-
-
 @dataclass(frozen=True)
 class Kernel:
     """A variant of a GEMM."""
@@ -131,7 +127,7 @@ class Kernel:
 
 @functools.cache
 def _variants() -> dict[Kernel, Variant]:
-    return {Kernel(v.arch, v.variant, v.family): v for v in _expansion().variants}
+    return {Kernel(v.arch, v.variant, v.family): v for v in MATRIX.variants}
 
 
 @functools.cache
@@ -180,7 +176,7 @@ def _write_pack(target: Path, entry: Variant, ptx: bytes) -> None:
         (folder / name).write_bytes(content)
         files[name] = {"file": name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     facts = dict.fromkeys(pack.FACT_KEYS, 0)
-    families = _expansion().families
+    families = MATRIX.families
     named = {entry.family, families[entry.family].get("overloads", entry.family)}
     stored = {**files["kernel.cubin"], "format": "cubin", "ptx": files["kernel.ptx.gz"], **facts}
     manifest = {

@@ -1,13 +1,11 @@
 """What the constraints of kernels.yaml keep from device code: numbers that an int32 does not hold."""
 
-from pathlib import Path
 
 import pytest
+from shipped_matrix import MATRIX
 
-from generator.matrix import load
 from loader.expression import evaluate
 
-MATRIX = load(Path(__file__).resolve().parents[2] / "kernels.yaml")
 MAX_STEP = 1 << 16  # CTAs of a persistent grid, of any device
 
 

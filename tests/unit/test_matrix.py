@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shipped_matrix import MATRIX
 
 from generator.compile import FLAGS
 from generator.errors import MatrixError
@@ -201,7 +202,7 @@ def test_forms_of_rows_have_the_same_kernels(base):
     """Same sources, so each is compiled once."""
     renderer = Renderer(ROOT / "templates", "any", FLAGS)
     digests = {}
-    for variant in load(ROOT / "kernels.yaml").variants:
+    for variant in MATRIX.variants:
         if variant.family in (base, *(f"{base}_{form}" for form in ("ends", "labels", "masked"))):
             digests.setdefault((variant.arch, variant.variant), []).append(renderer.render(variant).digest)
     assert digests
@@ -574,7 +575,6 @@ def test_names_of_the_loader_are_refused(tmp_path, name):
 
 # Families whose result is right where a dimension is 0: the largest of nothing, and the offsets of no slots.
 RIGHT_OF_NOTHING = {"amax": {"M", "K"}, "moe_route": {"T", "TOPK"}}
-MATRIX = load(Path(__file__).resolve().parents[2] / "kernels.yaml")
 
 
 @pytest.mark.parametrize("linear", [0, 1])
