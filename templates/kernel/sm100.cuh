@@ -149,14 +149,17 @@ private:
         constexpr int kChunk = Exchange::kChunk;
 #pragma unroll 1
         for (; begin < end; begin += kChunk) {
-            uint32_t values[kChunk];
-            tcgen05::load(values, source + begin);
+            uint32_t values[Columns::kParts][kChunk];
+#pragma unroll
+            for (int part = 0; part < Columns::kParts; ++part)
+                tcgen05::load(values[part], source + part * Columns::kPartColumns + begin);
             tcgen05::wait_loads();
             if (freed != nullptr && begin + kChunk >= end) {
                 tcgen05::fence_before_sync();
                 mbarrier::arrive(freed);
             }
-            taker.store(values, begin);
+            if constexpr (Columns::kParts == 1) taker.store(values[0], begin);
+            else taker.store(values, begin);
         }
     }
 
