@@ -142,7 +142,7 @@ private:
         for (int begin = 0; begin < num_rows; begin += Exchange::kChunk) taker.store(zeros, begin);
     }
 
-    // The columns from `begin` to `end`, a chunk at a time; frees the accumulator when all are read.
+    // The columns from `begin` to `end` of each part, a chunk at a time; frees the accumulator when all are read.
     template <class Taker>
     __device__ __forceinline__ static void drain(Taker& taker, uint32_t source, int begin, int end,
                                                  mbarrier::Barrier* freed) {
