@@ -313,7 +313,7 @@ def check_within(out: Any, value: Any, bound: Any, context: str = "") -> float:
 
 
 # numpy has no bf16: its outputs are uint16 bits. u8: packed FP4 and scales.
-STORAGE = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "u8": np.uint8}
+STORAGE = {"bf16": np.uint16, "f16": np.float16, "f32": np.float32, "i32": np.int32, "u8": np.uint8}
 
 
 def as_float64(out: np.ndarray, out_type: str) -> np.ndarray:

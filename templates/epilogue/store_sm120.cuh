@@ -16,8 +16,9 @@ struct StoreSm120 {
     static constexpr int kVector = Slots::kVector;
 
     using Params = StoreParams<Out>;
+    struct Storage {};
 
-    __device__ __forceinline__ static void finish(const typename Slots::Accumulators& accumulators,
+    __device__ __forceinline__ static void finish(Storage&, const typename Slots::Accumulators& accumulators,
                                                   const schedule::Tile& tile, const Params& params) {
         const typename Slots::Place place;
         const int num_columns = params.num_columns;

@@ -12,10 +12,11 @@ template <class Config, class Result>
 struct SwigluQuantizeSm120 {
     using Slots = layout::WeightSlots<Config::BLOCK_M, Config::BLOCK_N>;
     using Params = swiglu::Epilogue<Result>;
+    struct Storage {};
 
     // A thread has 4 neighbouring elements of a token, each a weight tile, and the 4 threads g % 4 the 16 of a scale
     // group, or all g its 32. Slot 2 t + h is weight slot ^ order(g): the gate (h = g / 4) or up of element t ^ g % 4.
-    __device__ __forceinline__ static void finish(typename Slots::Accumulators& accumulators,
+    __device__ __forceinline__ static void finish(Storage&, typename Slots::Accumulators& accumulators,
                                                   const schedule::Tile& tile, const Params& params) {
         constexpr int kWeightTiles = Slots::kWeightTiles, kTokenTiles = Slots::kTokenTiles;
         constexpr int kLanes = Result::kBlock / kWeightTiles;
@@ -38,12 +39,7 @@ struct SwigluQuantizeSm120 {
                     up[c][t] = gate_is_second ? first : second;
                 }
             epilogue.template store<Layout>(gate, up, place.g % 4, 32 * j + first_token, group);
-#pragma unroll
-            for (int next = 1; next < kTokenTiles; ++next)
-#pragma unroll
-                for (int t = 0; t < kWeightTiles; ++t)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) accumulators[next - 1][t][i] = accumulators[next][t][i];
+            Slots::move_up(accumulators);
         }
     }
 };

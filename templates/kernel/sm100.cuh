@@ -141,21 +141,24 @@ private:
         for (int begin = 0; begin < num_rows; begin += Exchange::kChunk) taker.store(zeros, begin);
     }
 
-    // The columns from `begin` to `end`, a chunk at a time; frees the accumulator when all are read.
+    // The columns from `begin` to `end` of each part, a chunk at a time; frees the accumulator when all are read.
     template <class Taker>
     __device__ __forceinline__ static void drain(Taker& taker, uint32_t source, int begin, int end,
                                                  mbarrier::Barrier* freed) {
         constexpr int kChunk = Exchange::kChunk;
 #pragma unroll 1
         for (; begin < end; begin += kChunk) {
-            uint32_t values[kChunk];
-            tcgen05::load(values, source + begin);
+            uint32_t values[Columns::kParts][kChunk];
+#pragma unroll
+            for (int part = 0; part < Columns::kParts; ++part)
+                tcgen05::load(values[part], source + part * Columns::kPartColumns + begin);
             tcgen05::wait_loads();
             if (freed != nullptr && begin + kChunk >= end) {
                 tcgen05::fence_before_sync();
                 mbarrier::arrive(freed);
             }
-            taker.store(values, begin);
+            if constexpr (Columns::kParts == 1) taker.store(values[0], begin);
+            else taker.store(values, begin);
         }
     }
 

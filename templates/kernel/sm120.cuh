@@ -28,7 +28,7 @@ struct Sm120 {
 
     using Exchange = epilogue::SplitKSm120<Schedule::kSplits, typename Mainloop::Slots>;
     static_assert(Schedule::kSplits == 1 || !Rows::kHasPadding, "the rows of one matrix are split");
-    struct alignas(1024) Storage : Exchange::Storage {
+    struct alignas(1024) Storage : Exchange::Storage, Epilogue::Storage {
         typename Mainloop::Storage mainloop;
         schedule::TileRing<kNumConsumerWarps> tiles;
         typename Schedule::Storage schedule;
@@ -78,7 +78,8 @@ private:
             typename Mainloop::Accumulators accumulators = {};
             if ((!Rows::kDividesK && Schedule::kSplits == 1) || tiles.tile().k_begin < tiles.tile().k_end)
                 mainloop.multiply(accumulators, tiles.tile());
-            if (exchange.collect(accumulators, tiles.tile())) Epilogue::finish(accumulators, tiles.tile(), params);
+            if (exchange.collect(accumulators, tiles.tile()))
+                Epilogue::finish(shared, accumulators, tiles.tile(), params);
             if constexpr (Rows::kHasPadding) Epilogue::clear_padding(tiles.tile(), params);
         }
     }

@@ -1,8 +1,8 @@
 // Which weights and tokens a thread of sm_120 holds in the fragments of mma.sync.
 //
 // Warps are 2 along the weights (64 each) by 1, 2 or 4 along the tokens; a warp's token tiles of 8 are 32 apart, so
-// that their scales are one vector of an atom. Which weight rows a warp's MMA tiles hold is permuted, so that each
-// thread ends with 8 neighbouring outputs of a token.
+// that their scales are one vector of an atom. Of 256 weights they are 4 by 1 or 2, and token tiles 16 apart. Which
+// weight rows a warp's MMA tiles hold is permuted, so that each thread ends with 8 neighbouring outputs of a token.
 //
 // Operands that are MN-major come by ldmatrix as neighbours: the rows of an MMA tile are neighbouring weights
 // (kNeighbours), and of bytes two token tiles are the even and the odd ones of 16 tokens (kTokenPairs).
@@ -21,7 +21,8 @@ struct WeightSlots {
     static constexpr int kWeightTiles = kVector / 2;
     static constexpr int WARP_N = kWeightTiles * MMA_M;
     static constexpr int kWarpsN = BLOCK_N / WARP_N;
-    static constexpr int kWarpsM = BLOCK_M < 32 ? BLOCK_M / MMA_N : 4;
+    static constexpr int kMostWarpsM = 8 / kWarpsN, kTokenStep = kMostWarpsM * MMA_N;  // to a warp's next token tile
+    static constexpr int kWarpsM = BLOCK_M < kTokenStep ? BLOCK_M / MMA_N : kMostWarpsM;
     static constexpr int kTokenTiles = BLOCK_M / (kWarpsM * MMA_N);
     static constexpr int kNumWarps = kWarpsN * kWarpsM, kNumWeights = BLOCK_N;
     static constexpr int kPair = kTokenPairs ? 2 : 1;  // token tiles
@@ -41,11 +42,11 @@ struct WeightSlots {
         return (warp_m * MMA_N + column) * kPair;
     }
     __device__ __forceinline__ static constexpr int token(int j, int columns) {
-        return j / kPair * (32 * kPair) + j % kPair + columns * kPair;
+        return j / kPair * (kTokenStep * kPair) + j % kPair + columns * kPair;
     }
     // Token tiles of a warp that reach into so many tokens from its first one on.
     __device__ __forceinline__ static int tiles_of(int num_tokens) {
-        return ceil_div(max(num_tokens, 0), 32 * kPair) * kPair;
+        return ceil_div(max(num_tokens, 0), kTokenStep * kPair) * kPair;
     }
 
     // Slot 2 t + h stands for row g (h = 0) or g + 8 (h = 1) of a warp's weight tile t. The 8 slots of a thread are
@@ -56,6 +57,16 @@ struct WeightSlots {
     }
     __device__ __forceinline__ static constexpr uint32_t row(uint32_t g, uint32_t slot) {
         return kNeighbours ? slot * 8 | g : g * kVector | (slot ^ order(g));
+    }
+
+    // Of all token tiles but the first, the accumulators become those of the tile before.
+    __device__ __forceinline__ static void move_up(Accumulators& accumulators) {
+#pragma unroll
+        for (int next = 1; next < kTokenTiles; ++next)
+#pragma unroll
+            for (int t = 0; t < kWeightTiles; ++t)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) accumulators[next - 1][t][i] = accumulators[next][t][i];
     }
 
     // Of one token: what the slots of a thread have becomes what weights 8 g .. 8 g + 7 of the warp have. Where rows

@@ -37,12 +37,12 @@ struct TokenFragments {
     __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
                                                      uint32_t matrix) {
         return ldmatrix::swizzled<ROW_BYTES>(
-            (Slots::kTokenTiles > 1 ? place.lane / 16 * 32 : 0) + Slots::first_token(place.warp_m, row),
+            (Slots::kTokenTiles > 1 ? place.lane / 16 * Slots::kTokenStep : 0) + Slots::first_token(place.warp_m, row),
             matrix % 2 * 16);
     }
     template <class Rows>
     __device__ __forceinline__ static uint32_t address(const Rows& rows, uint32_t first, int step, int j) {
-        return mbarrier::shared_address(rows[j / 2 * 64]) + (first ^ step * Operands::STEP_BYTES);
+        return mbarrier::shared_address(rows[j / 2 * 2 * Slots::kTokenStep]) + (first ^ step * Operands::STEP_BYTES);
     }
     __device__ __forceinline__ static void load(uint32_t (&before)[2], uint32_t (&tokens)[2], uint32_t address) {
         if constexpr (Operands::UNPACKED_TOKENS) ldmatrix::x4_of_e2m1(before, tokens, address);
@@ -89,6 +89,7 @@ template <class Slots, class Operands, int BLOCK_K>
 struct TokenFragments<Slots, Operands, BLOCK_K, true> {
     using Panel = Panels<Operands, BLOCK_K>;
     static_assert(Slots::kTokenTiles % 2 == 0, "a panel has 128 bytes of tokens");
+    static_assert(Slots::kTokenStep == 32, "two token tiles are 32 apart, and the next two 64");
 
     __device__ __forceinline__ static uint32_t first(const typename Slots::Place& place, uint32_t row,
                                                      uint32_t matrix) {

@@ -20,10 +20,10 @@
 
 namespace mainloop {
 
-template <class Config, class Operands>
+template <class Config, class Operands, class Sources_ = typename MmaScales<Config, Operands>::Sources>
 struct MmaSync {
     using Scales = MmaScales<Config, Operands>;
-    using Sources = typename Scales::Sources;
+    using Sources = Sources_;
     using Stage = typename Scales::Stage;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;

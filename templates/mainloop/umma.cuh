@@ -22,11 +22,12 @@
 
 namespace mainloop {
 
-template <class Config, class Operands, bool kInCluster = false>
+template <class Config, class Operands, bool kInCluster = false,
+          class Sources_ = typename UmmaScales<Config, Operands>::Sources>
 struct Umma {
     using Scales = UmmaScales<Config, Operands>;
     using Columns = typename Scales::Columns;
-    using Sources = typename Scales::Sources;
+    using Sources = Sources_;
     using Stage = typename Scales::Stage;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages;
@@ -37,7 +38,10 @@ struct Umma {
     static constexpr int PANEL_BYTES = 128 * BLOCK_K;  // of what is MN-major
 
     // CTA pairs (cta_group::2) would share the tokens of a tile between two CTAs' weights; a tile here is one CTA's.
-    static_assert(BLOCK_N == tcgen05::kNumLanes, "a row of the instruction's first operand is a lane of tensor memory");
+    static_assert(BLOCK_N % tcgen05::kNumLanes == 0,
+                  "a row of the instruction's first operand is a lane of tensor memory");
+    static_assert(Columns::kParts == 1 || Operands::SCALES == operands::Scales::kRows,
+                  "other products have one part of the weights");
     static_assert(BLOCK_M % 16 == 0 && BLOCK_M <= 256, "with 128 rows the instruction has 16 to 256 columns");
     static_assert(128 % BLOCK_M == 0 || BLOCK_M % 128 == 0, "the tokens of a tile share scale atoms");
     static_assert(ROW_BYTES == 128, "a row of a stage is one span of the 128-byte swizzle");

@@ -33,6 +33,7 @@ except ToolchainError as error:
 
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
          "grouped_mxfp4_swiglu", "grouped_mxfp8_swiglu", "grouped_mxfp8_mxfp4_swiglu", "grouped_fp8_swiglu",
+         "grouped_fp8_ue8m0_swiglu",
          "grouped_fp8_quantized", "gemm_fp8_quantized",
          "grouped_mxfp4_masked", "grouped_mxfp8_masked", "grouped_mxfp8_mxfp4_masked", "grouped_fp4_swiglu_masked",
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
@@ -44,6 +45,7 @@ GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", 
 OPCODES = {"9": ("HGMMA",), "10": ("UTCOMMA", "UTCCP"), "12": ("OMMA",)}
 OF_BYTES = {"9": ("QGMMA",), "10": ("UTCQMMA", "UTCCP"), "12": ("QMMA",)}
 OF_BF16 = {"9": ("HGMMA",), "10": ("UTCHMMA",), "12": ("HMMA",)}
+WIDE = ("m128", "m256", "m64n256")  # tiles of sm_12x of which a warp multiplies at least 16 times a step
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +103,7 @@ def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) ->
     most = 3.5 if "fp8" in family and "mxfp4" in family else 3.3  # there E2M1 is shifted to where a product reads it
     if loop is None:
         yield "no loop with tensor-core instructions"
-    elif generation == "12" and tile.startswith(("m128", "m256")) and loop.instructions > most * loop.counts[product]:
+    elif generation == "12" and tile.startswith(WIDE) and loop.instructions > most * loop.counts[product]:
         yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"
     elif product == "QGMMA" and tile == "m128n256" and loop.instructions > 26 * loop.counts[product]:  # 16 of them sums
         yield f"{loop.instructions} instructions in the main loop for {loop.counts[product]} {product}"
@@ -121,8 +123,8 @@ def test_every_kernel_renders() -> None:
 
 
 def test_what_ships_is_within_its_budget() -> None:
-    """At most 1,500 kernels in a pack for Hopper and for every Blackwell."""
-    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1500
+    """At most 1,525 kernels in a pack for Hopper and for every Blackwell."""
+    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1525
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import dataclasses
 import itertools
 import re
 import shutil
@@ -210,27 +209,36 @@ def _launch_fused_rows(
 
 
 def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of grouped_fp8_swiglu in every form of rows, each element and scale within its bound."""
-    count, settings = 0, fp8_swiglu.GPT_OSS
-    problem = fp8_swiglu.Problem.random(rng, COUNTS, BETWEEN, K, extras=True)
+    """Every variant of the fused FP8 families in every form of rows, each element and scale within its bound."""
+    count = sum(launch_fp8_swiglu(device, rng, family) for family in fp8_swiglu.FORMATS)
+    return f"{count} variants of fused FP8 families, {launch_fp8_quantized(device, rng)} of grouped_fp8_quantized"
+
+
+def launch_fp8_swiglu(device: Device, rng: np.random.Generator, family: str) -> int:
+    count, settings, fmt = 0, fp8_swiglu.GPT_OSS, fp8_swiglu.FORMATS[family]
+    problem = fp8_swiglu.Problem.random(rng, COUNTS, BETWEEN, K, extras=True, fmt=fmt)
     expected = problem.expected(settings)
     for form, (_, padding) in gemm_problem.FORMS.items():
         arrays, places = problem.inputs(form)
         inputs = {name: device.upload(array) for name, array in arrays.items()}
-        for artifact in packs.artifacts(f"grouped_fp8_swiglu{form}", hardware.runs_here):
-            outputs = fp8_swiglu.Outputs.of(arrays["a"].shape[:-1], BETWEEN)
+        for artifact in packs.artifacts(f"{family}{form}", hardware.runs_here):
+            outputs = fp8_swiglu.Outputs.of(arrays["a"].shape[:-1], BETWEEN, fmt)
             results = {name: device.upload(array) for name, array in outputs.arrays.items()}
-            loader.launch("grouped_fp8_swiglu", **inputs, **results, **dataclasses.asdict(settings),
-                          variant=artifact.variant)  # fmt: skip
+            loader.launch(family, **inputs, **results, **settings.scalars(fmt), variant=artifact.variant)
             for name, array in outputs.arrays.items():
                 device.download(results[name], array)
             context = f"{artifact.variant}{form}"
-            outputs.rows(places, padding, context).verify(*expected, settings.scale_rounding, context)
+            outputs.rows(places, padding, context).verify(*expected, settings.scales(fmt), context)
             count += 1
+    return count
+
+
+def launch_fp8_quantized(device: Device, rng: np.random.Generator) -> int:
+    problem = gemm_problem.gemm_problem(rng, "fp8", COUNTS, BETWEEN, K)
     quantized = packs.artifacts("grouped_fp8_quantized", hardware.runs_here)
-    arrays, places = gemm_problem.by_offsets(problem.gate)
+    arrays, places = gemm_problem.by_offsets(problem)
     inputs = {name: device.upload(array) for name, array in arrays.items()}
-    value, bound = gemm_problem.expected(problem.gate)
+    value, bound = gemm_problem.expected(problem)
     for artifact in quantized:
         outputs = fp8_swiglu.Outputs.of(arrays["a"].shape[:-1], BETWEEN)
         results = {name: device.upload(array) for name, array in outputs.arrays.items()}
@@ -239,7 +247,7 @@ def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
             device.download(results[name], array)
         rows = outputs.rows(places, "as before", artifact.variant)
         rows.verify(value, gemm_problem.rounded_bound(value, bound, "f32"), "none", artifact.variant)
-    return f"{count} variants of grouped_fp8_swiglu, {len(quantized)} of grouped_fp8_quantized"
+    return len(quantized)
 
 
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:

@@ -21,6 +21,7 @@ import kernel_faults_scales
 import kernel_faults_schedule
 import kernel_faults_split_k
 import kernel_faults_ue8m0_mxfp4
+import kernel_faults_ue8m0_swiglu
 
 CAUGHT = [
     *kernel_faults_90.CAUGHT,
@@ -38,6 +39,7 @@ CAUGHT = [
     *kernel_faults_schedule.CAUGHT,
     *kernel_faults_split_k.CAUGHT,
     *kernel_faults_ue8m0_mxfp4.CAUGHT,
+    *kernel_faults_ue8m0_swiglu.CAUGHT,
 ]
 NOT_CAUGHT = [
     *kernel_faults_90.NOT_CAUGHT,

@@ -209,8 +209,8 @@ ACCUMULATORS = planted(
         ("tensor memory used before it is there", "barrier_of<32 * (kNumWarps - 1)>();", ""),
         (
             "no wait for tensor memory loads",
-            "source + begin);\n            tcgen05::wait_loads();",
-            "source + begin);",
+            "Columns::kPartColumns + begin);\n            tcgen05::wait_loads();",
+            "Columns::kPartColumns + begin);",
         ),
         ("half of tensor memory", "tcgen05::allocate<tcgen05::kNumColumns>", "tcgen05::allocate<256>"),
         (

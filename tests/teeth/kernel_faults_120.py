@@ -148,7 +148,7 @@ OPERANDS = planted(
         ),
         (
             "token tiles rounded down",
-            "ceil_div(max(num_tokens, 0), 32 * kPair)",
+            "ceil_div(max(num_tokens, 0), kTokenStep * kPair)",
             "max(num_tokens, 0) / (32 * kPair)",
             {"file": "layout/weight_slots.cuh"},
         ),

@@ -137,7 +137,7 @@ CAUGHT += planted(
             "scales_ + (sizeof(Stage::weight_scales) >> 4)",
             "scales_",
         ),
-        ("packed scales of weights alone expected", "4 * (kWords + kTokenWords)", "4 * kWords"),
+        ("packed scales of weights alone expected", "4 * (kWeightWords + kTokenWords)", "4 * kWeightWords"),
     ],
 )
 CAUGHT += planted(

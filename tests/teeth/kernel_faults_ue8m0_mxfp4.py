@@ -17,7 +17,7 @@ OF_WEIGHTS = {
     "100a": "tcgen05::scale_ids(scale_rows::step_byte(kWeightScaleK, step),",
     "120a": "weights[t], tokens[j], scale_rows::step_byte(kWeightScaleK, step),",
 }
-OF_TOKENS = {"100a": "scale_rows::step_byte(kTokenScaleK, step));\n            tcgen05",
+OF_TOKENS = {"100a": "scale_rows::step_byte(kTokenScaleK, step));\n#pragma unroll",
              "120a": "scale_rows::step_byte(kTokenScaleK, step));"}  # fmt: skip
 # Of the word, where those of one operand last four stages and those of the other do not.
 STAGE = {

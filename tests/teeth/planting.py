@@ -329,15 +329,18 @@ def _launch_fused(problem: Problem, context: str, by_mask: bool = False, **optio
     expected.verify(data, out, out_scale, context, max_rows)
 
 
-def _launch_fp8_swiglu(problem: Problem, context: str, form: str, **options: object) -> None:
+def _launch_fp8_swiglu(problem: Problem, context: str, family: str, form: str, **options: object) -> None:
     """``n`` are the columns of out. The last row of gates is zeros."""
-    data = fp8_swiglu.Problem.random(np.random.default_rng(0), list(problem.counts), problem.n, problem.k, extras=True)
-    data.gate.a_scale[-1], data.bias[data.gate.groups[-1]] = 0, 0
+    fmt = fp8_swiglu.FORMATS[family]
+    data = fp8_swiglu.Problem.random(np.random.default_rng(0), list(problem.counts), problem.n, problem.k, extras=True,
+                                     fmt=fmt)  # fmt: skip
+    data.clear(-1)
+    data.bias[data.gate.groups[-1]] = 0
     inputs, places = data.inputs(form)
-    settings, outputs = fp8_swiglu.Settings(), fp8_swiglu.Outputs.of(inputs["a"].shape[:-1], problem.n)
-    loader.launch("grouped_fp8_swiglu", **inputs, **outputs.arrays, **dataclasses.asdict(settings), **options)
+    settings, outputs = fp8_swiglu.Settings(), fp8_swiglu.Outputs.of(inputs["a"].shape[:-1], problem.n, fmt)
+    loader.launch(family, **inputs, **outputs.arrays, **settings.scalars(fmt), **options)
     quantized = outputs.rows(places, gemm_problem.FORMS[form][1], context)
-    quantized.verify(*data.expected(settings), settings.scale_rounding, context)
+    quantized.verify(*data.expected(settings), settings.scales(fmt), context)
 
 
 def _launch_fp8_quantized(problem: Problem, context: str, **options: object) -> None:
@@ -385,8 +388,8 @@ _LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
              "grouped_fp4_swiglu_masked": functools.partial(_launch_fused, by_mask=True),
              **{family: functools.partial(_launch_mx_swiglu, family=family)
                 for family in (*mx_swiglu.FAMILIES, *mx_swiglu.MASKED)},
-             **{f"grouped_fp8_swiglu{form}": functools.partial(_launch_fp8_swiglu, form=form)
-                for form in gemm_problem.FORMS},
+             **{f"{family}{form}": functools.partial(_launch_fp8_swiglu, family=family, form=form)
+                for family in fp8_swiglu.FORMATS for form in gemm_problem.FORMS},
              **{family: functools.partial(_launch_rows, family=family)
                 for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.FORMATS for form in gemm_problem.FORMS)},
              **{family: functools.partial(_launch_rows, family=family)
