@@ -123,8 +123,8 @@ def test_every_kernel_renders() -> None:
 
 
 def test_what_ships_is_within_its_budget() -> None:
-    """At most 1,525 kernels in a pack for Hopper and for every Blackwell."""
-    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1525
+    """At most 1,530 kernels in a pack for Hopper and for every Blackwell."""
+    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1530
 
 
 @pytest.mark.parametrize("arch", ARCHS)
