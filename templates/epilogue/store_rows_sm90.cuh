@@ -63,7 +63,6 @@ struct StoreRowsSm90 {
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
             const int first_row = (kSharesRows ? warp % 4 : warp) * kRows;
-            const int first_column = tile.column + (kSharesRows ? warp / 4 * kOwnColumns : 0);
             const int num_rows = tile.num_rows - first_row, num_stored = tile.num_stored - first_row;
             const float alpha = params_.factor(tile.batch);
             const float* const bias =
@@ -71,7 +70,9 @@ struct StoreRowsSm90 {
 #pragma unroll
             for (int first = 0; first < kOwnColumns; first += kBoxColumns) {
                 const int count = kOwnColumns - first < kBoxColumns ? kOwnColumns - first : kBoxColumns;
-                const int column = first_column + first, end = min(count, params_.num_columns - column);
+                // Of what both warpgroups have rows of, each has half of every tile.
+                const int before = kSharesRows ? first / (2 * kSums) * (2 * kSums) + warp / 4 * (2 * kSums) : 0;
+                const int column = tile.column + before + first, end = min(count, params_.num_columns - column);
                 uint8_t* const box = shared_.boxes[warp][first / kBoxColumns % kBuffers];
                 if constexpr (kHasBoxes) tma::wait_until_read<kBuffers - 1>();
                 __syncwarp();

@@ -20,10 +20,12 @@
 
 namespace mainloop {
 
-// Columns of weights of an instruction whose rows are tokens: half where the warpgroups share these, and else as many as
-// leave registers for sums of a block and of all.
+// Columns of weights of an instruction whose rows are tokens: at most half a block where the warpgroups share these, and
+// else as many as leave registers for sums of a block and of all.
 template <class Config>
-constexpr int kPromotedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 || Config::BLOCK_N > 128 ? 2 : 1);
+constexpr int kPromotedColumns = Config::BLOCK_M <= 64    ? (Config::BLOCK_N < 128 ? Config::BLOCK_N / 2 : 64)
+                                 : Config::BLOCK_N > 128 ? Config::BLOCK_N / 2
+                                                         : Config::BLOCK_N;
 
 template <class Config, class OwnSources = PromotedSources>
 struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
@@ -94,7 +96,6 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
 #pragma unroll
                     for (int i = 0; i < kScales; ++i) {
                         const int ahead = !kTokenRows                ? Base::Products::warpgroup() * kTiles / 2
-                                          : Base::kSharesTokens     ? Base::Products::warpgroup() * (BLOCK_N / 256)
                                           : kSpan == Base::kColumns ? i
                                                                     : (tile.column % 128 + i * kSpan) / 128;
                         first_[i] = multiplier.sources_.b_scale +

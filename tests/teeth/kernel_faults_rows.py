@@ -98,7 +98,7 @@ CAUGHT = [
             ),
             (
                 "rows columns of the first warpgroup stored by both",
-                "warp / 4 * kOwnColumns",
+                "warp / 4 * (2 * kSums)",
                 "0",
                 {"file": STORE_ROWS, "kernel": NARROW, "problem": ONE},
             ),
@@ -115,10 +115,10 @@ CAUGHT = [
                 {"file": SHARED, "kernel": FEW, "problem": ONE},
             ),
             (
-                "rows of both warpgroups with the scale of the first block",
-                "warpgroup() * (BLOCK_N / 256)",
-                "0",
-                {"kernel": WHOLE_BLOCKS, "problem": ONE},
+                "rows both halves of a warpgroup in one",
+                "first / (2 * kSums) * (2 * kSums) + ",
+                "",
+                {"file": STORE_ROWS, "kernel": WHOLE_BLOCKS, "problem": ONE},
             ),
             (
                 "rows read before they are in order",
