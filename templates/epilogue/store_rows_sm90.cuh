@@ -79,8 +79,8 @@ struct StoreRowsSm90 {
                 Out* const out = params_.out + int64_t(tile.row + first_row) * params_.stride();
                 if (kAdds && params_.accumulate) {
                     each_vector(lane, [&](int row, int part) {
-                        if (part < end)
-                            place(box, row, part) = row < num_rows ? *vector_of(out, row, column + part) : uint4{};
+                        const bool exists = row < num_rows && part < end;
+                        place(box, row, part) = exists ? *vector_of(out, row, column + part) : uint4{};
                     });
                     __syncwarp();
                 }
