@@ -118,7 +118,7 @@ BLACKWELL = [
             (LEFT, "cluster::wait_on(&shared_.empty[warp_index()], parity_ ^ 1);", "{}"),
             ("split sums read before they are there", "cluster::wait_on(full, parity_);", ""),
             ("split warps of one CTA store alone", "storing = warp % kSplits;", "storing = 0;"),
-            ("split sums stored by all", "return rank_ == storing;", "return true;"),
+            ("split sums stored by those who sent theirs", "return rank_ == storing;", "return rank_ != storing;"),
             ("split room never given", ARRIVE_ALL.format("", "&shared_.empty[warp]"), ""),
             ("split phase of the first tile", "parity_ ^= 1;", ""),
             (
