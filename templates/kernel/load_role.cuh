@@ -16,10 +16,9 @@ __device__ __forceinline__ void load_role(Schedule schedule, Tiles tiles, Loader
         wait_for_previous_grid();
         allow_next_grid();
     }
-    for (; has_tile; has_tile = schedule.next(tile)) {
-        tiles.write(tile);
-        loader.load(tile);
-    }
+    // All other warps wake up when they are told of the first tile, and get in the way of the first loads.
+    for (int blocks_before = loader.kFirstBlocks; has_tile; has_tile = schedule.next(tile), blocks_before = 0)
+        loader.load(tile, blocks_before, [&] { tiles.write(tile); });
     tiles.end();
 }
 

@@ -85,9 +85,7 @@ struct Sm100 {
         tcgen05::fence_before_sync();
         __syncthreads();
         if (warp == kTensorMemoryWarp) tcgen05::free<tcgen05::kNumColumns>(shared.tensor_memory);
-        if constexpr (kSplits > 1) {
-            if (warp >= kNumEpilogueWarps) cluster::wait();  // as those did who store
-        }
+        if (kSplits > 1 && warp >= kNumEpilogueWarps) cluster::wait();  // as those did who store
     }
 
 private:

@@ -63,9 +63,7 @@ struct Sm120 {
                 load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
                           mainloop::Loader<Mainloop>(shared.mainloop, maps, num_columns), prefetch);
         }
-        if constexpr (Schedule::kSplits > 1) {
-            if (warp_index() >= kNumConsumerWarps) cluster::wait();  // as those did who store
-        }
+        if (Schedule::kSplits > 1 && warp_index() >= kNumConsumerWarps) cluster::wait();  // as those did who store
     }
 
 private:

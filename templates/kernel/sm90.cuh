@@ -49,11 +49,10 @@ struct Sm90 {
             wait_for_previous_grid();
             allow_next_grid();
         }
-        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
-        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
-
+        // Registers are there when the first ask for them: who asks in vain keeps others waiting.
         if (warp < 4) {
             registers::decrease<Config::kProducerRegisters>();
+            prepare(shared, rows);
             if (warp == 0) {
                 if (elect_one())
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
@@ -62,10 +61,12 @@ struct Sm90 {
                 assist(shared, warp - 1);
             }
         } else if (warp < kFirstExtraWarp) {
+            prepare(shared, rows);
             registers::increase<Config::kConsumerRegisters>();
             multiply_role(shared, sources, params, num_columns, depth);
         } else if constexpr (kNumExtraWarps > 0) {
             registers::decrease<Config::kExtraRegisters>();
+            prepare(shared, rows);
             const int extra = warp - kFirstExtraWarp;
             if (extra >= Epilogue::kNumWarps) {
                 assist(shared, 3 + extra - Epilogue::kNumWarps);
@@ -73,18 +74,22 @@ struct Sm90 {
                 Epilogue::run(shared.epilogue, schedule::TileReader(shared.tiles), params, extra);
             }
         }
-        if constexpr (Schedule::kSplits > 1) {
-            if (warp < 4) cluster::wait();  // as those did who store
-        }
+        if (Schedule::kSplits > 1 && warp < 4) cluster::wait();  // as those did who store
     }
 
 private:
-    // A warp each, since it takes a thread long.
+    __device__ __forceinline__ static void prepare(Storage& shared, const Rows& rows) {
+        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
+    }
+
+    // By a thread of a warp each, since it takes a thread long, and the lanes of one longer still.
     __device__ __forceinline__ static void init_barriers(Storage& shared) {
-        if (threadIdx.x == 32) Mainloop::init(shared.mainloop);
-        if (threadIdx.x == 64) Epilogue::init(shared.epilogue);
+        if (threadIdx.x == 32) Mainloop::init(shared.mainloop, 0, 2);
+        if (threadIdx.x == 64) Mainloop::init(shared.mainloop, 1, 2);
         if (threadIdx.x == 96) shared.tiles.init();
-        if (threadIdx.x < 128 && threadIdx.x % 32 == 0) mbarrier::fence_init();
+        if (threadIdx.x == 128) Epilogue::init(shared.epilogue);
+        if (threadIdx.x % 32 == 0 && threadIdx.x <= 128) mbarrier::fence_init();
     }
 
     __device__ __forceinline__ static void assist(Storage& shared, int assistant) {

@@ -10,6 +10,7 @@
 #include "mainloop/sources.cuh"
 #include "number/integer.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/opaque.cuh"
 #include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
@@ -23,8 +24,10 @@ class Loader {
     static constexpr int kNumStages = Mainloop::kNumStages, BLOCK_K = Mainloop::BLOCK_K;
 
 public:
+    static constexpr int kFirstBlocks = kNumStages < 4 ? kNumStages : 4;  // nobody has to free a stage for them
+
     __device__ __forceinline__ Loader(Storage& shared, const Sources& sources, int num_columns)
-        : shared_(shared), loads_(sources, num_columns) {}
+        : shared_(opaque(shared)), loads_(sources, num_columns) {}
 
     // The weights of the tile that is loaded next, as far as there are stages.
     __device__ __forceinline__ void load_weights_ahead(const schedule::Tile& tile) {
@@ -33,18 +36,28 @@ public:
         for (; ahead_ < blocks; ++ahead_) load_weights(tile, ahead_, tile.k_begin + ahead_ * BLOCK_K);
     }
 
-    __device__ __forceinline__ void load(const schedule::Tile& tile) {
+    // announce() is called behind `blocks_before` blocks of K, or all that there are. It is no branch of the inner loop:
+    // this thread is what few CTAs with small stages wait for.
+    template <class Announce>
+    __device__ __forceinline__ void load(const schedule::Tile& tile, int blocks_before, const Announce& announce) {
         prepare_maps(tile);
+        int ahead = ahead_;
+        ahead_ = 0;
+        int k = tile.k_begin, end = min(tile.k_end, k + blocks_before * BLOCK_K);
+#pragma unroll 1
+        for (bool announced = false;; announced = true) {
 #pragma unroll 1  // the instruction cache is for the other roles
-        for (int k = tile.k_begin; k < tile.k_end; k += BLOCK_K) {
-            if (ahead_ > 0) {
-                --ahead_;
-            } else {
-                mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
-                load_weights(tile, ring_.stage, k);
+            for (; k < end; k += BLOCK_K) {
+                if (ahead-- <= 0) {
+                    mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);
+                    load_weights(tile, ring_.stage, k);
+                }
+                loads_.tokens(Mainloop::places(shared_, ring_.stage), &shared_.full[ring_.stage], tile, k);
+                ring_.advance();
             }
-            loads_.tokens(Mainloop::places(shared_, ring_.stage), &shared_.full[ring_.stage], tile, k);
-            ring_.advance();
+            if (announced) break;
+            announce();
+            end = tile.k_end;
         }
     }
 

@@ -22,8 +22,7 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
     static constexpr int BYTES = 4 * (Config::BLOCK_N + kTokenWords);
 
     __device__ __forceinline__ static StagePlaces places(Stage& stage) {
-        return {stage.weights[0], stage.tokens[0], reinterpret_cast<uint8_t*>(stage.weight_scales),
-                reinterpret_cast<uint8_t*>(stage.token_scales)};
+        return {stage.weights[0], stage.tokens[0], stage.weight_scales, stage.token_scales};
     }
 
     // Words that a thread reads within a stage, and the bits before its scale of those that last four stages.

@@ -78,8 +78,7 @@ struct MmaScales<Config, Operands, operands::Scales::kBlocks> {
     static constexpr int BYTES = sizeof(Stage::weight_scales) + sizeof(Stage::token_scales);
 
     __device__ __forceinline__ static StagePlaces places(Stage& stage) {
-        return {stage.weights[0], stage.tokens[0], reinterpret_cast<uint8_t*>(stage.weight_scales),
-                reinterpret_cast<uint8_t*>(stage.token_scales)};
+        return {stage.weights[0], stage.tokens[0], stage.weight_scales, stage.token_scales};
     }
     __device__ __forceinline__ static int first_word(int scale_row) { return scale_row % 32 * 4; }
 

@@ -50,8 +50,8 @@ struct SharedOperands {
     using Sums = float[kColumns / 2];
     using Accumulators = Sums[kTiles];
 
-    __device__ __forceinline__ static void init(Storage& shared) {
-        for (int s = 0; s < kNumStages; ++s) {
+    __device__ __forceinline__ static void init(Storage& shared, int part, int parts) {
+        for (int s = part; s < kNumStages; s += parts) {
             mbarrier::init(&shared.full[s], 1);
             mbarrier::init(&shared.empty[s], kNumConsumerWarps);
         }

@@ -14,8 +14,16 @@
 
 namespace mainloop {
 
+// Addresses in shared memory: of pointers the loading thread would compute 64 bits for each load, most of its time.
 struct StagePlaces {
-    uint8_t *weights, *tokens, *weight_scales, *token_scales;
+    uint32_t weights, tokens, weight_scales, token_scales;
+
+    __device__ __forceinline__ StagePlaces(const void* weights, const void* tokens, const void* weight_scales,
+                                           const void* token_scales)
+        : weights(mbarrier::shared_address(weights)),
+          tokens(mbarrier::shared_address(tokens)),
+          weight_scales(mbarrier::shared_address(weight_scales)),
+          token_scales(mbarrier::shared_address(token_scales)) {}
 };
 
 // Tokens (a) and weights (b) without scales. Of the main loop:

@@ -28,8 +28,7 @@ struct UmmaScales<Config, Operands, operands::Scales::kRows> {
     };
 
     __device__ __forceinline__ static StagePlaces places(Stage& stage) {
-        return {stage.weights, stage.tokens, reinterpret_cast<uint8_t*>(stage.weight_scales),
-                reinterpret_cast<uint8_t*>(stage.token_scales)};
+        return {stage.weights, stage.tokens, stage.weight_scales, stage.token_scales};
     }
 
     // One warp: words become blocks where they are.

@@ -55,12 +55,12 @@ struct WgmmaDequant {
     };
     using Accumulators = float[kTilesPerWarpgroup][BLOCK_M / 2];
 
-    __device__ __forceinline__ static void init(Storage& shared) {
-        for (int s = 0; s < kNumStages; ++s) {
+    __device__ __forceinline__ static void init(Storage& shared, int part, int parts) {
+        for (int s = part; s < kNumStages; s += parts) {
             mbarrier::init(&shared.full[s], 1);
             mbarrier::init(&shared.empty[s], kNumTokenWarps + kNumConsumerWarps);
         }
-        for (int s = 0; s < kNumSlots; ++s) {
+        for (int s = part; s < kNumSlots; s += parts) {
             mbarrier::init(&shared.full_slot[s], kNumTokenWarps);
             mbarrier::init(&shared.empty_slot[s], kNumConsumerWarps);
         }

@@ -45,10 +45,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
     };
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
-        StagePlaces places = Base::places(shared, stage);
-        places.token_scales = reinterpret_cast<uint8_t*>(shared.scales[stage]);
-        places.weight_scales = places.token_scales + kTokenScales * 4;
-        return places;
+        return {shared.weights[stage], shared.tokens[stage], shared.scales[stage] + kTokenScales, shared.scales[stage]};
     }
 
     // The two warpgroups that multiply.

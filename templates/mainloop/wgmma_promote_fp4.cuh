@@ -47,8 +47,8 @@ struct WgmmaPromoteFp4 {
     using Accumulators = Sums[1];
 
     // Every lane arrives: racecheck does not see what lanes have read before one of them arrives for all.
-    __device__ __forceinline__ static void init(Storage& shared) {
-        for (int s = 0; s < kNumStages; ++s) {
+    __device__ __forceinline__ static void init(Storage& shared, int part, int parts) {
+        for (int s = part; s < kNumStages; s += parts) {
             mbarrier::init(&shared.full[s], 1);
             mbarrier::init(&shared.ready[s], 32);
             mbarrier::init(&shared.empty[s], kNumConsumerWarps * 32);
@@ -56,8 +56,7 @@ struct WgmmaPromoteFp4 {
     }
 
     __device__ __forceinline__ static StagePlaces places(Storage& shared, int stage) {
-        return {shared.weights[stage], shared.tokens[stage], reinterpret_cast<uint8_t*>(shared.weight_scales[stage]),
-                reinterpret_cast<uint8_t*>(shared.token_scales[stage])};
+        return {shared.weights[stage], shared.tokens[stage], shared.weight_scales[stage], shared.token_scales[stage]};
     }
     // Of element k of a token in its map.
     __device__ __forceinline__ static int coordinate(int k) { return k; }

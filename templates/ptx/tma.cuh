@@ -23,28 +23,28 @@ __device__ __forceinline__ void prefetch(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-__device__ __forceinline__ void load_1d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x) {
+__device__ __forceinline__ void load_1d(uint32_t destination, const TensorMap* map, mbarrier::Barrier* full, int x) {
     asm volatile(
         "cp.async.bulk.tensor.1d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%3}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        " [%0], [%1, {%3}], [%2];" ::"r"(destination),
         "l"(map), "r"(mbarrier::shared_address(full)), "r"(x)
         : "memory");
 }
 
-__device__ __forceinline__ void load_2d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x,
+__device__ __forceinline__ void load_2d(uint32_t destination, const TensorMap* map, mbarrier::Barrier* full, int x,
                                         int y) {
     asm volatile(
         "cp.async.bulk.tensor.2d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%3, %4}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        " [%0], [%1, {%3, %4}], [%2];" ::"r"(destination),
         "l"(map), "r"(mbarrier::shared_address(full)), "r"(x), "r"(y)
         : "memory");
 }
 
-__device__ __forceinline__ void load_3d(void* destination, const TensorMap* map, mbarrier::Barrier* full, int x, int y,
+__device__ __forceinline__ void load_3d(uint32_t destination, const TensorMap* map, mbarrier::Barrier* full, int x, int y,
                                         int z) {
     asm volatile(
         "cp.async.bulk.tensor.3d" TMA_DESTINATION ".global.tile.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(mbarrier::shared_address(destination)),
+        " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(destination),
         "l"(map), "r"(mbarrier::shared_address(full)), "r"(x), "r"(y), "r"(z)
         : "memory");
 }

@@ -22,7 +22,8 @@ namespace schedule {
 // kSplits: CTAs of a cluster, which compute the same tiles, a share of K each: whole stages, which divide kStageDepth.
 template <class Rows, int BLOCK_M, int BLOCK_N, int kSplits_ = 1, int kStageDepth = 128>
 class Grouped {
-    static constexpr int kSwathTiles = 16;
+    static constexpr unsigned kSwathTiles = 16;
+    static constexpr bool kHasOneBatch = Rows::kMaxBatches == 1;  // then nothing is in shared memory
 
 public:
     static constexpr int kSplits = kSplits_;
@@ -35,8 +36,7 @@ public:
     // Every thread of the CTA calls it; CTA barriers are inside.
     template <int kNumThreads>
     __device__ __forceinline__ static void prepare(Storage& storage, const Rows& rows) {
-        if constexpr (Rows::kMaxBatches == 1 && kNumThreads <= 384) {  // of more, a kernel of FP4 spills then
-            if (threadIdx.x < 2) storage.tiles_before[threadIdx.x] = threadIdx.x * ceil_div(rows.count(0), BLOCK_M);
+        if constexpr (Rows::kMaxBatches == 1) {
             __syncthreads();
         } else {
             scan::over_batches<kNumThreads>(storage.tiles_before, storage.warp_totals, rows.num_batches,
@@ -54,15 +54,17 @@ public:
     // The CTA's next tile; false when there is none left.
     __device__ __forceinline__ bool next(Tile& tile) {
         const int index = next_;
-        if (index >= storage_.tiles_before[rows_.num_batches] * column_tiles_) return false;
+        if (index >= tiles_before(rows_.num_batches) * column_tiles_) return false;
         next_ += gridDim.x / kSplits;
-        const int batch = scan::find(storage_.tiles_before, rows_.num_batches, index, column_tiles_);
-        const int first = storage_.tiles_before[batch], row_tiles = storage_.tiles_before[batch + 1] - first;
-        const int place = index - first * column_tiles_;
-        int column_tile = place, row = 0;  // within the batch
-        if (row_tiles > 1) {               // else no division is on the way to the first load
-            const int swath = place / (kSwathTiles * column_tiles_) * kSwathTiles;
-            const int width = min(kSwathTiles, row_tiles - swath), local = place - swath * column_tiles_;
+        const int batch =
+            kHasOneBatch ? 0 : scan::find(storage_.tiles_before, rows_.num_batches, index, column_tiles_);
+        const int first = tiles_before(batch), row_tiles = tiles_before(batch + 1) - first;
+        const unsigned place = index - first * column_tiles_;
+        unsigned column_tile = place, row = 0;  // within the batch; divisions, if any, are on the way to the first load
+        if (row_tiles > 1) {
+            const unsigned swath =
+                row_tiles > kSwathTiles ? place / (kSwathTiles * column_tiles_) * kSwathTiles : 0;
+            const unsigned width = min(kSwathTiles, row_tiles - swath), local = place - swath * column_tiles_;
             column_tile = local / width;
             row = (swath + (local + column_tile) % width) * BLOCK_M;
         }
@@ -83,6 +85,11 @@ private:
         const int share = ceil_div(tile.k_end - tile.k_begin, kStageDepth * kSplits) * kStageDepth;
         tile.k_begin = min(tile.k_end, tile.k_begin + static_cast<int>(blockIdx.x % kSplits) * share);
         tile.k_end = min(tile.k_end, tile.k_begin + share);
+    }
+
+    // Row tiles of the batches before this one.
+    __device__ __forceinline__ int tiles_before(int batch) const {
+        return kHasOneBatch ? batch * ceil_div(rows_.count(0), BLOCK_M) : storage_.tiles_before[batch];
     }
 
     const Storage& storage_;

@@ -31,7 +31,7 @@ struct TileRing {
 
     // One thread calls it; mbarrier::fence_init() must follow.
     __device__ __forceinline__ void init() {
-#pragma unroll 1
+#pragma unroll  // every CTA waits for it
         for (int i = 0; i < kNumTiles; ++i) {
             mbarrier::init(&full[i], 1);
             mbarrier::init(&empty[i], kNumReaders);

@@ -14,7 +14,7 @@ LOAD_ROLE, LOADER, SOURCES = "kernel/load_role.cuh", "mainloop/loader.cuh", "mai
 WEIGHT_ROWS = "layout/weight_rows.cuh"
 
 
-LOADER_WAIT = "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);\n                load_weights"
+LOADER_WAIT = "mbarrier::wait(&shared_.empty[ring_.stage], ring_.parity ^ 1);\n                    load_weights"
 LOADER_BYTES = "arrive_expect_tx(&shared_.full[stage], Mainloop::BYTES_PER_STAGE)"
 WEIGHT_BATCH = "ATOM_ROWS, matrix(tile));"
 

@@ -90,8 +90,8 @@ OPERANDS = planted(
         ),
         (
             "k tail not loaded",
-            "k < tile.k_end; k += BLOCK_K) {",
-            "k + BLOCK_K <= tile.k_end; k += BLOCK_K) {",
+            "k < end; k += BLOCK_K) {",
+            "k + BLOCK_K <= end; k += BLOCK_K) {",
             {"file": LOADER},
         ),
         ("last block of k twice", "for (; k + BLOCK_K < k_end;", "for (; k + BLOCK_K <= k_end;", {"problem": WHOLE}),

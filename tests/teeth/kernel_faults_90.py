@@ -247,8 +247,8 @@ AHEAD = planted(
             {"problem": Problem((0, 1, 70, 0, 7, 0), 264, 352, prefetch="weights")},
         ),
         ("another block ahead", "tile.k_begin + ahead_ * BLOCK_K)", "tile.k_begin + (ahead_ ^ 1) * BLOCK_K)"),
-        ("weights ahead loaded again", "--ahead_;", "--ahead_, load_weights(tile, ring_.stage, k);"),
-        ("weights ahead not counted down", "--ahead_;", ";"),
+        ("weights ahead loaded again", "ahead-- <= 0", "ahead-- <= 1"),
+        ("weights ahead not counted down", "ahead-- <= 0", "ahead <= 0"),
         ("weights ahead in one stage", "load_weights(tile, ahead_, ", "load_weights(tile, 0, "),
     ],
 )

@@ -101,8 +101,8 @@ RING_OF_TILES = planted(
         ("no tile after the last", "tiles.end();", "", {"file": LOAD_ROLE}),
         (
             "tile told after its operands",
-            "tiles.write(tile);\n        loader.load(tile);",
-            "loader.load(tile);\n        tiles.write(tile);",
+            "blocks_before = loader.kFirstBlocks",
+            "blocks_before = 1 << 20",
             {"file": LOAD_ROLE, "problem": Problem((8, 8), 8, 2592, 1)},
         ),
     ],
