@@ -1,5 +1,8 @@
 // What the store of every generation takes: out = alpha * sums + bias. Without alpha that is 1.
 #pragma once
+#include <stdint.h>
+
+#include "number/bias.cuh"
 
 namespace epilogue {
 
@@ -24,6 +27,21 @@ struct StoreParams {
     __device__ __forceinline__ int stride() const { return num_columns + num_columns / heads.width * heads.gap; }
 
     __device__ __forceinline__ float factor(int batch) const { return alpha == nullptr ? 1 : alpha[batch]; }
+    __device__ __forceinline__ const float* bias_of(int batch) const {
+        return bias == nullptr ? nullptr : bias + int64_t(batch) * num_columns;
+    }
+
+    // Of the sums of a column and the next, with the bias of their batch; before: what out has, where it is added to.
+    __device__ __forceinline__ float2 add(float2 sums, float alpha, const float* bias, int column,
+                                          const Out* before) const {
+        const float2 biases = bias::load_pair(bias, column, column < num_columns);
+        float2 result = make_float2(bias::apply(alpha, sums.x, biases.x), bias::apply(alpha, sums.y, biases.y));
+        if (accumulate) {
+            result.x += static_cast<float>(before[0]);
+            result.y += static_cast<float>(before[1]);
+        }
+        return result;
+    }
 };
 
 }  // namespace epilogue

@@ -7,7 +7,6 @@
 #include <stdint.h>
 
 #include "epilogue/store_params.cuh"
-#include "number/bias.cuh"
 #include "number/output.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
@@ -26,9 +25,7 @@ struct StoreRowsSm90 {
     static constexpr int kBuffers = Config::kStoreBuffers;
     static constexpr bool kSharesRows = Config::BLOCK_M <= 64;
     static constexpr int kOwnColumns = Config::BLOCK_N / (kSharesRows ? 2 : 1);  // of a warpgroup
-    static constexpr bool kHasBoxes = kOwnColumns >= kBoxColumns;
-    // Vectors are the exception where there are boxes, so they may be slow rather than long.
-    static constexpr int kUnrolledVectors = kHasBoxes ? 1 : kRows / 4;
+    static_assert(kOwnColumns >= kBoxColumns, "less are stored in pairs");
 
     struct Params : StoreParams<Out> {
         const tma::TensorMap* map;  // of out, or null
@@ -43,7 +40,7 @@ struct StoreRowsSm90 {
     public:
         __device__ __forceinline__ Consumer(Storage& shared, const Params& params) : shared_(shared), params_(params) {}
         __device__ __forceinline__ ~Consumer() {
-            if constexpr (kHasBoxes) tma::wait_until_read<0>();
+            tma::wait_until_read<0>();
         }
 
         // Of each tile of a warpgroup kSums.
@@ -54,19 +51,13 @@ struct StoreRowsSm90 {
         }
 
     private:
-        // Two neighbouring columns of a row.
-        struct alignas(2 * sizeof(Out)) Pair {
-            Out low, high;
-        };
-
         template <bool kAdds, int kTiles, int kSums>
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
             const int first_row = (kSharesRows ? warp % 4 : warp) * kRows;
             const int num_rows = tile.num_rows - first_row, num_stored = tile.num_stored - first_row;
             const float alpha = params_.factor(tile.batch);
-            const float* const bias =
-                params_.bias == nullptr ? nullptr : params_.bias + int64_t(tile.batch) * params_.num_columns;
+            const float* const bias = params_.bias_of(tile.batch);
 #pragma unroll
             for (int first = 0; first < kOwnColumns; first += kBoxColumns) {
                 const int count = kOwnColumns - first < kBoxColumns ? kOwnColumns - first : kBoxColumns;
@@ -74,7 +65,7 @@ struct StoreRowsSm90 {
                 const int before = kSharesRows ? first / (2 * kSums) * (2 * kSums) + warp / 4 * (2 * kSums) : 0;
                 const int column = tile.column + before + first, end = min(count, params_.num_columns - column);
                 uint8_t* const box = shared_.boxes[warp][first / kBoxColumns % kBuffers];
-                if constexpr (kHasBoxes) tma::wait_until_read<kBuffers - 1>();
+                tma::wait_until_read<kBuffers - 1>();
                 __syncwarp();
                 Out* const out = params_.out + int64_t(tile.row + first_row) * params_.stride();
                 if (kAdds && params_.accumulate) {
@@ -85,10 +76,9 @@ struct StoreRowsSm90 {
                     __syncwarp();
                 }
                 const auto sum = [&](int i) { return accumulators[(first / 2 + i) / kSums][(first / 2 + i) % kSums]; };
-                if constexpr (kAdds || sizeof(Out) != 2 || kOwnColumns % 16 != 0)
-                    stage<kAdds>(box, sum, alpha, bias, column, count, lane);
+                if constexpr (kAdds || sizeof(Out) != 2) stage<kAdds>(box, sum, alpha, bias, column, count, lane);
                 else stage_matrices(box, sum, alpha, count, lane);
-                if constexpr (kHasBoxes) mbarrier::fence_async_proxy();
+                mbarrier::fence_async_proxy();
                 __syncwarp();
                 if (count == kBoxColumns && params_.map != nullptr && num_rows >= kRows) {
                     if (lane == 0 && end > 0)
@@ -99,14 +89,14 @@ struct StoreRowsSm90 {
                             *vector_of(out, row, column + part) = row < num_rows ? place(box, row, part) : uint4{};
                     });
                 }
-                if constexpr (kHasBoxes) tma::commit_stores();
+                tma::commit_stores();
             }
         }
 
         // Calls with every row and every first column of a vector of a box that a lane has.
         template <class Function>
         __device__ __forceinline__ static void each_vector(int lane, const Function& function) {
-#pragma unroll kUnrolledVectors
+#pragma unroll 1  // the exception may be slow rather than long
             for (int row = 0; row < kRows; row += 4) function(row + lane / 8, lane % 8 * kVector);
         }
         // In a row of a box, 16 bytes are where the swizzle puts them.
@@ -125,20 +115,11 @@ struct StoreRowsSm90 {
             for (int i = 0; i < kBoxColumns / 2; i += 2) {  // sums i and i + 1 are neighbours
                 if (2 * i >= count) break;
                 const int row = lane / 4 + i / 2 % 2 * 8, own_column = i / 4 * 8 + lane % 4 * 2;
-                Pair& pair = *reinterpret_cast<Pair*>(reinterpret_cast<Out*>(&place(box, row, own_column)) +
-                                                      own_column % kVector);
-                float low = alpha * sum(i), high = alpha * sum(i + 1);
-                if constexpr (kAdds) {
-                    const float2 biases =
-                        bias::load_pair(bias, column + own_column, column + own_column < params_.num_columns);
-                    low = bias::apply(alpha, sum(i), biases.x);
-                    high = bias::apply(alpha, sum(i + 1), biases.y);
-                    if (params_.accumulate) {
-                        low += static_cast<float>(pair.low);
-                        high += static_cast<float>(pair.high);
-                    }
-                }
-                output::store_pair(&pair.low, low, high);
+                Out* const pair = reinterpret_cast<Out*>(&place(box, row, own_column)) + own_column % kVector;
+                float2 result = make_float2(alpha * sum(i), alpha * sum(i + 1));
+                if constexpr (kAdds)
+                    result = params_.add(make_float2(sum(i), sum(i + 1)), alpha, bias, column + own_column, pair);
+                output::store_pair(pair, result.x, result.y);
             }
         }
 

@@ -3,7 +3,8 @@
 // Few tokens are the columns of the instruction, and weights its 64 rows. Many are the rows (Config::kTokenRows), 64 a
 // warpgroup: then a thread has sums of two tokens, and of few scales, and shared memory is free for the operands; and a
 // tile may have fewer weights than 128, where more CTAs are to read them. Of 64 tokens or less both warpgroups take all,
-// and half of the weights each. Of less than 64 the other rows of the instruction are zeros from the start.
+// and half of the weights each; or, of few weights, every other stage (Config::kSharesK), since shared memory would be
+// busy with tokens that both read. Of less than 64 the other rows of the instruction are zeros from the start.
 //
 // bf16 may be MN-major. A tile lies as it does in K-major order then, 8192 bytes for 64 rows.
 #pragma once
@@ -27,19 +28,23 @@ struct SharedOperands {
     static constexpr bool kTokenRows = Config::kTokenRows;
     static constexpr bool kTokensMnMajor = Config::kTokensMnMajor, kWeightsMnMajor = Config::kWeightsMnMajor;
     static constexpr int kNumConsumerWarps = 8, kColumns = kTokenRows ? kWeightColumns : BLOCK_M;
-    static constexpr bool kSharesTokens = kTokenRows && BLOCK_M <= 64;
+    static constexpr bool kSharesTokens = kTokenRows && BLOCK_M <= 64, kSharesK = Config::kSharesK;
     static constexpr int kTokenSpace = kSharesTokens ? 64 : BLOCK_M;  // rows of a stage
+    static constexpr int kShares = kSharesTokens && !kSharesK ? 2 : 1;  // of the columns
+    static constexpr int kStride = kSharesK ? 2 : 1;                    // from a warpgroup's stage to its next
     // Of a warpgroup.
-    static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / (kSharesTokens ? 2 : 1) : BLOCK_N / 128;
+    static constexpr int kTiles = kTokenRows ? BLOCK_N / kColumns / kShares : BLOCK_N / 128;
     static constexpr int BYTES_PER_STAGE = (BLOCK_M + BLOCK_N) * ROW_BYTES;
     static constexpr int WEIGHT_ATOMS = BLOCK_N % 128 == 0 ? BLOCK_N / 128 : 1;  // boxes
 
     static_assert(BLOCK_K == Config::BLOCK_K, "a row of a stage is one span of the 128-byte swizzle");
-    static_assert(kTokenRows ? kTiles * kColumns * (kSharesTokens ? 2 : 1) == BLOCK_N : BLOCK_N % 128 == 0,
+    static_assert(kTokenRows ? kTiles * kColumns * kShares == BLOCK_N : BLOCK_N % 128 == 0,
                   "every column is one warpgroup's");
     static_assert(!kWeightsMnMajor || BLOCK_N % 64 == 0, "a box has 64 weights");
     static_assert(!kTokenRows || BLOCK_M == 128 || BLOCK_M <= 64, "a warpgroup multiplies 64 rows");
     static_assert(!kTokensMnMajor || BLOCK_M % 64 == 0, "a box has 64 tokens");
+    static_assert(!kSharesK || (kSharesTokens && kTiles == 1), "of few tokens and few weights");
+    static_assert(kNumStages % kStride == 0, "a stage is always the same warpgroup's");
     static_assert(!(kTokensMnMajor || kWeightsMnMajor) || Element::kBytes == 2, "wgmma transposes 16-bit types alone");
 
     struct Storage {  // aligned to 1024 bytes, where the swizzle repeats
@@ -53,7 +58,7 @@ struct SharedOperands {
     __device__ __forceinline__ static void init(Storage& shared, int part, int parts) {
         for (int s = part; s < kNumStages; s += parts) {
             mbarrier::init(&shared.full[s], 1);
-            mbarrier::init(&shared.empty[s], kNumConsumerWarps);
+            mbarrier::init(&shared.empty[s], kSharesK ? kNumConsumerWarps / 2 : kNumConsumerWarps);
         }
     }
 
@@ -69,6 +74,29 @@ struct SharedOperands {
         while (tiles.wait()) tiles.release();
     }
 
+    // Descriptors must be in uniform registers.
+    __device__ __forceinline__ static int warpgroup() { return warp_index() / 4 - 1; }
+
+    // The stages of a warpgroup, one after the other.
+    class OwnStages {
+    public:
+        // How many of the next `blocks`, those of a tile, come before its first one.
+        __device__ __forceinline__ int begin(int blocks) {
+            const int before = before_;
+            before_ = (before + blocks) % kStride;
+            return before;
+        }
+        __device__ __forceinline__ int stage() const { return ring_.stage * kStride + first_; }
+        __device__ __forceinline__ int previous() const { return ring_.previous() * kStride + first_; }
+        __device__ __forceinline__ uint32_t parity() const { return ring_.parity; }
+        __device__ __forceinline__ void advance() { ring_.advance(); }
+
+    private:
+        const int first_ = kSharesK ? warpgroup() : 0;
+        int before_ = first_;
+        RingState<kNumStages / kStride> ring_;
+    };
+
     // What a warpgroup multiplies of a stage.
     class Products {
         static constexpr bool kRowsMnMajor = kTokenRows ? kTokensMnMajor : kWeightsMnMajor;  // of the instruction
@@ -80,16 +108,13 @@ struct SharedOperands {
     public:
         __device__ __forceinline__ explicit Products(Storage& shared)
             : weights_(wgmma::advance(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor),
-                                      kSharesTokens ? warpgroup() * kColumns * ROW_BYTES
-                                      : kTokenRows  ? 0
-                                                    : warpgroup() * kTiles * kWarpgroupBytes)),
+                                      kShares > 1  ? warpgroup() * kColumns * ROW_BYTES
+                                      : kTokenRows ? 0
+                                                   : warpgroup() * kTiles * kWarpgroupBytes)),
               tokens_(wgmma::advance(wgmma::descriptor_128b(shared.tokens[0], kTokensMnMajor),
                                      kTokenRows && !kSharesTokens ? warpgroup() * kWarpgroupBytes : 0)) {
             if constexpr (kTokenSpace > BLOCK_M) clear_other_rows(shared);
         }
-
-        // Descriptors must be in uniform registers.
-        __device__ __forceinline__ static int warpgroup() { return warp_index() / 4 - 1; }
 
         // sums (+)= the products of tile t, running until they are waited for.
         __device__ __forceinline__ void issue(Sums& sums, int stage, int t, bool accumulate) const {

@@ -15,15 +15,15 @@
 #include "number/integer.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
-#include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
 namespace mainloop {
 
-// Columns of weights of an instruction whose rows are tokens: at most half a block where the warpgroups share these, and
-// else as many as leave registers for sums of a block and of all.
+// Columns of weights of an instruction whose rows are tokens: all where the warpgroups share K, at most half a block
+// where they share these, and else as many as leave registers for sums of a block and of all.
 template <class Config>
-constexpr int kPromotedColumns = Config::BLOCK_M <= 64    ? (Config::BLOCK_N < 128 ? Config::BLOCK_N / 2 : 64)
+constexpr int kPromotedColumns = Config::kSharesK       ? Config::BLOCK_N
+                                 : Config::BLOCK_M <= 64 ? 64
                                  : Config::BLOCK_N > 128 ? Config::BLOCK_N / 2
                                                          : Config::BLOCK_N;
 
@@ -68,8 +68,8 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
                 for (float& sum : of_tile) sum = 0;
             const BlockScales weights(*this, tile);
             first_token_ = tile.scale_row % 4;
-            const int block = tile.k_begin / BLOCK_K;
-            const int end = block + ceil_div(tile.k_end - tile.k_begin, BLOCK_K);  // as many as are loaded
+            const int blocks = ceil_div(tile.k_end - tile.k_begin, BLOCK_K);  // as many as are loaded
+            const int first = tile.k_begin / BLOCK_K, end = first + blocks, block = first + stages_.begin(blocks);
             if constexpr (kTiles == 1) multiply_in_batches(sums[0], weights, block, end);
             else multiply_in_turn(sums, weights, block, end);
         }
@@ -92,7 +92,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
                     const int blocks = ceil_div(multiplier.num_columns_, 128), depth = ceil_div(multiplier.depth_, 128);
 #pragma unroll
                     for (int i = 0; i < kScales; ++i) {
-                        const int ahead = !kTokenRows                ? Base::Products::warpgroup() * kTiles / 2
+                        const int ahead = !kTokenRows                ? Base::warpgroup() * kTiles / 2
                                           : kSpan == Base::kColumns ? i
                                                                     : (tile.column % 128 + i * kSpan) / 128;
                         first_[i] = multiplier.sources_.b_scale +
@@ -120,7 +120,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
             for (; block_of_k < end; ++block_of_k) {
                 Scales of_weights;
                 weights.load(of_weights, block_of_k);
-                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+                mbarrier::wait(&shared_.full[stages_.stage()], stages_.parity());
                 const float2 of_rows = row_scales();
 #pragma unroll
                 for (int first = 0; first < kTiles; first += kTogether) {
@@ -128,7 +128,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
                     wgmma::fence();
 #pragma unroll
                     for (int i = 0; i < kTogether; ++i) {
-                        products_.issue(blocks[i], ring_.stage, first + i, false);
+                        products_.issue(blocks[i], stages_.stage(), first + i, false);
                         wgmma::commit();
                     }
 #pragma unroll
@@ -136,24 +136,26 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
                         const int t = first + i;
                         if (i < kTogether - 1) wgmma::wait<1>();
                         else wgmma::wait<0>();
-                        if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                        if (!kColumnScales && t == kTiles - 1) free_stage(stages_.stage());
                         wgmma::fence_values<Base::kColumns / 2>(blocks[i]);
-                        promote(sums[t], blocks[i], of_rows, of_weights, ring_.stage, t);
-                        if (kColumnScales && t == kTiles - 1) free_stage(ring_.stage);
+                        promote(sums[t], blocks[i], of_rows, of_weights, stages_.stage(), t);
+                        if (kColumnScales && t == kTiles - 1) free_stage(stages_.stage());
                     }
                 }
-                ring_.advance();
+                stages_.advance();
             }
         }
 
         // Blocks at a time, by the registers of their sums, and by the stages that there are. Nothing runs from one batch
         // into the next: the compiler would wait for each product if one ran around a loop.
-        static constexpr int kBatch = Base::kColumns <= 64 ? 4 : 2;
-        static_assert(kTiles > 1 || kNumStages >= kBatch, "a block is loaded before the first one of its batch is over");
+        static constexpr int kStride = Base::kStride, kBatch = Base::kColumns <= 64 && kStride == 1 ? 4 : 2;
+        static_assert(kTiles > 1 || kNumStages >= kBatch * kStride,
+                      "a block is loaded before the first one of its batch is over");
 
         __device__ __forceinline__ void multiply_in_batches(Sums& sums, const BlockScales& weights, int block, int end) {
-            for (; block + kBatch <= end; block += kBatch) multiply_blocks<kBatch>(sums, weights, block);
-            for (; block < end; ++block) multiply_blocks<1>(sums, weights, block);
+            for (; block + (kBatch - 1) * kStride < end; block += kBatch * kStride)
+                multiply_blocks<kBatch>(sums, weights, block);
+            for (; block < end; block += kStride) multiply_blocks<1>(sums, weights, block);
         }
 
         // A block that is multiplied.
@@ -168,19 +170,19 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         __device__ __forceinline__ void multiply_blocks(Sums& sums, const BlockScales& weights, int block) {
             Running blocks[kCount];
 #pragma unroll
-            for (int i = 0; i < kCount; ++i) start(blocks[i], weights, block + i);
+            for (int i = 0; i < kCount; ++i) start(blocks[i], weights, block + i * kStride);
             finish<kCount>(sums, blocks);
         }
 
         __device__ __forceinline__ void start(Running& running, const BlockScales& weights, int block) {
-            running.stage = ring_.stage;
+            running.stage = stages_.stage();
             weights.load(running.of_weights, block);  // on their way: they are not needed before the products are there
-            mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+            mbarrier::wait(&shared_.full[stages_.stage()], stages_.parity());
             running.of_rows = row_scales();
             wgmma::fence();
-            products_.issue(running.sums, ring_.stage, 0, false);
+            products_.issue(running.sums, stages_.stage(), 0, false);
             wgmma::commit();
-            ring_.advance();
+            stages_.advance();
         }
 
         // Adds the last kLeft of the blocks, as they are done.
@@ -203,7 +205,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         // Of the two rows of a thread, eight apart.
         __device__ __forceinline__ float2 row_scales() const {
             if constexpr (!kRowScales) return make_float2(1, 1);
-            const float* scales = shared_.scales[ring_.stage] + (kTokenRows ? first_token_ : kTokenScales) + own_row_;
+            const float* scales = shared_.scales[stages_.stage()] + (kTokenRows ? first_token_ : kTokenScales) + own_row_;
             return make_float2(scales[0], scales[8]);
         }
 
@@ -232,7 +234,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         const int num_columns_, depth_;
         const int own_row_;  // of the instruction, the first of a thread
         int first_token_;    // of the scales of the tile
-        RingState<kNumStages> ring_;
+        typename Base::OwnStages stages_;
     };
 };
 

@@ -5,16 +5,16 @@
 #include <stdint.h>
 
 #include "mainloop/shared_operands.cuh"
+#include "number/integer.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
-#include "schedule/ring.cuh"
 #include "schedule/tile.cuh"
 
 namespace mainloop {
 
 // Columns of weights of an instruction whose rows are tokens.
 template <class Config>
-constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 ? 2 : 1);
+constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 && !Config::kSharesK ? 2 : 1);
 
 template <class Config>
 struct WgmmaShared : SharedOperands<Config, kSharedColumns<Config>> {
@@ -32,32 +32,32 @@ struct WgmmaShared : SharedOperands<Config, kSharedColumns<Config>> {
         // The sums of the tile; those of rows that it does not have are anything.
         __device__ __forceinline__ void multiply(Accumulators& sums, const schedule::Tile& tile) {
             const bool has_warp_lead = threadIdx.x % 32 == 0;
-            const int k_begin = tile.k_begin, k_end = tile.k_end;
+            const int blocks = ceil_div(tile.k_end - tile.k_begin, BLOCK_K), before = stages_.begin(blocks);
 #pragma unroll
             for (auto& of_tile : sums)
 #pragma unroll
                 for (float& sum : of_tile) sum = 0;
-            for (int k = k_begin; k < k_end; k += BLOCK_K) {
-                mbarrier::wait(&shared_.full[ring_.stage], ring_.parity);
+            for (int block = before; block < blocks; block += Base::kStride) {
+                mbarrier::wait(&shared_.full[stages_.stage()], stages_.parity());
                 wgmma::fence();
 #pragma unroll
                 for (int t = 0; t < kTiles; ++t)
-                    products_.issue(sums[t], ring_.stage, t, true);
+                    products_.issue(sums[t], stages_.stage(), t, true);
                 wgmma::commit();
                 // The products of the stage before are over, so it is free.
                 wgmma::wait<1>();
-                if (k > k_begin && has_warp_lead) mbarrier::arrive(&shared_.empty[ring_.previous()]);
-                ring_.advance();
+                if (block > before && has_warp_lead) mbarrier::arrive(&shared_.empty[stages_.previous()]);
+                stages_.advance();
             }
             wgmma::wait<0>();
-            if (k_begin < k_end && has_warp_lead) mbarrier::arrive(&shared_.empty[ring_.previous()]);
+            if (before < blocks && has_warp_lead) mbarrier::arrive(&shared_.empty[stages_.previous()]);
             __syncwarp();
         }
 
     private:
         Storage& shared_;
         const typename Base::Products products_;
-        RingState<Base::kNumStages> ring_;
+        typename Base::OwnStages stages_;
     };
 };
 

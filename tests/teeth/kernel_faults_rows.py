@@ -7,7 +7,9 @@ from planting import Kernel, Problem
 
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
 ANY_ROWS, K_GROUPS = "schedule/any_rows.cuh", "schedule/k_groups.cuh"
-STORE, STORE_ROWS = "epilogue/store_sm90.cuh", "epilogue/store_rows_sm90.cuh"
+STORE, STORE_ROWS, STORE_PAIRS, SUM = (
+    f"epilogue/{name}.cuh" for name in ("store_sm90", "store_rows_sm90", "store_pairs_sm90", "sum_of_warpgroups")
+)
 GROUP_SOURCES, PROMOTED_SOURCES = "mainloop/k_group_sources.cuh", "mainloop/promoted_sources.cuh"
 TMA = "ptx/tma.cuh"
 
@@ -19,6 +21,7 @@ BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
 SPANS, NARROW, FEW, WHOLE_BLOCKS = (
     Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1", "m16n32s1", "m64n256s1")
 )
+NARROW_BF16 = Kernel("90a", "m64n32s1_f32", "gemm_bf16")
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
 K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
@@ -28,7 +31,8 @@ OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"
-FENCE = "                if constexpr (kHasBoxes) mbarrier::fence_async_proxy();\n"
+FENCE = "                mbarrier::fence_async_proxy();\n"
+WARPS_MEET = "barrier_of<2 * 32>(kFirstBarrier + place);"
 BEFORE_SUMS = "if (!kColumnScales) free_stage(block.stage);"
 TOKEN_BLOCK = "tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K"
 MASKED_COUNT = "kind == kMasked && groups != nullptr ? group(batch) : num_rows"
@@ -41,17 +45,17 @@ CAUGHT = [
         [
             ("token scales of the block before", TOKEN_BLOCK, TOKEN_BLOCK.replace("+ k", "+ max(k - 128, 0)"),
              {"file": PROMOTED_SOURCES}),
-            ("weight scales of the block before", "weights, block + i)", "weights, max(block + i - 1, 0))"),
+            ("weight scales of the block before", "weights, block + i * kStride)", "weights, max(block + i - 1, 0))"),
             ("token scales from a row that is not aligned", "first_token_ = tile.scale_row % 4;", "first_token_ = 0;"),
             ("bytes of the scales not expected", " + (BLOCK_M + 4 + kWeightScales) * 4;", ";"),
             ("scales freed before they are read", BEFORE_SUMS, BEFORE_SUMS.replace("!", "")),
             ("blocks of a batch not all waited for", "wgmma::wait<kLeft - 1>();", "wgmma::wait<kCount - 1>();"),
             ("scales of the next stage in a batch", "block.of_weights, block.stage, 0);",
-             "block.of_weights, ring_.stage, 0);"),
+             "block.of_weights, stages_.stage(), 0);"),
             (
                 "sums of a block not begun anew",
-                "products_.issue(running.sums, ring_.stage, 0, false);",
-                "products_.issue(running.sums, ring_.stage, 0, true);",
+                "products_.issue(running.sums, stages_.stage(), 0, false);",
+                "products_.issue(running.sums, stages_.stage(), 0, true);",
             ),
             ("scale of the neighbouring token", "of_columns.y * block[j * 4 + 1]", "of_columns.x * block[j * 4 + 1]"),
             (
@@ -77,7 +81,7 @@ CAUGHT = [
             ("rows scale of the row above", "make_float2(scales[0], scales[8])", "make_float2(scales[0], scales[0])"),
             ("rows weight scales of the block before", "(of_weights, block_of_k)",
              "(of_weights, max(block_of_k - 1, 0))"),
-            ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage(ring_.stage);", ""),
+            ("rows stage never freed", "if (!kColumnScales && t == kTiles - 1) free_stage(stages_.stage());", ""),
             (
                 "rows spans with the scale of the first",
                 "j * 8) / kSpan",
@@ -94,13 +98,13 @@ CAUGHT = [
                 "rows columns of the first warpgroup multiplied by both",
                 "warpgroup() * kColumns * ROW_BYTES",
                 "0",
-                {"file": SHARED, "kernel": NARROW, "problem": ONE},
+                {"file": SHARED, "kernel": WHOLE_BLOCKS, "problem": ONE},
             ),
             (
                 "rows columns of the first warpgroup stored by both",
                 "warp / 4 * (2 * kSums)",
                 "0",
-                {"file": STORE_ROWS, "kernel": NARROW, "problem": ONE},
+                {"file": STORE_ROWS, "kernel": WHOLE_BLOCKS, "problem": ONE},
             ),
             (
                 "rows of few tokens not cleared",
@@ -163,6 +167,28 @@ CAUGHT = [
         ],
     ),
     *planted(
+        SHARED,
+        NARROW,
+        ONE,
+        [
+            (
+                "shares of K of the first tile in all",
+                "before_ = (before + blocks) % kStride;",
+                "",
+                {"kernel": NARROW_BF16},
+            ),
+            ("shares of K the same", "kSharesK ? warpgroup() : 0", "0"),
+            ("shares of K without the other", "half[0][i] += ", "", {"file": SUM}),
+            ("shares of K twice", "shared_.sums[1 - own]", "shared_.sums[own]", {"file": SUM}),
+            ("shares of K read before they are there", f"{WARPS_MEET}  // of", "// of", {"file": SUM}),
+            ("shares of K of the next tile", f"{WARPS_MEET}  // before", "// before", {"file": SUM}),
+            ("pairs past the rows", "row >= tile.num_stored || ", "", {"file": STORE_PAIRS}),
+            ("pairs past the columns", " || column >= params_.num_columns", "", {"file": STORE_PAIRS}),
+            ("pairs of the first warpgroup by both", "warp / 4 * kColumns + ", "", {"file": STORE_PAIRS}),
+            ("pairs of one half", "lane / 4 + half * 8", "lane / 4", {"file": STORE_PAIRS}),
+        ],
+    ),
+    *planted(
         ANY_ROWS,
         ENDS,
         PADDED,
@@ -200,7 +226,7 @@ CAUGHT = [
         Problem((0, 1, 19, 0, 7), 136, 400),
         [
             ("bf16 stage freed while it is read", "wgmma::wait<1>();", "wgmma::wait<2>();"),
-            ("bf16 last stage never freed", "if (k_begin < k_end && has_warp_lead)", "if (k_end < 0)"),
+            ("bf16 last stage never freed", "if (before < blocks && has_warp_lead)", "if (blocks < 0)"),
             ("bf16 results read before they are there", "wgmma::wait<0>();", ""),
         ],
     ),
