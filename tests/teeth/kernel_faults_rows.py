@@ -21,7 +21,6 @@ BF16 = Kernel("90a", "m128n128_f32", "grouped_bf16")
 SPANS, NARROW, FEW, WHOLE_BLOCKS = (
     Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1", "m16n32s1", "m64n256s1")
 )
-NARROW_BF16 = Kernel("90a", "m64n32s1_f32", "gemm_bf16")
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
 K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
@@ -171,12 +170,7 @@ CAUGHT = [
         NARROW,
         ONE,
         [
-            (
-                "shares of K of the first tile in all",
-                "before_ = (before + blocks) % kStride;",
-                "",
-                {"kernel": NARROW_BF16},
-            ),
+            ("shares of K of the first tile in all", "before_ = (before + blocks) % kStride;", ""),
             ("shares of K the same", "kSharesK ? warpgroup() : 0", "0"),
             ("shares of K without the other", "half[0][i] += ", "", {"file": SUM}),
             ("shares of K twice", "shared_.sums[1 - own]", "shared_.sums[own]", {"file": SUM}),
