@@ -54,17 +54,10 @@ ALL = np.ones((1, 32), bool)
 def test_recorded_counts_of_shipped_kernels(
     arch: str, variant: str, n: int, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:
-    """Instructions, tensor-core work, bank conflicts and global traffic of one tile are those that were reviewed."""
+    """Instructions, tensor-core work, shared and global traffic of one tile are those that were reviewed."""
     rows = int(variant[1:].partition("n")[0])
-    assert_recorded(f"{arch}/{variant}", packs, monkeypatch, lambda seed: of_any_schedule(profile_kernel(
-        "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs).counts()))  # fmt: skip
-
-
-def of_any_schedule(counts: dict) -> dict:
-    """A warp that came apart at the start may wait for its first tile in two parts, as often as the schedule has it: so
-    these waits and what is requested of shared memory are left out."""
-    waits = {name: count for name, count in counts["waits"].items() if "try_wait" not in name}
-    return counts | {"waits": waits, "shared": {"conflicts": counts["shared"]["conflicts"]}}
+    assert_recorded(f"{arch}/{variant}", packs, monkeypatch, lambda seed: profile_kernel(
+        "grouped_fp4", arch, variant, [rows], n, 512, "f16", seed, packs).counts())  # fmt: skip
 
 
 # Of Blackwell's GEMMs whose rows come in any form, and of those of the other majors: arch, family, variant.
@@ -94,30 +87,39 @@ def test_recorded_counts_of_any_rows(
         with profile() as launches:
             loader.launch(family, **gemm_problem.buffers(inputs), out=out, variant=variant, device=f"emulated:{arch}",
                           packs=packs)  # fmt: skip
-        return of_any_schedule(launches[0].counts())
+        return launches[0].counts()
 
     assert_recorded(f"{arch}/{family}/{variant}", packs, monkeypatch, run)
+
+
+def of_schedules(first: dict, second: dict) -> dict:
+    """The counts of both, and of each its own waits and shared requests: a warp that came apart at the start may wait
+    for its first tile in two parts, as often as the schedule has it."""
+    own = [{name: counts.pop(name) for name in ("waits", "shared")} for counts in (first, second)]
+    assert first == second, "a count depends on the data or on the schedule"
+    assert own[0]["shared"]["conflicts"] == own[1]["shared"]["conflicts"], "a conflict depends on the schedule"
+    return first | {"schedules": own}
 
 
 def assert_recorded(
     label: str, packs: list[str] | None, monkeypatch: pytest.MonkeyPatch, run: Callable[[int], dict]
 ) -> None:
-    """What ``run`` counts with two seeds is equal, and what the record has."""
+    """What ``run`` counts with two seeds is what the record has, and equal but for what schedules make differ."""
     record = json.loads(RECORD.read_text())
     compiler = registry(packs).packs[0].manifest.toolchain["nvcc"]
     device, found = emulator.Device, []
     for seed in (1, 2):
         monkeypatch.setattr(emulator, "Device", functools.partial(device, seed=seed, lazy=seed == 1))
         found.append(run(seed))
-    assert found[0] == found[1], "a count depends on the data or on the schedule"
+    counts = of_schedules(*found)
     if os.environ.get("RECORD_COUNTS"):
         record["nvcc"] = compiler
-        record["counts"][label] = found[0]
+        record["counts"][label] = counts
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         pytest.skip("recorded")
     if compiler != record["nvcc"]:
         pytest.skip(f"recorded with nvcc {record['nvcc']}, the pack is of {compiler}")
-    assert found[0] == record["counts"][label]
+    assert counts == record["counts"][label]
 
 
 # Arch, variant, N of one tile, rows that exist, and the products: of sm_90 by their number of tokens, of sm_120 of 8.
