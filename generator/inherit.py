@@ -2,7 +2,8 @@
 
 A mapping is merged key by key; a key whose value is null is left out. Entries of a list that have a name (arguments,
 scalars, parameters, values) are merged with the entry of the same name, in its place; new ones follow. Any other value
-replaces that of the family before. ``without`` names arguments, scalars and parameters that are left out.
+replaces that of the family before. ``without`` names arguments, scalars and parameters that are left out. Parameters of
+a target are merged in the same way with those of its family.
 """
 
 from __future__ import annotations
@@ -35,7 +36,25 @@ def resolve(data: Any, file: str) -> dict[str, tuple[str, ...]]:
         ancestors[name] = (base, *ancestors[base])
         own = {key: value for key, value in family.items() if key not in ("extends", "without")}
         families[name] = _merged(_without(families[base], without), own)
+    for family in families.values():
+        _complete_parameters(family)
     return ancestors
+
+
+def _complete_parameters(family: Any) -> None:
+    """Those of a target say what differs from the family's of the same name. Families may share a target: it stays."""
+    targets = family.get("targets") if isinstance(family, dict) else None
+    if not isinstance(targets, dict) or not isinstance(family.get("parameters"), list):
+        return
+    named = {_name(entry): entry for entry in family["parameters"]}
+    family["targets"] = {name: _completed(target, named) for name, target in targets.items()}
+
+
+def _completed(target: Any, named: dict[Any, Any]) -> Any:
+    own = target.get("parameters") if isinstance(target, dict) else None
+    if not isinstance(own, list):
+        return target
+    return {**target, "parameters": [_merged(named.get(_name(entry), {}), entry) for entry in own]}
 
 
 def _merged(base: Any, own: Any) -> Any:

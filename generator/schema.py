@@ -157,7 +157,7 @@ class Target(Model):
     exclude: list[dict[Name, AxisValue]] = []
     name: str
     constants: dict[Name, Expr] = {}
-    parameters: list[Parameter] = []  # behind those of the family
+    parameters: list[Parameter] = []  # in place of the family's of the same name, or behind them
     launch: Launch
     cost: Expr | None = None
     flags: list[str] = []

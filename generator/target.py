@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,7 @@ class TargetExpander:
         self.where = f"{family.where}.targets.{name}"
         self.matched = family.family.select.match
         self.keys = self._axis_keys()
-        lists = ((family.where, family.family.parameters), (self.where, target.parameters))
-        self.parameters = [
-            (f"{where}.parameters[{index}]", parameter)
-            for where, parameters in lists
-            for index, parameter in enumerate(parameters or ())
-        ]
+        self.parameters = [*_named_parameters(family.where, family.family.parameters, target.parameters, self.where)]
 
     def expand(self) -> list[Variant]:
         if not (self._check_axes() & self._check_names()):
@@ -380,6 +375,20 @@ class TargetExpander:
             for reason in dict.fromkeys(reasons.values()):
                 where = ", ".join(arch for arch in reasons if reasons[arch] == reason)
                 self.problems.add(origins[tile], f"tile {tile} can never be chosen on {where}: it wins {reason}")
+
+
+def _named_parameters(
+    of_family: str, parameters: list[schema.Parameter] | None, own: list[schema.Parameter], of_target: str
+) -> Iterator[tuple[str, schema.Parameter]]:
+    """Where each stands, and it: those of a family, each replaced by the target's of the same name, then its others."""
+    others = [(f"{of_target}.parameters[{index}]", parameter) for index, parameter in enumerate(own)]
+    for index, parameter in enumerate(parameters or ()):
+        at = f"{of_family}.parameters[{index}]", parameter
+        replacing = next((each for each in others if _kind_and_name(each[1]) == _kind_and_name(parameter)), None)
+        if replacing is not None:
+            others.remove(replacing)
+        yield replacing or at
+    yield from others
 
 
 def _kind_and_name(parameter: schema.Pointer | schema.ScalarParameter | schema.TensorMap) -> tuple[str, str]:

@@ -76,3 +76,13 @@ def test_what_is_left_out_was_there(without):
     """A name that the base does not have is a mistake, not nothing."""
     with pytest.raises(MatrixError, match=r"families.own.without: expected names that base has, got "):
         merged(without=without)
+
+
+def test_parameters_of_a_shared_target_are_those_of_each_family():
+    """What the target does not say of one is said by the family, of which two may have the target."""
+    target = {"parameters": [{"pointer": "a", "x": 1}]}
+    base = {**BASE, "parameters": [{"pointer": "a", "y": 2}], "targets": {"any": target}}
+    data = {"families": {"base": base, "own": {"extends": "base", "parameters": [{"pointer": "a", "y": 3}]}}}
+    inherit.resolve(data, "kernels.yaml")
+    found = [family["targets"]["any"]["parameters"] for family in data["families"].values()]
+    assert found == [[{"pointer": "a", "y": 2, "x": 1}], [{"pointer": "a", "y": 3, "x": 1}]]

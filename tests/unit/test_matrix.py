@@ -175,10 +175,16 @@ def test_a_target_may_have_more_parameters(tmp_path):
         assert variant.parameter_bytes == variant.parameters[-1]["offset"] + 8
 
 
-def test_a_parameter_of_a_target_is_none_of_its_family(tmp_path):
-    own = edited({"targets.hopper.parameters": [{"pointer": "y"}]})
-    with pytest.raises(MatrixError, match=r"families.f.targets.hopper.parameters\[0\].pointer: duplicate name 'y'"):
-        expand(tmp_path, {"f": own})
+def test_a_target_says_what_differs_in_a_parameter(tmp_path):
+    """It stays where the family has it, and what is not said stays, too; once is enough."""
+    own = edited({"targets.hopper.parameters": [{"tensor_map": "x_map", "l2_promotion": 128}]})
+    plain, variants = (expand(tmp_path, {"f": family}).variants for family in (edited({}), own))
+    for before, variant in zip(plain, variants, strict=True):
+        assert [p["name"] for p in variant.parameters] == ["factor", "x_map", "y"]
+        assert variant.parameters[1] == {**before.parameters[1], "l2_promotion": 128}
+    twice = edited({"targets.hopper.parameters": [{"pointer": "y"}, {"pointer": "y"}]})
+    with pytest.raises(MatrixError, match=r"families.f.targets.hopper.parameters\[1\].pointer: duplicate name 'y'"):
+        expand(tmp_path, {"f": twice})
 
 
 def test_families_with_common_kernels(tmp_path):
