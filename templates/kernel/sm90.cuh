@@ -50,9 +50,10 @@ struct Sm90 {
             allow_next_grid();
         }
         // Registers are there when the first ask for them: who asks in vain keeps others waiting.
+        if (warp < 4) registers::decrease<Config::kProducerRegisters>();
+        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
+        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
         if (warp < 4) {
-            registers::decrease<Config::kProducerRegisters>();
-            prepare(shared, rows);
             if (warp == 0) {
                 if (elect_one())
                     load_role(Schedule(shared.schedule, rows, num_columns, depth), schedule::TileWriter(shared.tiles),
@@ -61,12 +62,10 @@ struct Sm90 {
                 assist(shared, warp - 1);
             }
         } else if (warp < kFirstExtraWarp) {
-            prepare(shared, rows);
             registers::increase<Config::kConsumerRegisters>();
             multiply_role(shared, sources, params, num_columns, depth);
         } else if constexpr (kNumExtraWarps > 0) {
             registers::decrease<Config::kExtraRegisters>();
-            prepare(shared, rows);
             const int extra = warp - kFirstExtraWarp;
             if (extra >= Epilogue::kNumWarps) {
                 assist(shared, 3 + extra - Epilogue::kNumWarps);
@@ -78,11 +77,6 @@ struct Sm90 {
     }
 
 private:
-    __device__ __forceinline__ static void prepare(Storage& shared, const Rows& rows) {
-        Schedule::template prepare<kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
-        if constexpr (Schedule::kSplits > 1) cluster::arrive();          // its barriers are there
-    }
-
     // By a thread of a warp each, since it takes a thread long, and the lanes of one longer still.
     __device__ __forceinline__ static void init_barriers(Storage& shared) {
         if (threadIdx.x == 32) Mainloop::init(shared.mainloop, 0, 2);
