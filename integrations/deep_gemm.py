@@ -1,10 +1,10 @@
 """DeepGEMM's functions by their names and with their arguments, as far as kernels here cover them: on Hopper FP8 with
 fp32 scales (tokens per 1 x 128, weights per 128 x 128 or 1 x 128), K-major, and bf16 of either major; dense, with
 groups of rows, masked, and with groups along K. On Blackwell (emulated, not run) the same with UE8M0 scales of each row
-for FP8, which there may have either major. FP8 tokens by FP4 weights on both, dense and with groups of rows, and on
-Blackwell FP4 tokens by FP8 weights: FP4 is packed in int8, K-major, with scales per 1 x 32 that are powers of two,
-which ``recipe_a`` or ``recipe_b`` says: (1, 32). On Blackwell MXFP8 as well, FP8 with such scales of both operands,
-K-major, and MXFP8 tokens by FP4 weights.
+for FP8, which there may have either major; on Hopper, too, where scales come as exponents, but K-major and not with
+groups along K. On both, dense and with groups of rows, FP8 tokens by FP4 weights and FP4 tokens by FP8 weights: FP4
+is packed in int8, K-major, with scales per 1 x 32 that are powers of two, which ``recipe_a`` or ``recipe_b`` says:
+(1, 32). MXFP8 as well, FP8 with such scales of both operands, K-major, and MXFP8 tokens by FP4 weights.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -308,11 +308,11 @@ _Blocks = tuple[tuple[int, ...], tuple[int, ...]]
 _DEFAULT: _Blocks = ((1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK))
 _OF_ROWS: _Blocks = ((1, SCALE_BLOCK), (1, SCALE_BLOCK))
 _OF_32: _Blocks = ((1, MX_BLOCK), (1, MX_BLOCK))
-# Where a is FP4 and where b is: in words, what is covered on every GPU, and on Blackwell also.
-_RECIPES: dict[tuple[bool, bool], tuple[str, list[_Blocks], list[_Blocks]]] = {
-    (False, False): ("FP8", [_DEFAULT, _OF_ROWS], [_OF_32]),
-    (False, True): ("b in FP4", [((1, SCALE_BLOCK), (1, MX_BLOCK))], [_OF_32]),
-    (True, False): ("a in FP4", [((1, MX_BLOCK), _DEFAULT[1]), ((1, MX_BLOCK), (1, SCALE_BLOCK))], []),
+# Where a is FP4 and where b is: in words, and what is covered.
+_RECIPES: dict[tuple[bool, bool], tuple[str, list[_Blocks]]] = {
+    (False, False): ("FP8", [_DEFAULT, _OF_ROWS, _OF_32]),
+    (False, True): ("b in FP4", [((1, SCALE_BLOCK), (1, MX_BLOCK)), _OF_32]),
+    (True, False): ("a in FP4", [((1, MX_BLOCK), _DEFAULT[1]), ((1, MX_BLOCK), (1, SCALE_BLOCK))]),
 }
 
 
@@ -331,8 +331,7 @@ def _blocks(a: Scaled, b: Scaled, recipe: Recipe, recipe_a: Recipe, recipe_b: Re
     if recipe is not None:
         recipe_a, recipe_b = (recipe[0], recipe[2]), (recipe[1], recipe[2])
     given = tuple(recipe_a or _DEFAULT[0]), tuple(recipe_b or _DEFAULT[1])
-    operands, covered, on_blackwell = _RECIPES[is_fp4(a[0]), is_fp4(b[0])]
-    covered = covered + on_blackwell * _scales.is_blackwell(a[1])
+    operands, covered = _RECIPES[is_fp4(a[0]), is_fp4(b[0])]
     return given if given in covered else _refuse_recipe(given, operands, covered)
 
 

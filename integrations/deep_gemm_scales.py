@@ -73,10 +73,10 @@ def transform_sf_into_required_layout(
     rows, block = (recipe[0] if is_sfa else recipe[1], recipe[2]) if len(recipe) == 3 else recipe
     as_exponents = is_blackwell(sf) or block == MX_BLOCK
     covered = {torch.float32: [(1, MX_BLOCK), (1, SCALE_BLOCK), (SCALE_BLOCK, SCALE_BLOCK)],
-               torch.int32: [(1, MX_BLOCK), (1, SCALE_BLOCK)] if as_exponents else []}  # fmt: skip
+               torch.int32: [(1, MX_BLOCK), (1, SCALE_BLOCK)]}  # fmt: skip
     if (rows, block) not in covered.get(sf.dtype, []):
         raise NotImplementedError("scales: expected float32 per 1 x 32, 1 x 128 or 128 x 128, or exponents in int32 "
-                                  f"per 1 x 32, on Blackwell also 1 x 128; got {sf.dtype} per {(rows, block)}")
+                                  f"per 1 x 32 or 1 x 128; got {sf.dtype} per {(rows, block)}")
     expected = (*[num_groups] * (num_groups is not None), -(-mn // rows), -(-k // (block * _per_element(sf))))
     if tuple(sf.shape) != expected:
         raise ValueError(f"scales: expected shape {expected}, got {tuple(sf.shape)}")
@@ -132,20 +132,20 @@ def scales_of(
 def scales_of_32(
     a: Scaled, b: Scaled, blocks: Sequence[Sequence[int]], cast: bool
 ) -> tuple[str, dict[str, torch.Tensor]]:  # fmt: skip
-    """The same where one operand or both have scales for 32 of K, which are exponents on every GPU. blocks: rows and
-    elements along K that share a scale, of a and of b."""
+    """The same where one operand or both have scales for 32 of K, which are exponents on every GPU, and those of FP8
+    beside FP4 tokens as well. blocks: rows and elements along K that share a scale, of a and of b."""
     formats, scales = [], {}
+    cast = cast and (is_fp4(a[0]) or is_blackwell(a[1]))
     for name, (x, scale), (rows, block) in zip("ab", (a, b), blocks, strict=True):
         shape = shape_of(x)
-        if scale.dtype == torch.float32 and (block == MX_BLOCK or (cast and is_blackwell(scale))):
+        if scale.dtype == torch.float32 and (block == MX_BLOCK or cast):
             _check_shape(scale, [*shape[:-2], -(-shape[-2] // rows), shape[-1]], name, block)
             scale = _exponents(scale, rows, shape[-2])
         scales[f"{name}_scale"] = mn_major(scale, shape, name, block)
         of_128 = "fp8_ue8m0" if scale.dtype == torch.int32 else "fp8"
         formats.append("mxfp4" if is_fp4(x) else "mxfp8_rows" if block == MX_BLOCK else of_128)
     if formats == ["mxfp4", "fp8"]:
-        raise NotImplementedError("operands: FP4 tokens are covered beside FP8 with exponents, on Blackwell; "
-                                  "got scales of b in fp32")  # fmt: skip
+        raise NotImplementedError("operands: FP4 tokens are covered beside FP8 with exponents, got scales of b in fp32")
     return "_".join(dict.fromkeys(formats)), scales
 
 

@@ -10,13 +10,11 @@ import numpy as np
 import reference
 from raw_buffer import RawBuffer
 
-BLOCK, STEP = 128, 32  # of K: a scale, an instruction of the tensor core
+BLOCK = 128  # of K: a scale
 ROW_ALIGNMENT = 128  # of the groups of rows by ends and by labels
 MX_BLOCK = 32  # of K: a scale of MXFP4 and MXFP8
 NAN = {"e4m3": 0x7F, "e2m1": 0xFF, "bf16": 0x7FC0}  # of E2M1, which has none, any elements
 NAN_SCALE = 0xFF  # of UE8M0
-# Bits below the largest exponent that a summand keeps in the tensor core of sm_90 (emulator.numbers.accumulate).
-FRACTION = 13
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class GemmProblem:
     a_scale: np.ndarray
     b_scale: np.ndarray
     counts: list[int]
+    on_hopper: bool = False  # FP8 sums in sm_90's tensor core, which cuts them
 
     @property
     def groups(self) -> np.ndarray:
@@ -162,7 +161,12 @@ def _expected_ue8m0(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
     for e in range(len(b)):
         rows = problem.groups == e
         value[rows], magnitude[rows] = a[rows] @ b[e].T, abs(a[rows]) @ abs(b[e]).T
-    return value, reference.accumulation_bound(reference.Expected(value, magnitude, np.zeros_like(value, bool)), k)
+    bound = reference.accumulation_bound(reference.Expected(value, magnitude, np.zeros_like(value, bool)), k)
+    if problem.on_hopper:
+        for e in range(len(b)):
+            rows = problem.groups == e
+            bound[rows] += reference.cut_on_hopper(a[rows], b[e], min(of_tokens.block, of_weights.block))
+    return value, bound
 
 
 def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -185,12 +189,7 @@ def _expected_fp8(problem: GemmProblem) -> tuple[np.ndarray, np.ndarray]:
                 scale = scale * np.repeat(problem.b_scale[e, :, block].astype(np.float64), weight_rows)[:n]
             else:
                 bound[rows] += scale * (abs(a) @ abs(b * _is_left_out(problem.b_scale[e], block)[:, : a.shape[1]]).T)
-            total, largest = np.zeros((count, n)), np.zeros((count, n))
-            for begin in range(0, a.shape[1], STEP):
-                products = a[:, None, begin : begin + STEP] * b[None, :, begin : begin + STEP]
-                total = total + products.sum(-1)
-                largest = np.maximum(largest, np.maximum(abs(products).max(-1), abs(total)))
-            cut = (BLOCK // STEP) * (STEP + 1) * 2.0**-FRACTION * largest * 1.05  # sums so far have errors, too
+            total, cut = a @ b.T, reference.cut_on_hopper(a, b, BLOCK)
             value[rows] += scale * total
             bound[rows] += scale * cut
             magnitude[rows] += scale * (abs(total) + cut)

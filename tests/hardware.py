@@ -38,6 +38,11 @@ def capability(device: int) -> tuple[int, int]:
     return parts[0], parts[1]
 
 
+def is_hopper() -> bool:
+    """Whether device 0, if there is one, is of sm_90."""
+    return cuda_devices() > 0 and capability(0)[0] == 9
+
+
 def runs_here(name: str) -> bool:
     """Whether cubins of this arch run on device 0, which exists."""
     return arch.refusal(arch.ARCHS[name], capability(0)) is None

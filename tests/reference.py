@@ -16,6 +16,10 @@ GROUP = 16  # elements along K that share one scale
 NAN_SCALE = 0x7F
 MAX_SCALE = 0x7E  # 448
 
+# FP8 in the tensor core of sm_90 (emulator.numbers.accumulate): K of an instruction, and bits below the largest
+# exponent that a summand keeps.
+STEP, FRACTION = 32, 13
+
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -241,19 +245,21 @@ class Expected:
     value: Any  # alpha * sum(a * b)
     magnitude: Any  # |alpha| * sum(|a| * |b|)
     exact: Any  # bool: every order of fp32 accumulation gives the same, exact sum
+    cut: Any = 0.0  # |alpha| times what the tensor core of sm_90 may have cut from products in FP8
 
 
-def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected:
+def grouped_reference(problem: GroupedProblem, halves: bool = False, on_hopper: bool = False) -> Expected:
     """Float64 result of ``grouped_fp4`` on the dequantised operands. Products of two short significands and their sums
     over K < 2^20 fit float64 whenever the fp32 sum is exact; otherwise its own error is 2^-29 of the bound's.
 
     halves: the kernel multiplies halves of 2^-14 times the operands, as that for sm_90a does. Below 1 those are
     subnormal, and the tensor core aligns them as if they had the exponent of 1: more is cut than their size tells.
+    on_hopper: the kernel is one for sm_90a, where MX operands are multiplied in FP8.
     """
     n, formats = problem.shape[1], problem.formats
     owned = int(problem.expert_offsets[-1])
     value, magnitude = np.empty((owned, n)), np.empty((owned, n))
-    exact = np.empty((owned, n), bool)
+    exact, cut = np.empty((owned, n), bool), np.zeros((owned, n))
     for expert, (begin, end) in enumerate(zip(problem.expert_offsets, problem.expert_offsets[1:], strict=False)):
         rows = slice(begin, end)
         a_stored = problem.a[rows], problem.a_groups[rows], formats.tokens, formats.scales
@@ -264,7 +270,23 @@ def grouped_reference(problem: GroupedProblem, halves: bool = False) -> Expected
         sums = next(aligned) @ next(aligned).T
         value[rows], magnitude[rows] = alpha * (a @ b.T), abs(alpha) * sums
         exact[rows] = sums < 2.0**24 * np.outer(quantum(*a_stored), quantum(*b_stored))
-    return Expected(value, magnitude, exact)
+        if on_hopper and formats.tokens is E4M3:  # of two E2M1 the sums of a step have 13 bits
+            cut[rows] = abs(alpha) * cut_on_hopper(a, b, formats.group)
+    return Expected(value, magnitude, exact, cut)
+
+
+def cut_on_hopper(a: np.ndarray, b: np.ndarray, block: int) -> np.ndarray:
+    """[M, N]: a step of 32 products cuts them and the sum so far off at 13 bits below the largest; sums begin anew
+    every ``block`` of K, within which scales are the same."""
+    bound = np.zeros((len(a), len(b)))
+    for first in range(0, a.shape[1], block):
+        total, largest, end = np.zeros_like(bound), np.zeros_like(bound), min(a.shape[1], first + block)
+        for begin in range(first, end, STEP):
+            products = a[:, None, begin : min(end, begin + STEP)] * b[None, :, begin : min(end, begin + STEP)]
+            total = total + products.sum(-1)
+            largest = np.maximum(largest, np.maximum(abs(products).max(-1), abs(total)))
+        bound += (block // STEP) * (STEP + 1) * 2.0**-FRACTION * largest * 1.05  # sums so far have errors, too
+    return bound
 
 
 def accumulation_bound(expected: Expected, k: int) -> Any:
@@ -276,9 +298,10 @@ def accumulation_bound(expected: Expected, k: int) -> Any:
     largest and cut to at least 24 bits, then the sum is cut again. With S = sum |a b|, no addend or partial sum exceeds
     S, so each of the t + 2 cuts loses less than 2^-23 S, and ceil(K / t) steps lose less than (9/8 K + 18) 2^-23 S.
     Scaled or plain fp32 additions between steps are fewer than these and lose half as much each.
-    Where all products are multiples of q and S < 2^24 q, nothing is cut in any order: the sum is exact.
+    Where all products are multiples of q and S < 2^24 q, nothing is cut in any order: the sum is exact. But in FP8 the
+    tensor core of sm_90 cuts more.
     """
-    return (1.125 * k + 18) * 2.0**-23 * expected.magnitude * ~expected.exact
+    return (1.125 * k + 18) * 2.0**-23 * expected.magnitude * ~expected.exact + expected.cut
 
 
 def error_bound(expected: Expected, k: int, out: str) -> Any:

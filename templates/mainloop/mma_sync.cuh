@@ -58,7 +58,8 @@ struct MmaSync {
         return Scales::places(shared.stages[stage]);
     }
     // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return Operands::coordinate(k); }
+    __device__ __forceinline__ static int token_coordinate(int k) { return Operands::coordinate(k); }
+    __device__ __forceinline__ static int weight_coordinate(int k) { return Operands::coordinate(k); }
     __device__ __forceinline__ static int first_scale_word(int scale_row) { return Scales::first_word(scale_row); }
 
     // Where a thread reads within a stage: bytes for ldmatrix, and scales.

@@ -66,7 +66,8 @@ struct SharedOperands {
         return {shared.weights[stage], shared.tokens[stage], nullptr, nullptr};
     }
 
-    __device__ __forceinline__ static int coordinate(int k) { return k; }
+    __device__ __forceinline__ static int token_coordinate(int k) { return k; }
+    __device__ __forceinline__ static int weight_coordinate(int k) { return k; }
 
     // Nothing is left for a warp beside the one that loads.
     template <class Tiles>
@@ -101,11 +102,12 @@ struct SharedOperands {
     class Products {
         static constexpr bool kRowsMnMajor = kTokenRows ? kTokensMnMajor : kWeightsMnMajor;  // of the instruction
         static constexpr bool kColumnsMnMajor = kTokenRows ? kWeightsMnMajor : kTokensMnMajor;
-        // Of an instruction along K: 32 bytes of each row, or 16 rows of 128 bytes.
-        static constexpr int kSteps = ROW_BYTES / 32;
         static constexpr int kRowStep = kRowsMnMajor ? 16 * 128 : 32, kColumnStep = kColumnsMnMajor ? 16 * 128 : 32;
 
     public:
+        // Of an instruction along K: 32 bytes of each row, or 16 rows of 128 bytes.
+        static constexpr int kSteps = ROW_BYTES / 32;
+
         __device__ __forceinline__ explicit Products(Storage& shared)
             : weights_(wgmma::advance(wgmma::descriptor_128b(shared.weights[0], kWeightsMnMajor),
                                       kShares > 1  ? warpgroup() * kColumns * ROW_BYTES
@@ -118,15 +120,17 @@ struct SharedOperands {
 
         // sums (+)= the products of tile t, running until they are waited for.
         __device__ __forceinline__ void issue(Sums& sums, int stage, int t, bool accumulate) const {
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) issue_step(sums, stage, t, step, accumulate || step > 0);
+        }
+        // Of one instruction along K.
+        __device__ __forceinline__ void issue_step(Sums& sums, int stage, int t, int step, bool accumulate) const {
             constexpr int kTileBytes = kTokenRows ? BLOCK_N / kTiles * ROW_BYTES : kWarpgroupBytes;
             const uint64_t weights = wgmma::advance(weights_, stage * BLOCK_N * ROW_BYTES + t * kTileBytes);
             const uint64_t tokens = wgmma::advance(tokens_, stage * kTokenSpace * ROW_BYTES);
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step)
-                wgmma::mma_shared<kRowsMnMajor, kColumnsMnMajor>(
-                    wgmma::Shape<Element, kColumns>(), sums,
-                    wgmma::advance(kTokenRows ? tokens : weights, step * kRowStep),
-                    wgmma::advance(kTokenRows ? weights : tokens, step * kColumnStep), accumulate || step > 0);
+            wgmma::mma_shared<kRowsMnMajor, kColumnsMnMajor>(
+                wgmma::Shape<Element, kColumns>(), sums, wgmma::advance(kTokenRows ? tokens : weights, step * kRowStep),
+                wgmma::advance(kTokenRows ? weights : tokens, step * kColumnStep), accumulate);
         }
 
     private:

@@ -29,7 +29,7 @@ struct StagePlaces {
 // Tokens (a) and weights (b) without scales. Of the main loop:
 //     static constexpr int BLOCK_M, BLOCK_N, BLOCK_K, WEIGHT_ATOMS, ROW_BYTES;
 //     static constexpr bool kTokensMnMajor, kWeightsMnMajor;
-//     static int coordinate(int k), of element k of a row in its map
+//     static int token_coordinate(int k), weight_coordinate(int k), of element k of a row in its map
 // A stage has rows of BLOCK_K elements. Of what is MN-major, K being the outer dimension, it has as many bytes: panels
 // of BLOCK_K rows, 128 bytes of neighbouring tokens or weights each. Tokens that are MN-major are those of one matrix,
 // and so are the weights with them: batches share these, and have parts of K.
@@ -58,7 +58,7 @@ struct PlainSources {
                 for (int i = 0; i < Mainloop::BLOCK_M / PANEL_ROWS; ++i)
                     tma::load_2d(places.tokens + i * PANEL_BYTES, &maps_.a, full, tile.scale_row + i * PANEL_ROWS, k);
             else
-                tma::load_2d(places.tokens, &maps_.a, full, Mainloop::coordinate(k), tile.row);
+                tma::load_2d(places.tokens, &maps_.a, full, Mainloop::token_coordinate(k), tile.row);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
@@ -69,7 +69,7 @@ struct PlainSources {
             else
                 for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
                     tma::load_3d(places.weights + i * ATOM_ROWS * Mainloop::ROW_BYTES, &maps_.b, full,
-                                 Mainloop::coordinate(k), tile.column + i * ATOM_ROWS, matrix(tile));
+                                 Mainloop::weight_coordinate(k), tile.column + i * ATOM_ROWS, matrix(tile));
         }
 
     protected:

@@ -79,7 +79,8 @@ struct Umma {
         return Scales::places(shared.stages[stage]);
     }
     // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return Operands::coordinate(k); }
+    __device__ __forceinline__ static int token_coordinate(int k) { return Operands::coordinate(k); }
+    __device__ __forceinline__ static int weight_coordinate(int k) { return Operands::coordinate(k); }
     __device__ __forceinline__ static int first_scale_word(int scale_row) { return Scales::first_word(scale_row); }
 
     // One warp.

@@ -74,7 +74,8 @@ struct WgmmaDequant {
                 shared.token_scales[stage][0][0]};
     }
     // Of element k of a row in its tensor map.
-    __device__ __forceinline__ static int coordinate(int k) { return k / 2; }
+    __device__ __forceinline__ static int token_coordinate(int k) { return k / 2; }
+    __device__ __forceinline__ static int weight_coordinate(int k) { return k / 2; }
     // Of a box: one narrower than an atom starts at the tile's first row.
     __device__ __forceinline__ static int first_scale_word(int scale_row) {
         return TOKEN_SCALE_ROWS < 32 ? scale_row % 32 * 4 : 0;

@@ -59,7 +59,8 @@ struct WgmmaPromoteFp4 {
         return {shared.weights[stage], shared.tokens[stage], shared.weight_scales[stage], shared.token_scales[stage]};
     }
     // Of element k of a token in its map.
-    __device__ __forceinline__ static int coordinate(int k) { return k; }
+    __device__ __forceinline__ static int token_coordinate(int k) { return k; }
+    __device__ __forceinline__ static int weight_coordinate(int k) { return k; }
 
     // Tables of a stage by one warp, the same one each time around the ring.
     template <class Tiles>

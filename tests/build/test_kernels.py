@@ -94,7 +94,8 @@ def profiles(built: Path, artifacts: list[dict]) -> list[sass.Profile]:
 def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
     """What SASS of a GEMM shows that it should not. The bars are what CUTLASS's grouped kernels of such tiles need."""
     generation = arch[:-2]
-    opcodes = (OF_BYTES if "fp8" in family else OF_BF16 if "bf16" in family else OPCODES)[generation]
+    of_bytes = "fp8" in family or ("_mx" in family and generation == "9")  # MXFP4 becomes E4M3 there
+    opcodes = (OF_BYTES if of_bytes else OF_BF16 if "bf16" in family else OPCODES)[generation]
     if missing := set(opcodes) - set(profile.counts):
         yield f"no {missing}"
     if profile.counts["LDL"] or profile.counts["STL"]:
@@ -123,8 +124,8 @@ def test_every_kernel_renders() -> None:
 
 
 def test_what_ships_is_within_its_budget() -> None:
-    """At most 1,530 kernels in a pack for Hopper and for every Blackwell."""
-    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1530
+    """At most 1,680 kernels in a pack for Hopper and for every Blackwell."""
+    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1680
 
 
 @pytest.mark.parametrize("arch", ARCHS)

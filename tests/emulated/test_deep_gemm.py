@@ -48,6 +48,7 @@ def operands(inputs: dict[str, np.ndarray], rows: int) -> tuple:
 
 
 def verify(problem: gemm_problem.GemmProblem, d: torch.Tensor, places: np.ndarray, padding: str | None) -> None:
+    problem.on_hopper = not deep_gemm_scales.is_blackwell(d)
     value, bound = gemm_problem.expected(problem)
     d = d.reshape(-1, d.shape[-1])
     bound = gemm_problem.rounded_bound(value, bound, "bf16")
@@ -212,11 +213,11 @@ def test_refusals() -> None:
     """Other recipes, exponents for scales, operands that are no matrix, settings, functions."""
     a, b = torch.empty(8, 128, dtype=torch.float8_e4m3fn), torch.empty(16, 128, dtype=torch.float8_e4m3fn)
     d, one, two = torch.empty(8, 16, dtype=torch.bfloat16), torch.ones(8, 1), torch.ones(1, 1)
-    for recipes in ({"recipe": (1, 1, 32)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 32)}):
-        with pytest.raises(NotImplementedError, match=r"recipe: with FP8 expected .*128\)\), got .*32"):
+    for recipes in ({"recipe": (1, 128, 32)}, {"recipe_a": (1, 32), "recipe_b": (128, 128)}, {"recipe_b": (1, 32)}):
+        with pytest.raises(NotImplementedError, match=r"recipe: with FP8 expected .*32\)\), got .*32"):
             deep_gemm.fp8_gemm_nt((a, one), (b, two), d, **recipes)
-    with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\), got"):
-        deep_gemm.fp8_fp4_gemm_nt((a, one), (torch.zeros(16, 64, dtype=torch.int8), two), d, recipe=(1, 1, 32))
+    with pytest.raises(NotImplementedError, match=r"b in FP4 expected .* of \(\(1, 128\), \(1, 32\)\) or .*, got"):
+        deep_gemm.fp8_fp4_gemm_nt((a, one), (torch.zeros(16, 64, dtype=torch.int8), two), d, recipe=(1, 128, 32))
     for function in (deep_gemm.m_grouped_fp8_gemm_nt_contiguous, deep_gemm.fp8_gemm_nt_skip_head_mid):
         with pytest.raises(NotImplementedError, match=r"recipe: .* expected .* \(\(1, 128\), \(128, 128\)\), got"):
             function((a, one), (b, two), d, (8, 0, 8), recipe=(1, 1, 128))
@@ -228,8 +229,8 @@ def test_refusals() -> None:
         deep_gemm.fp8_gemm_nt((a, one.int()), (b, two), d)
     with pytest.raises(ValueError, match="scales of a: expected float32, or exponents in int32, got torch.float64"):
         deep_gemm.fp8_gemm_nt((a, one.double()), (b, two.double()), d)
-    with pytest.raises(loader.LoaderError, match="emulated sm_90a"):  # no kernel of Hopper reads exponents
-        deep_gemm.fp8_gemm_nt((a, one.int()), (b, torch.ones(16, 1).int()), d)
+    with pytest.raises(loader.LoaderError, match="emulated sm_90a"):  # wgmma transposes 16-bit types alone
+        deep_gemm.fp8_gemm_nn((a, one.int()), (b.mT.contiguous(), torch.ones(16, 1).int().mT), d)
     with pytest.raises(NotImplementedError, match=r"b: expected contiguous matrices .*, got strides \(256, 2\)"):
         deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(16, 256)[:, ::2], d)
     with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
@@ -362,9 +363,12 @@ def test_groups_by_exponents(form: str, on_blackwell: None, rng: np.random.Gener
     verify(problem, d, places, padding if padding == "zeros" else None)
 
 
-@pytest.fixture(params=[("90a", "fp8_mxfp4"), *((arch, fmt) for arch in ("100a", "120a")
-                                                for fmt in ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows",
-                                                            "mxfp8_rows_mxfp4"))], ids="-".join)  # fmt: skip
+ALWAYS_EXPONENTS = ("mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4")
+OF_32 = {"90a": ("fp8_mxfp4", *ALWAYS_EXPONENTS), "100a": ("fp8_ue8m0_mxfp4", *ALWAYS_EXPONENTS),
+         "120a": ("fp8_ue8m0_mxfp4", *ALWAYS_EXPONENTS)}  # fmt: skip
+
+
+@pytest.fixture(params=[(arch, fmt) for arch, formats in OF_32.items() for fmt in formats], ids="-".join)
 def format_of_32(request, monkeypatch, packs):
     """Each generation, and formats there of which an operand has scales for 32 of K."""
     arch, fmt = request.param
@@ -423,6 +427,17 @@ def test_groups_of_32(form: str, format_of_32: str, rng: np.random.Generator) ->
     verify(problem, d, places, padding if padding == "zeros" else None)
 
 
+@pytest.mark.parametrize("fmt", ["fp8_ue8m0", "fp8_ue8m0_mxfp4"])
+def test_exponents_on_hopper(fmt: str, rng: np.random.Generator) -> None:
+    """Scales for 128 of K that come as exponents are read as these, though fp32 ones stay fp32."""
+    problem = gemm_problem.gemm_problem(rng, fmt, [37], N, 640)
+    inputs, places = gemm_problem.dense(problem)
+    a, (b, b_scale), recipes = operands_of_32(problem, inputs["a"], places, packed=True)
+    d = torch.full((37, N), torch.nan, dtype=torch.bfloat16)
+    deep_gemm.fp8_fp4_gemm_nt(a, (b[0], b_scale[0]), d, **recipes)
+    verify(problem, d, places, None)
+
+
 def test_fp4_by_fp8_of_blocks(on_blackwell: None, rng: np.random.Generator) -> None:
     """FP8 weights with an fp32 scale for 128 x 128, which is that of each of its rows: the default recipe_b."""
     problem = gemm_problem.gemm_problem(rng, "mxfp4_fp8_ue8m0", [5], N, 640)
@@ -457,7 +472,7 @@ def test_refusals_of_fp4(on_blackwell: None) -> None:
     for recipes in ({}, FP4_RECIPE, {"recipe": (1, 1, 32)}, {"recipe_a": (1, 32), "recipe_b": (1, 32)}):
         with pytest.raises(NotImplementedError, match=r"with a in FP4 expected .* \(\(1, 32\), \(128, 128\)\) or"):
             deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (a, a_scale), d.mT, **recipes)
-    with pytest.raises(NotImplementedError, match="FP4 tokens are covered beside FP8 with exponents, on Blackwell"):
+    with pytest.raises(NotImplementedError, match="FP4 tokens are covered beside FP8 with exponents, got"):
         deep_gemm.fp8_fp4_gemm_nt((b, b_scale), (a, a_scale), d.mT, recipe_a=(1, 32), recipe_b=(1, 128),
                                   disable_ue8m0_cast=True)  # fmt: skip
     with pytest.raises(ValueError, match=r"scales of b: expected \[.., 16, 4\], got \(16, 1\)"):

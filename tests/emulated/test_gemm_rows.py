@@ -42,7 +42,9 @@ def problem_of(
     k = k // gemm_problem.K_MULTIPLE.get(fmt, 1) * gemm_problem.K_MULTIPLE.get(fmt, 1)
     if fmt != "bf16" and letters[1] == "n":
         n = reference.round_up(n, 16)
-    return gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if "fp8_ue8m0" in fmt else k, weight_rows)
+    problem = gemm_problem.gemm_problem(rng, fmt, counts, n, k + 512 if "fp8_ue8m0" in fmt else k, weight_rows)
+    problem.on_hopper = variant.arch == "90a"
+    return problem
 
 
 class Run:
@@ -222,6 +224,7 @@ def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     for rows, n, k in ((1, 8, 16), (3, 136, 32), (2, 24, 144)):
         depth = reference.round_up(k, gemm_problem.K_MULTIPLE.get(fmt, 1))
         problem = gemm_problem.gemm_problem(rng, fmt, [rows], n, depth)
+        problem.on_hopper = variant.arch == "90a"
         run(variant, problem, gemm_problem.dense(problem))
 
 

@@ -35,6 +35,9 @@ import loader  # noqa: E402
 # Empty experts, one row, more than one tile of rows; more K tiles than stages, and a tail of each dimension.
 COUNTS, N, K = [0, 1, 19, 130, 0, 9], 264, 1312
 BETWEEN = 144  # of the fused GEMM, 16 a block
+# Of operands in rows, and of those whose scales lie in blocks of 128 rows.
+FORMATS = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4",
+           "bf16", "bf16_nn")  # fmt: skip
 CLEAN = {
     "memcheck": r"ERROR SUMMARY: 0 errors",
     "racecheck": r"RACECHECK SUMMARY: 0 hazards displayed \(0 errors, 0 warnings\)",
@@ -77,46 +80,59 @@ class Device:
 
 
 def launch_grouped(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of grouped_fp4, each element within its bound."""
-    problem = reference.grouped_problem(rng, COUNTS, N, K, gaps=True)
-    inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
-    variants = packs.output_types("grouped_fp4", hardware.runs_here)
-    if not variants:
-        raise SystemExit("no variant of grouped_fp4 runs on device 0")
-    expected = reference.grouped_reference(problem)
-    for (variant, out_type), prefetch in itertools.product(variants.items(), ("none", "weights")):
-        out = reference.GuardedOutput(problem.shape[0], N, out_type)
-        buffer = device.upload(out.array)
-        loader.launch("grouped_fp4", **inputs, out=buffer, prefetch=prefetch, variant=variant)
-        device.download(buffer, out.array)
-        reference.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
-    return f"{len(variants)} variants of grouped_fp4"
+    """Every variant of the GEMMs whose scales lie in blocks, rows by offsets, each element within its bound."""
+    count = 0
+    for operands in schedules.OPERANDS:
+        problem = block_scaled(rng, COUNTS, operands, gaps=True)
+        inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
+        variants = packs.output_types(f"grouped_{operands}", hardware.runs_here)
+        expected = reference.grouped_reference(problem, on_hopper=hardware.is_hopper())
+        for (variant, out_type), prefetch in itertools.product(variants.items(), ("none", "weights")):
+            out = reference.GuardedOutput(problem.shape[0], N, out_type)
+            buffer = device.upload(out.array)
+            loader.launch(f"grouped_{operands}", **inputs, out=buffer, prefetch=prefetch, variant=variant)
+            device.download(buffer, out.array)
+            reference.verify(problem, expected, out, f"{operands} {variant} prefetch={prefetch}")
+            count += 1
+    if not count:
+        raise SystemExit("no variant runs on device 0")
+    return f"{count} launches of block-scaled GEMMs by offsets"
+
+
+def block_scaled(
+    rng: np.random.Generator, counts: list[int], operands: str, gaps: bool = False
+) -> reference.GroupedProblem:
+    """With K as the family takes it."""
+    k = K // 128 * 128 if operands == "mxfp8_mxfp4" else K
+    return reference.grouped_problem(rng, counts, N, k, gaps=gaps, formats=schedules.OPERANDS[operands])
 
 
 def launch_schedules(device: Device, rng: np.random.Generator) -> str:
     """Every variant of the masked and of the dense schedule, each element within its bound."""
-    problem = reference.grouped_problem(rng, COUNTS, N, K)
-    expected, max_rows = reference.grouped_reference(problem), max(COUNTS)
-    inputs = {name: device.upload(array) for name, array in schedules.masked_inputs(problem, rng, max_rows).items()}
-    masked = packs.output_types("grouped_fp4_masked", hardware.runs_here)
-    for variant, out_type in masked.items():
-        out = reference.GuardedOutput(len(COUNTS) * max_rows, N, out_type)
-        array = out.array.reshape(len(COUNTS), max_rows, N)
-        buffer = device.upload(array)
-        loader.launch("grouped_fp4", **inputs, out=buffer, variant=variant)
-        device.download(buffer, array)
-        schedules.verify_masked(problem, expected, array, out_type, variant)
-    problem = reference.grouped_problem(rng, [max_rows + 9], N, K)
-    expected = reference.grouped_reference(problem)
-    inputs = {name: device.upload(array) for name, array in schedules.dense_inputs(problem).items()}
-    dense = packs.output_types("gemm_fp4", hardware.runs_here)
-    for variant, out_type in dense.items():
-        out = reference.GuardedOutput(max_rows + 9, N, out_type)
-        buffer = device.upload(out.array)
-        loader.launch("gemm_fp4", **inputs, out=buffer, variant=variant)
-        device.download(buffer, out.array)
-        reference.verify(problem, expected, out, variant)
-    return f"{len(masked)} variants of grouped_fp4_masked, {len(dense)} of gemm_fp4"
+    count, max_rows = 0, max(COUNTS)
+    for operands in schedules.OPERANDS:
+        problem = block_scaled(rng, COUNTS, operands)
+        expected = reference.grouped_reference(problem, on_hopper=hardware.is_hopper())
+        inputs = {name: device.upload(array) for name, array in schedules.masked_inputs(problem, rng, max_rows).items()}
+        for variant, out_type in packs.output_types(f"grouped_{operands}_masked", hardware.runs_here).items():
+            out = reference.GuardedOutput(len(COUNTS) * max_rows, N, out_type)
+            array = out.array.reshape(len(COUNTS), max_rows, N)
+            buffer = device.upload(array)
+            loader.launch(f"grouped_{operands}", **inputs, out=buffer, variant=variant)
+            device.download(buffer, array)
+            schedules.verify_masked(problem, expected, array, out_type, f"{operands} {variant}")
+            count += 1
+        problem = block_scaled(rng, [max_rows + 9], operands)
+        expected = reference.grouped_reference(problem, on_hopper=hardware.is_hopper())
+        inputs = {name: device.upload(array) for name, array in schedules.dense_inputs(problem).items()}
+        for variant, out_type in packs.output_types(f"gemm_{operands}", hardware.runs_here).items():
+            out = reference.GuardedOutput(max_rows + 9, N, out_type)
+            buffer = device.upload(out.array)
+            loader.launch(f"gemm_{operands}", **inputs, out=buffer, variant=variant)
+            device.download(buffer, out.array)
+            reference.verify(problem, expected, out, f"{operands} {variant}")
+            count += 1
+    return f"{count} variants of masked and dense block-scaled GEMMs"
 
 
 def launch_rows(device: Device, rng: np.random.Generator) -> str:
@@ -124,15 +140,16 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
     count = 0
     every_row = (lambda problem: gemm_problem.masked(problem, max(COUNTS)), "as before")
     forms = {**gemm_problem.FORMS, "_masked": every_row, None: (gemm_problem.dense, "")}
-    formats = ("fp8", "fp8_mxfp4", "bf16", "bf16_nn")
-    for own, (suffix, (place, padding)) in itertools.product(formats, forms.items()):
+    for own, (suffix, (place, padding)) in itertools.product(FORMATS, forms.items()):
         dense = suffix is None
         name = f"{'gemm' if dense else 'grouped'}_{own}"
         _, fmt, letters, _ = gemm_problem.named(name)
         chosen = packs.artifacts(name + (suffix or ""), hardware.runs_here)
         if not chosen:
             continue
-        problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, K)
+        k = K // gemm_problem.K_MULTIPLE.get(fmt, 1) * gemm_problem.K_MULTIPLE.get(fmt, 1)
+        problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, k)
+        problem.on_hopper = hardware.is_hopper()
         arrays, places = place(problem)
         arrays = gemm_problem.in_majors(arrays, letters)
         inputs = {name: device.upload(array) for name, array in arrays.items()}

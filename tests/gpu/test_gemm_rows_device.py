@@ -32,6 +32,15 @@ def to_device(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
             else torch.from_numpy(value).cuda() for name, value in inputs.items()}  # fmt: skip
 
 
+def problem_of(rng: np.random.Generator, family: str, counts: list[int], n: int, k: int) -> gemm_problem.GemmProblem:
+    """With K as the format takes it."""
+    fmt = gemm_problem.named(family)[1]
+    k = reference.round_up(k, gemm_problem.K_MULTIPLE.get(fmt, 1))
+    problem = gemm_problem.gemm_problem(rng, fmt, counts, n, k)
+    problem.on_hopper = hardware.is_hopper()
+    return problem
+
+
 def launch_repeated(family: str, variant: str, dtype: str, inputs: dict[str, np.ndarray], shape: tuple[int, ...],
                     times: int = 20) -> reference.GuardedOutput:  # fmt: skip
     """As many launches into poisoned outputs: all equal. Returns the first."""
@@ -60,7 +69,8 @@ def verify_repeated(
     gemm_problem.verify(problem, places, held, rows, padding, f"{family} {variant}")
 
 
-FORMATS = ("fp8", "fp8_mxfp4", "bf16", "bf16_nn")
+OF_32 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4")  # of K a scale
+FORMATS = ("fp8", "fp8_mxfp4", "fp8_ue8m0", *OF_32, "bf16", "bf16_nn")
 GROUPED = {f"grouped_{fmt}{form}": form for fmt in FORMATS for form in gemm_problem.FORMS}
 DENSE = [f"gemm_{fmt}" for fmt in (*FORMATS, "bf16_tt", "bf16_tn")]
 
@@ -68,7 +78,7 @@ DENSE = [f"gemm_{fmt}" for fmt in (*FORMATS, "bf16_tt", "bf16_tn")]
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(list(GROUPED)))
 def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Groups of no row, of one, of several tiles; tails of N and K; NaN in padding."""
-    problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], COUNTS, 392, 1120)
+    problem = problem_of(rng, family, COUNTS, 392, 1120)
     place, padding = gemm_problem.FORMS[GROUPED[family]]
     verify_repeated(family, name, dtype, problem, place(problem), padding)
 
@@ -76,7 +86,7 @@ def test_groups(family: str, name: str, dtype: str, rng: np.random.Generator) ->
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(DENSE))
 def test_dense(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
     """Tails of M, N and K; 100 launches, all equal."""
-    problem = gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [536], 392, 1120)
+    problem = problem_of(rng, family, [536], 392, 1120)
     verify_repeated(family, name, dtype, problem, gemm_problem.dense(problem), "as before", times=100)
 
 

@@ -16,6 +16,7 @@ import kernel_faults_mx
 import kernel_faults_mx_swiglu
 import kernel_faults_mxfp8_rows
 import kernel_faults_packed
+import kernel_faults_promote_steps
 import kernel_faults_rows
 import kernel_faults_scales
 import kernel_faults_schedule
@@ -34,6 +35,7 @@ CAUGHT = [
     *kernel_faults_mx_swiglu.CAUGHT,
     *kernel_faults_mxfp8_rows.CAUGHT,
     *kernel_faults_packed.CAUGHT,
+    *kernel_faults_promote_steps.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_scales.CAUGHT,
     *kernel_faults_schedule.CAUGHT,

@@ -205,6 +205,7 @@ class Problem:
     prefetch: str = "none"
     gaps: bool = True  # rows of a and of its scales that are no expert's
     operands: str = "NVFP4"  # of reference; others with scales over their whole range
+    on_hopper: bool = False  # FP8 sums in sm_90's tensor core, which cuts them
 
     @functools.cached_property
     def data(self) -> tuple[reference.GroupedProblem, reference.Expected]:
@@ -212,7 +213,7 @@ class Problem:
         problem = reference.grouped_problem(rng, list(self.counts), self.n, self.k, gaps=self.gaps,
                                             formats=getattr(reference, self.operands), wide=self.operands != "NVFP4",
                                             unowned_rows=2 if self.gaps else 0)  # fmt: skip
-        return problem, reference.grouped_reference(problem)
+        return problem, reference.grouped_reference(problem, on_hopper=self.on_hopper)
 
 
 # (seed, lazy) of the schedules that every kernel runs under.
@@ -268,6 +269,7 @@ def _launch_rows(problem: Problem, context: str, family: str, **options: object)
     """FP8 and bf16, in the form of rows and the majors that the family has."""
     schedule, fmt, letters, form = gemm_problem.named(family)
     data = gemm_problem.gemm_problem(np.random.default_rng(0), fmt, list(problem.counts), problem.n, problem.k)
+    data.on_hopper = problem.on_hopper
     place, padding = gemm_problem.FORMS[form]
     inputs, places = gemm_problem.dense(data) if schedule == "gemm" else place(data)
     *lead, _ = inputs["a"].shape
