@@ -135,14 +135,15 @@ class Races:
     ) -> list[tuple[_Shadow, np.ndarray, np.ndarray, np.ndarray]]:
         address = address.astype(np.int64)
         ranks = address >> 24
-        words = ((address & _OFFSET) >> 2)[:, None] + np.arange(max(1, size // 4))
-        if not len(ranks) or ranks.max() >= len(self.shadows) or words.max() >= self.words:
+        first, count = (address & _OFFSET) >> 2, max(1, size // 4)
+        if not len(ranks) or ranks.max() >= len(self.shadows) or first.max() + count > self.words:
             return []  # the access itself faults
-        lanes = np.broadcast_to(lanes, agents.shape)
+        words = first[:, None] + np.arange(count)
+        lane = np.full((len(agents), 1), lanes, np.int8) if isinstance(lanes, int) else lanes[:, None]
         if not np.count_nonzero(ranks != ranks[0]):
-            return [(self.shadows[int(ranks[0])], agents, lanes[:, None], words)]
+            return [(self.shadows[int(ranks[0])], agents, lane, words)]
         return [
-            (self.shadows[int(r)], agents[here], lanes[here][:, None], words[here])
+            (self.shadows[int(r)], agents[here], lane[here], words[here])
             for r in np.unique(ranks)
             for here in (ranks == r,)
         ]
@@ -150,15 +151,15 @@ class Races:
     def read(self, agents: np.ndarray, lanes: np.ndarray | int, address: np.ndarray, size: int) -> None:
         for shadow, who, lane, words in self._each(agents, lanes, address, size):
             column = who[:, None]
-            self._ordered(shadow, column, words, "read", "written")
-            self._between_lanes(shadow, column, lane, words, "read")
-            recent = shadow.read[column, words] > self.have_read[column]
-            shared = recent & (shadow.reading_lane[column, words] != lane)
-            shadow.reading_lane[column, words] = np.where(shared, SEVERAL, lane)
-            shared |= shadow.reading_lane[column, words] != lane  # lanes that read one word together
-            if shared.any():
-                shadow.reading_lane[np.broadcast_to(column, words.shape)[shared], words[shared]] = SEVERAL
-            shadow.read[column, words] = self.seen[who, who][:, None]
+            self._after_writes(shadow, column, lane, words, "read")
+            when, by = shadow.read.reshape(-1), shadow.reading_lane.reshape(-1)
+            at = column * self.words + words
+            recent = when.take(at) > self.have_read.take(column)
+            by[at] = np.where(recent & (by.take(at) != lane), SEVERAL, lane)
+            shared = by.take(at) != lane  # with reads before, or lanes that read one word together
+            if np.count_nonzero(shared):
+                by[at[shared]] = SEVERAL
+            when[at] = self.own.take(who)[:, None]
 
     def write(
         self, agents: np.ndarray, lanes: np.ndarray | int, address: np.ndarray, size: int, generic: bool = True,
@@ -170,35 +171,46 @@ class Races:
             part = size < 4
             if not (part and shadow.partial[words].any()):
                 if not same:
-                    self._ordered(shadow, column, words, "write", "written")
-                    self._between_lanes(shadow, column, lane, words, "write")
+                    self._after_writes(shadow, column, lane, words, "write")
                 self._after_reads(shadow, column, lane, words)
-                late = shadow.read[:, words] > self.seen_reads[who].T[:, :, None]
-                if late.any():
-                    readers = np.arange(len(late))[:, None, None]
-                    late &= ~self._released(readers, shadow.reading_lane[:, words], shadow.read[:, words])
-                if late.any() and "warps" in self.checks:
-                    reader, row, k = (int(i[0]) for i in np.nonzero(late))
-                    raise self._fault("write", int(who[row]), "read", reader, int(words[row, k]))
+                self._after_reads_of_others(shadow, who, words, shadow.read.take(words, 1))
             shadow.writer[words] = column
-            shadow.wrote[words] = self.seen[who, who][:, None]
+            shadow.wrote[words] = self.own.take(who)[:, None]
             shadow.generic[words] = generic
             shadow.partial[words] = part
             shadow.writing_lane[words] = NONE if part or same else lane
-            if not part and not same and "warps" in self.checks and (shadow.writer[words] != column).any():
+            if part or same or "warps" not in self.checks:
+                continue
+            if np.count_nonzero(shadow.writer.take(words) != column):
                 row, k = (int(i[0]) for i in np.nonzero(shadow.writer[words] != column))
                 word = int(words[row, k])
                 fault = self._fault("write", int(who[row]), "written", int(shadow.writer[word]), word)
                 fault.together = True
                 raise fault
 
+    def asynchronous_write(self, agent: int, address: int, size: int) -> None:
+        """A write by the asynchronous proxy, issued by an agent: of whole words in a row, which are many."""
+        rank, first = address >> 24, (address & _OFFSET) >> 2
+        end = first + size // 4
+        if rank >= len(self.shadows) or end > self.words:
+            return  # the access itself faults
+        shadow, here = self.shadows[rank], slice(first, end)
+        words = np.arange(first, end)[None]
+        self._ordered(shadow, np.array([[agent]]), words, "write", "written")
+        self._after_reads_of_others(shadow, np.array([agent]), words, shadow.read[:, None, here])
+        shadow.writer[here] = agent
+        shadow.wrote[here] = self.own[agent]
+        shadow.generic[here] = shadow.partial[here] = False
+        shadow.writing_lane[here] = NONE
+
     def use(self, agent: int, address: int) -> None:
         """An access to an mbarrier, whose initialisation must be visible.
 
         A missing fence.mbarrier_init is no fault: compilers' kernels do without it inside a CTA.
         """
-        words = np.array([[(address & _OFFSET) >> 2]])
-        self._ordered(self.shadows[address >> 24], np.array([[agent]]), words, "use of an mbarrier", "initialised")
+        shadow, word = self.shadows[address >> 24], (address & _OFFSET) >> 2
+        if shadow.wrote[word] > self.seen[agent, shadow.writer[word]]:  # they are many, and most are in order
+            self._ordered(shadow, np.array([[agent]]), np.array([[word]]), "use of an mbarrier", "initialised")
 
     def asynchronous_read(self, agent: int, rank: int, words: np.ndarray, mark: bool) -> None:
         """A read by the asynchronous proxy, issued by an agent, of words of a CTA."""
@@ -210,32 +222,48 @@ class Races:
             shadow.read[agent, words] = self.seen[agent, agent]
 
     def _ordered(self, shadow: _Shadow, column: np.ndarray, words: np.ndarray, what: str, before: str) -> None:
-        late = shadow.wrote[words] > self.seen[column, shadow.writer[words]]
-        if late.any():
-            late &= ~self._released(shadow.writer[words], shadow.writing_lane[words], shadow.wrote[words])
+        """No word that another agent has written unordered."""
+        before_it = column * len(self.seen) + shadow.writer.take(words)
+        late = shadow.wrote.take(words) > self.seen.reshape(-1).take(before_it)
+        if not np.count_nonzero(late):
+            return
+        late &= ~self._released(shadow.writer[words], shadow.writing_lane[words], shadow.wrote[words])
         if late.any() and "warps" in self.checks:
             row, k = (int(i[0]) for i in np.nonzero(late))
             word = int(words[row, k])
             raise self._fault(what, int(column[row, 0]), before, int(shadow.writer[word]), word)
 
-    def _released(self, agents: np.ndarray, lanes: np.ndarray, when: np.ndarray) -> np.ndarray:
-        """Accesses of lanes that have arrived alone since. Whoever waits for another arrival has them for granted."""
-        return (lanes >= 0) & (when <= self.alone[agents, np.maximum(lanes, 0)])
-
-    def _between_lanes(
+    def _after_writes(
         self, shadow: _Shadow, column: np.ndarray, lane: np.ndarray, words: np.ndarray, what: str
     ) -> None:
-        """A word that another lane of the same warp has written since their last barrier."""
-        late = (shadow.wrote[words] > self.converged[column]) & (shadow.writer[words] == column)
-        if late.any():
+        """No word that another agent has written unordered, or another lane of the same warp since their last
+        barrier."""
+        self._ordered(shadow, column, words, what, "written")
+        late = (shadow.wrote.take(words) > self.converged.take(column)) & (shadow.writer.take(words) == column)
+        if np.count_nonzero(late):
             other = shadow.writing_lane[words]
             late &= (other != NONE) & (lane != NONE) & ((other != lane) | (lane == SEVERAL))
             self._raise_between_lanes(late, column, lane, other, words, what, "written")
 
+    def _after_reads_of_others(self, shadow: _Shadow, who: np.ndarray, words: np.ndarray, read: np.ndarray) -> None:
+        """No word that an agent has read unordered; `read` [agents, L, words] is when."""
+        late = read > self.seen_reads[who].T[:, :, None]
+        if not np.count_nonzero(late):
+            return
+        readers = np.arange(len(late))[:, None, None]
+        late &= ~self._released(readers, shadow.reading_lane[:, words], read)
+        if late.any() and "warps" in self.checks:
+            reader, row, k = (int(i[0]) for i in np.nonzero(late))
+            raise self._fault("write", int(who[row]), "read", reader, int(words[row, k]))
+
+    def _released(self, agents: np.ndarray, lanes: np.ndarray, when: np.ndarray) -> np.ndarray:
+        """Accesses of lanes that have arrived alone since. Whoever waits for another arrival has them for granted."""
+        return (lanes >= 0) & (when <= self.alone[agents, np.maximum(lanes, 0)])
+
     def _after_reads(self, shadow: _Shadow, column: np.ndarray, lane: np.ndarray, words: np.ndarray) -> None:
         """A word that another lane of the same warp has read since all of its reads were over."""
-        late = shadow.read[column, words] > self.have_read[column]
-        if late.any():
+        late = shadow.read.reshape(-1).take(column * self.words + words) > self.have_read.take(column)
+        if np.count_nonzero(late):
             other = shadow.reading_lane[column, words]
             late &= (other != NONE) & (lane != NONE) & ((other != lane) | (lane == SEVERAL))
             self._raise_between_lanes(late, column, lane, other, words, "write", "read")

@@ -70,6 +70,7 @@ class Cohort:
         self.entries: list[Entry] = []
         self.parked = self.dead = False
         self._constants: dict[object, np.ndarray] = {}
+        self._places: tuple[np.ndarray, np.ndarray] | None = None
 
     def __str__(self) -> str:
         return f"CTA {self.cta.index} warps {self.warps.tolist()}"
@@ -264,11 +265,14 @@ class Cohort:
 
     def accesses(self, address: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(agents, lanes, addresses), flat, of the lanes that execute."""
-        lanes = np.broadcast_to(_LANES, address.shape)
-        who = np.broadcast_to((self.warps + self.cta.rank * self.launch.warps)[:, None], address.shape)
+        if self._places is None:
+            agents = self.warps + self.cta.rank * self.launch.warps
+            self._places = np.repeat(agents, 32), np.tile(_LANES, len(agents))
+        who, lanes = self._places
+        address = address.reshape(-1)
         if mask is None and self.alive is None:
-            return who.reshape(-1), lanes.reshape(-1), address.reshape(-1)
-        active = self.active(mask)
+            return who, lanes, address
+        active = self.active(mask).reshape(-1)
         return who[active], lanes[active], address[active]
 
     def acquire(self, mask: np.ndarray | None, clock: Clock | None) -> None:

@@ -36,7 +36,7 @@ class SynchronizationOperations(Cohort):
         if self.cta.races is None:
             return
         races, agent = self.cta.races, self.agent(row)
-        races.write(np.full(size // 16, agent), NONE, address + 16 * np.arange(size // 16), 16, generic=False)
+        races.asynchronous_write(agent, address, size)
         if signal is not None:
             races.use(agent, signal)
 
