@@ -5,6 +5,7 @@ A fault is a replacement of text that occurs exactly once in its file, so that a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -146,24 +147,46 @@ def build(kernel: Kernel, fault: tuple[str, str, str] | None = None) -> Path:
     """
     entry = _variants()[kernel]
     compiler = _toolchain()
-    with tempfile.TemporaryDirectory() as name:
-        templates = Path(name, "templates")
-        shutil.copytree(ROOT / "templates", templates)
-        if fault is not None:
-            file, old, new = fault
-            (templates / file).write_text(replaced(templates / file, old, new))
+    with _planted_templates(fault) as templates:
         source = Renderer(templates, compiler.version, FLAGS).render(entry)
         described = json.dumps([source.digest, entry.parameters, entry.launch], sort_keys=True, default=str)
         target = CACHE / hashlib.sha256(described.encode()).hexdigest()[:32]
         if (target / pack.MANIFEST).is_file():
             return target
-        Path(name, "kernel.cu").write_text(source.text)
-        command = Compiler(compiler, templates, CACHE).commands(entry)[0]
-        done = subprocess.run(command, cwd=name, env=compiler.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.fail(f"{entry.label} with {fault} does not compile: {done.stdout}{done.stderr}")
-        _write_pack(target, entry, Path(name, "kernel.ptx").read_bytes())
+        with tempfile.TemporaryDirectory() as name:
+            Path(name, "kernel.cu").write_text(source.text)
+            command = Compiler(compiler, templates, CACHE).commands(entry)[0]
+            done = subprocess.run(
+                command, cwd=name, env=compiler.environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                pytest.fail(f"{entry.label} with {fault} does not compile: {done.stdout}{done.stderr}")
+            _write_pack(target, entry, Path(name, "kernel.ptx").read_bytes())
     return target
+
+
+@functools.cache
+def _templates() -> Path:
+    """This process's copy of templates/: it takes longer to make and remove than a kernel to be found in CACHE."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return Path(shutil.copytree(ROOT / "templates", Path(folder, "templates")))
+
+
+@contextlib.contextmanager
+def _planted_templates(fault: tuple[str, str, str] | None) -> Iterator[Path]:
+    """A copy of templates/ with a fault (file, old, new) in it, as long as the context lasts."""
+    templates = _templates()
+    if fault is None:
+        yield templates
+        return
+    file, old, new = fault
+    text = replaced(ROOT / "templates" / file, old, new)
+    try:
+        (templates / file).write_text(text)
+        yield templates
+    finally:
+        shutil.copyfile(ROOT / "templates" / file, templates / file)
 
 
 def _write_pack(target: Path, entry: Variant, ptx: bytes) -> None:
