@@ -15,7 +15,20 @@ import pytest
 from packs import ARCHS, CACHE, build_kernels
 
 import emulator
+from generator.matrix import Variant
 from loader import emulated, values
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of each module, tests of one kernel one after another, so that it is translated once."""
+    order = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+
+    def place(item: pytest.Item) -> tuple[int, str]:
+        variant = getattr(item, "callspec", None) and item.callspec.params.get("variant")
+        return order[item.path], variant.symbol if isinstance(variant, Variant) else ""
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
