@@ -2,6 +2,8 @@
 9.7.9.21).
 """
 
+import functools
+from bisect import bisect_right
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +17,7 @@ WIDE = ("f16", "bf16", "tf32", "f32")
 F16 = np.arange(1 << 16, dtype=np.uint32)
 
 
+@functools.cache
 def exact(exponent_bits: int, mantissa_bits: int, bias: int, code: int) -> Fraction:
     """Value of the exponent and mantissa fields of `code`, as IEEE 754 defines them."""
     exponent, mantissa = code >> mantissa_bits, code % (1 << mantissa_bits)
@@ -74,18 +77,22 @@ def test_containers():
         assert (low, high) == (formats.table("e2m1")[byte % 16], formats.table("e2m1")[byte // 16])
 
 
+@functools.cache
+def magnitudes(name: str) -> list[Fraction]:
+    """Exact values of the finite codes without sign, which are in order."""
+    exponent_bits, mantissa_bits, bias, infinite, nan = FIELDS[name]
+    codes = range(min([*infinite, *nan, 1 << exponent_bits + mantissa_bits]))
+    return [exact(exponent_bits, mantissa_bits, bias, code) for code in codes]
+
+
 def neighbours(name: str, x: Fraction) -> tuple[int, int]:
     """Codes of the largest magnitude <= |x| and the smallest >= |x|, by bisection over exact values."""
-    exponent_bits, mantissa_bits, bias, infinite, nan = FIELDS[name]
-    last = min([*infinite, *nan, 1 << exponent_bits + mantissa_bits]) - 1
-    low, high = 0, last
-    value = lambda code: exact(exponent_bits, mantissa_bits, bias, code)  # noqa: E731
-    if abs(x) >= value(last):
+    values = magnitudes(name)
+    last = len(values) - 1
+    if abs(x) >= values[last]:
         return last, last
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if value(middle) <= abs(x) else (low, middle)
-    return (low, low) if value(low) == abs(x) else (low, high)
+    low = bisect_right(values, abs(x)) - 1
+    return (low, low) if values[low] == abs(x) else (low, low + 1)
 
 
 def expected(name: str, x: float, rounding: str, relu: bool = False) -> int:
