@@ -7,6 +7,7 @@ import json
 import os
 import random
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from generator.expand import Variant
 from generator.render import Renderer
 
 ROOT = Path(__file__).resolve().parents[2]
+SASS = ROOT / "tests" / ".cache" / "sass"
 SAMPLED = sorted({variant.arch for variant in VARIANTS} - set(ARCHS))
 
 try:
@@ -80,14 +82,30 @@ def artifacts(built: Path) -> list[dict]:
     return json.loads((built / "manifest.json").read_text())["artifacts"]
 
 
-DISASSEMBLE = functools.cache(sass.profile)
+@functools.cache
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def profiled(cubin: Path) -> sass.Profile:
+    """Of a cubin. nvdisasm needs a third of a second for a kernel, so its text is kept under what it depends on; it is
+    parsed in every run."""
+    kept = SASS / f"{digest(cubin)[:32]}-{digest(toolchain.find_disassembler())[:16]}.gz"
+    if not kept.is_file():
+        text = gzip.compress(sass.disassemble(cubin).encode(), mtime=0)
+        SASS.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=SASS, prefix="new-", delete=False) as file:
+            file.write(text)
+        os.replace(file.name, kept)  # complete or absent
+    return sass.parse(gzip.decompress(kept.read_bytes()).decode())
 
 
 def profiles(built: Path, artifacts: list[dict]) -> list[sass.Profile]:
     """Of each; a kernel that families have in common is disassembled once."""
     files = {artifact["sha256"]: built / artifact["file"] for artifact in artifacts}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = dict(zip(files, pool.map(DISASSEMBLE, files.values()), strict=True))
+        found = dict(zip(files, pool.map(profiled, files.values()), strict=True))
     return [found[artifact["sha256"]] for artifact in artifacts]
 
 
