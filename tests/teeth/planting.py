@@ -30,6 +30,7 @@ import fp8_swiglu
 import gemm_problem
 import mx_swiglu
 import numpy as np
+import packs
 import pytest
 import reference
 import scale_layouts
@@ -48,6 +49,7 @@ from loader import emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "tests" / ".cache" / "teeth"
+STORE = packs.CACHE / pack.STORE
 
 
 def replaced(path: Path, old: str, new: str) -> str:
@@ -143,7 +145,8 @@ def _toolchain() -> toolchain.Toolchain:
 def build(kernel: Kernel, fault: tuple[str, str, str] | None = None) -> Path:
     """A pack of one kernel's PTX, with a fault (file under templates/, old, new) in its sources.
 
-    Compiled to PTX alone, and kept under the digest of everything that its bytes depend on.
+    Compiled to PTX alone, unless the pack of the emulated tests has it, and kept under the digest of everything that
+    its bytes depend on.
     """
     entry = _variants()[kernel]
     compiler = _toolchain()
@@ -152,6 +155,10 @@ def build(kernel: Kernel, fault: tuple[str, str, str] | None = None) -> Path:
         described = json.dumps([source.digest, entry.parameters, entry.launch], sort_keys=True, default=str)
         target = CACHE / hashlib.sha256(described.encode()).hexdigest()[:32]
         if (target / pack.MANIFEST).is_file():
+            return target
+        shipped = None if fault else Compiler(compiler, templates, STORE).stored(source)
+        if shipped:
+            _write_pack(target, entry, gzip.decompress(shipped.ptx))
             return target
         with tempfile.TemporaryDirectory() as name:
             Path(name, "kernel.cu").write_text(source.text)
