@@ -20,7 +20,7 @@ from generator.matrix import Variant
 ARCHS = ("90a", "100a", "120a")
 VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "grouped_fp4" and v.arch in ARCHS]
 # Of one schedule each.
-PREFETCH = ("none", "weights", "weights")
+PREFETCH = ("none", "weights")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
