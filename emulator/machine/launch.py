@@ -229,7 +229,7 @@ class Launch(LaunchState):
         if entry.mask is None:
             self.counts[entry.pc] += len(cohort.warps)
             return block.full or self.program.compile(block, False)
-        self.counts[entry.pc] += int(entry.mask.any(1).sum())
+        self.counts[entry.pc] += np.count_nonzero(entry.mask.any(1))
         return block.masked or self.program.compile(block, True)
 
     def _branch(self, cohort: Cohort, entry: Entry, block: Block, lanes: np.ndarray) -> None:

@@ -148,10 +148,17 @@ def execute_selected(
     those of the whole warp, as by the loop over their values that ptxas makes.
     """
     keys = np.stack([np.broadcast_to(s, active.shape) for s in selectors], -1)
+    chosen = keys[active]
+    if not np.count_nonzero(chosen != chosen[:1]):  # nearly always, and sorting is slow
+        values = chosen[:1].tolist()
+    else:
+        values = np.unique(chosen, axis=0).tolist()
     result: list[np.ndarray] = []
-    for byte_a, thread_a, byte_b, thread_b in np.unique(keys[active], axis=0).tolist():
-        here = (keys == (byte_a, thread_a, byte_b, thread_b)).all(-1)
+    for byte_a, thread_a, byte_b, thread_b in values:
         d = execute(modifiers, a, b, c, scale_a, byte_a, thread_a, scale_b, byte_b, thread_b)
+        if len(values) == 1:
+            return d
+        here = (keys == (byte_a, thread_a, byte_b, thread_b)).all(-1)
         result = [np.where(here, new, old) for new, old in zip(d, result or d, strict=True)]
     return result or execute(modifiers, a, b, c, scale_a, 0, 0, scale_b, 0, 0)
 
