@@ -390,11 +390,12 @@ def groups_of_k(problems: list[GemmProblem]) -> dict[str, np.ndarray]:
 
 
 def verify(
-    problem: GemmProblem, places: np.ndarray, out: reference.GuardedOutput, rows: int, padding: str, context: str
-) -> float:
+    problem: GemmProblem, places: np.ndarray, out: reference.GuardedOutput, rows: int, padding: str, context: str,
+    known: tuple[np.ndarray, np.ndarray] | None = None,
+) -> float:  # fmt: skip
     """Every row of the problem within its bound; other rows of out zeros, or as they were. Returns the largest error
-    over its bound."""
-    value, bound = expected(problem)
+    over its bound. known: what is expected, where several outputs are verified."""
+    value, bound = known or expected(problem)
     stored = reference.as_float64(out.array, out.out_type)
     ratio = reference.check_within(stored[places], value, rounded_bound(value, bound, out.out_type), context)
     rest = np.delete(out.array[:rows], places, axis=0).view(np.uint8)

@@ -150,6 +150,7 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
         k = K // gemm_problem.K_MULTIPLE.get(fmt, 1) * gemm_problem.K_MULTIPLE.get(fmt, 1)
         problem = gemm_problem.gemm_problem(rng, fmt, [139] if dense else COUNTS, N, k)
         problem.on_hopper = hardware.is_hopper()
+        known = gemm_problem.expected(problem)
         arrays, places = place(problem)
         arrays = gemm_problem.in_majors(arrays, letters)
         inputs = {name: device.upload(array) for name, array in arrays.items()}
@@ -160,7 +161,8 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
             buffer = device.upload(array)
             loader.launch(name, **inputs, out=buffer, variant=artifact.variant)
             device.download(buffer, array)
-            gemm_problem.verify(problem, places, out, len(out.array), padding, f"{name}{suffix} {artifact.variant}")
+            context = f"{name}{suffix} {artifact.variant}"
+            gemm_problem.verify(problem, places, out, len(out.array), padding, context, known)
             count += 1
     return f"{count} variants of FP8 and bf16 GEMMs"
 
