@@ -89,7 +89,7 @@ class ScalarParameter(Model):
 class TensorMap(Model):
     tensor_map: Name
     argument: Name
-    element: ElementType
+    element: ElementType | None = None  # that of the argument
     dims: list[Expr]
     strides: list[Expr]
     box: list[Expr]

@@ -245,10 +245,11 @@ class TargetExpander:
             x, y, z = launch[key]
             if x * y * z > limit:
                 self.problems.add(f"{where}.{key}", f"{x * y * z} is over the limit of {limit}", variant)
-        parameters, parameter_bytes = self._pack_parameters(values, variant)
+        dtypes = self._dtypes(point)
+        parameters, parameter_bytes = self._pack_parameters(values, dtypes, variant)
         cost = None if target.cost is None else self._fold(f"{self.where}.cost", target.cost, values, variant)
         inputs = [name for name, argument in self.parent.arguments.items() if argument.direction == "in"]
-        declaration = declare(parameters, self._dtypes(point), inputs)
+        declaration = declare(parameters, dtypes, inputs)
         return [
             Variant(
                 family=self.parent.name, variant=variant, tile=tile, arch=arch, template=target.template,
@@ -293,7 +294,9 @@ class TargetExpander:
             self.problems.add(where, f"expected an integer of at least {least}, got {value}", variant)
         return int(value)
 
-    def _pack_parameters(self, values: Mapping[str, Any], variant: str) -> tuple[list[dict[str, Any]], int]:
+    def _pack_parameters(
+        self, values: Mapping[str, Any], dtypes: Mapping[str, str], variant: str
+    ) -> tuple[list[dict[str, Any]], int]:
         """The parameter list in manifest form with C offsets, and the size of the buffer in bytes."""
         abi = [_size_and_alignment(parameter) for _, parameter in self.parameters]
         offsets, parameter_bytes = layout(abi)
@@ -307,13 +310,21 @@ class TargetExpander:
                 value = self._fold(f"{at}.value", parameter.value, values, variant)
                 entry |= {"dtype": parameter.dtype, "value": value}
             else:
-                entry |= self._tensor_map(at, parameter, values, variant)
+                element = parameter.element or dtypes.get(parameter.argument)
+                entry |= self._tensor_map(at, parameter, element, values, variant)
             packed.append(entry)
         return packed, parameter_bytes
 
     def _tensor_map(
-        self, at: str, tensor_map: schema.TensorMap, values: Mapping[str, Any], variant: str
+        self, at: str, tensor_map: schema.TensorMap, element: str | None, values: Mapping[str, Any], variant: str
     ) -> dict[str, Any]:
+        if element not in TENSOR_MAP_ELEMENTS:
+            dtype = element or "not the same in all calls"
+            known = ", ".join(TENSOR_MAP_ELEMENTS)
+            reason = f"expected one of {known}: the dtype of {tensor_map.argument!r} is {dtype}"
+            self.problems.add(f"{at}.element", reason, variant)
+            return {}
+
         def folded(key: str) -> list[Expression]:
             expressions = enumerate(getattr(tensor_map, key))
             return [self._fold(f"{at}.{key}[{index}]", entry, values, variant) for index, entry in expressions]
@@ -324,7 +335,7 @@ class TargetExpander:
             if extent > MAX_BOX:
                 self.problems.add(f"{at}.box[{index}]", f"{extent} is over the limit of {MAX_BOX} elements", variant)
         swizzle = self._number(f"{at}.swizzle", tensor_map.swizzle, values, variant)
-        inner = box[0] * TENSOR_MAP_ELEMENTS[tensor_map.element]
+        inner = box[0] * TENSOR_MAP_ELEMENTS[element]
         if swizzle not in SWIZZLES:
             self.problems.add(f"{at}.swizzle", f"{swizzle} is not one of {SWIZZLES}", variant)
         if inner % BOX_GRANULE:
@@ -333,7 +344,7 @@ class TargetExpander:
         if swizzle and inner > swizzle:
             reason = f"the inner extent is {inner} bytes, over the swizzle span of {swizzle}"
             self.problems.add(f"{at}.box[0]", reason, variant)
-        return {"argument": tensor_map.argument, "element": tensor_map.element, "dims": folded("dims"),
+        return {"argument": tensor_map.argument, "element": element, "dims": folded("dims"),
                 "strides": folded("strides"), "box": box, "swizzle": swizzle,
                 "l2_promotion": tensor_map.l2_promotion}  # fmt: skip
 

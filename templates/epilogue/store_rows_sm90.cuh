@@ -2,7 +2,8 @@
 //
 // A warp has 16 rows. At most 64 are those of both warpgroups: then each has half of the columns. It brings 128 bytes of
 // each row at a time in order in shared memory, as the 128-byte swizzle has them. A whole box goes from there by TMA, while
-// the warp goes on; a part of one in vectors of 16 bytes.
+// the warp goes on; a part of one in vectors of 16 bytes. TMA also adds to fp32, so that no warp waits for memory; what is
+// added to in 16 bits is read first, since the whole is rounded once.
 #pragma once
 #include <stdint.h>
 
@@ -26,6 +27,7 @@ struct StoreRowsSm90 {
     static constexpr bool kSharesRows = Config::BLOCK_M <= 64;
     static constexpr int kOwnColumns = Config::BLOCK_N / (kSharesRows ? 2 : 1);  // of a warpgroup
     static_assert(kOwnColumns >= kBoxColumns, "less are stored in pairs");
+    static constexpr bool kAddsInMemory = sizeof(Out) == 4 && kOwnColumns % kBoxColumns == 0;  // whole boxes
 
     struct Params : StoreParams<Out> {
         const tma::TensorMap* map;  // of out, or null
@@ -46,15 +48,21 @@ struct StoreRowsSm90 {
         // Of each tile of a warpgroup kSums.
         template <int kTiles, int kSums>
         __device__ __forceinline__ void finish(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
-            if (params_.bias == nullptr && !params_.accumulate) store<false>(accumulators, tile);
+            const bool is_whole = tile.num_rows - row_of(thread_index_again() / 32 - 4) >= kRows;
+            const bool reads = params_.accumulate && !(kAddsInMemory && params_.map != nullptr && is_whole);
+            if (params_.bias == nullptr && !reads) store<false>(accumulators, tile);
             else store<true>(accumulators, tile);
         }
 
     private:
+        // Of the warp, in the tile.
+        __device__ __forceinline__ static int row_of(int warp) { return (kSharesRows ? warp % 4 : warp) * kRows; }
+
+        // kAdds: a bias, or what out has, read here.
         template <bool kAdds, int kTiles, int kSums>
         __device__ __forceinline__ void store(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const int warp = thread_index_again() / 32 - 4, lane = thread_index_again() % 32;
-            const int first_row = (kSharesRows ? warp % 4 : warp) * kRows;
+            const int first_row = row_of(warp);
             const int num_rows = tile.num_rows - first_row, num_stored = tile.num_stored - first_row;
             const float alpha = params_.factor(tile.batch);
             const float* const bias = params_.bias_of(tile.batch);
@@ -81,8 +89,11 @@ struct StoreRowsSm90 {
                 mbarrier::fence_async_proxy();
                 __syncwarp();
                 if (count == kBoxColumns && params_.map != nullptr && num_rows >= kRows) {
-                    if (lane == 0 && end > 0)
-                        tma::store_2d(params_.map, box, column * int(sizeof(Out)), tile.row + first_row);
+                    if (lane == 0 && end > 0) {
+                        if (!kAdds && kAddsInMemory && params_.accumulate)
+                            tma::add_2d(params_.map, box, column, tile.row + first_row);
+                        else tma::store_2d(params_.map, box, column, tile.row + first_row);
+                    }
                 } else {
                     each_vector(lane, [&](int row, int part) {
                         if (row < num_stored && part < end)

@@ -168,7 +168,7 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of the GEMMs with groups along K, each element within its bound."""
+    """Every variant of the GEMMs with groups along K, each element within its bound; then added to itself."""
     count, rows, ks = 0, 136, [128, 0, 1152, 256]
     for family, fmt in (("k_grouped_fp8_nt", "fp8"), ("k_grouped_bf16_tn", "bf16")):
         problems = [gemm_problem.gemm_problem(rng, fmt, [rows], N, k, weight_rows=1) for k in ks]
@@ -178,10 +178,12 @@ def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
             out = reference.GuardedOutput(len(ks) * rows, N, out_type)
             array = out.array.reshape(len(ks), rows, N)
             buffer = device.upload(array)
-            loader.launch(family, **inputs, out=buffer, variant=variant)
-            device.download(buffer, array)
-            allowed = gemm_problem.rounded_bound(value, bound, out_type)
-            reference.check_within(reference.as_float64(out.array, out_type), value, allowed, f"{family} {variant}")
+            for times, accumulate in ((1, "overwrite"), (2, "add")):
+                loader.launch(family, **inputs, out=buffer, variant=variant, accumulate=accumulate)
+                device.download(buffer, array)
+                allowed = gemm_problem.rounded_bound(times * value, times * bound, out_type) * times
+                reference.check_within(reference.as_float64(out.array, out_type), times * value, allowed,
+                                       f"{family} {variant} {accumulate}")  # fmt: skip
             count += 1
     return f"{count} variants with groups along K"
 

@@ -41,14 +41,17 @@ def problem_of(rng: np.random.Generator, family: str, counts: list[int], n: int,
     return problem
 
 
-def launch_repeated(family: str, variant: str, dtype: str, inputs: dict[str, np.ndarray], shape: tuple[int, ...],
-                    times: int = 20) -> reference.GuardedOutput:  # fmt: skip
-    """As many launches into poisoned outputs: all equal. Returns the first."""
+def launch_repeated(
+    family: str, variant: str, dtype: str, inputs: dict[str, np.ndarray], shape: tuple[int, ...], times: int = 20,
+    added_to: torch.Tensor | None = None,
+) -> reference.GuardedOutput:  # fmt: skip
+    """As many launches into poisoned outputs, or each added to the same: all equal. Returns the first."""
     on_device = to_device(inputs)
-    outs = [torch.full(shape, -1, dtype=torch.int32 if dtype == "f32" else torch.int16,
-                       device="cuda").view(TORCH_TYPES[dtype]) for _ in range(times)]  # fmt: skip
+    poison = torch.full(shape, -1, dtype=torch.int32 if dtype == "f32" else torch.int16, device="cuda")
+    outs = [(poison.view(TORCH_TYPES[dtype]) if added_to is None else added_to).clone() for _ in range(times)]
     for out in outs:
-        loader.launch(family, **on_device, out=out, variant=variant)
+        loader.launch(family, **on_device, out=out, variant=variant,
+                      accumulate="overwrite" if added_to is None else "add")  # fmt: skip
     first = outs[0].view(torch.uint8).cpu()
     assert all(torch.equal(out.view(torch.uint8).cpu(), first) for out in outs)
     held = reference.GuardedOutput(int(np.prod(shape[:-1])), shape[-1], dtype)
@@ -111,15 +114,20 @@ GROUPS_OF_K = [
 
 @pytest.mark.parametrize(("m", "n", "ks"), GROUPS_OF_K)
 @pytest.mark.parametrize(("family", "name", "dtype"), cases(["k_grouped_bf16_tn", "k_grouped_fp8_nt"]))
+@pytest.mark.parametrize("adds", [False, True])
 def test_k_groups(
-    family: str, name: str, dtype: str, m: int, n: int, ks: list[int], rng: np.random.Generator
+    family: str, name: str, dtype: str, m: int, n: int, ks: list[int], adds: bool, rng: np.random.Generator
 ) -> None:
     """100 launches, all equal; 24 rows of each group within their bound."""
     problems = [gemm_problem.gemm_problem(rng, gemm_problem.named(family)[1], [m], n, k, weight_rows=1) for k in ks]
-    held = launch_repeated(family, name, dtype, gemm_problem.groups_of_k(problems), (len(ks), m, n), times=100)
-    stored = reference.as_float64(held.array, dtype).reshape(len(ks), m, n)
-    for problem, found in zip(problems, stored, strict=True):
+    shape = (len(ks), m, n)
+    before = torch.randn(shape, dtype=TORCH_TYPES[dtype], device="cuda") * adds
+    inputs = gemm_problem.groups_of_k(problems)
+    held = launch_repeated(family, name, dtype, inputs, shape, 100, before if adds else None)
+    stored = reference.as_float64(held.array, dtype).reshape(shape)
+    for problem, found, old in zip(problems, stored, before.double().cpu().numpy(), strict=True):
         rows = rng.choice(m, 24, replace=False)
         some = dataclasses.replace(problem, a=problem.a[rows], a_scale=problem.a_scale[rows], counts=[24])
         value, bound = gemm_problem.expected(some)
+        value, bound = value + old[rows], bound + (abs(value) + abs(old[rows])) * adds * 2.0**-22
         reference.check_within(found[rows], value, gemm_problem.rounded_bound(value, bound, dtype), f"{family} {name}")

@@ -27,6 +27,7 @@ SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
 WIDE, ONE = Problem((3, 0, 17), 264, 272), Problem((17,), 264, 272)
 TWO_TILES = Problem((17, 3, 40), 776, 272)  # of a CTA
 OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
+ADDED = Problem((128, 0, 256), 136, 72, adds=True)
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"
@@ -248,6 +249,15 @@ CAUGHT = [
              "tile.k_begin = 0;"),
             ("k groups one group too long", "k_offsets + tile.batch + 1", "k_offsets + num_batches"),
             ("k groups all in the first matrix", "return batch * num_rows;", "return 0;"),
+        ],
+    ),
+    *planted(
+        STORE_ROWS,
+        K_FP8,
+        ADDED,
+        [
+            ("rows in place of what they are added to", "kAddsInMemory && params_.accumulate", "false"),
+            ("rows that are no box not added", "params_.map != nullptr && is_whole);", "params_.map != nullptr);"),
         ],
     ),
     *planted(

@@ -235,6 +235,7 @@ class Problem:
     prefetch: str = "none"
     gaps: bool = True  # rows of a and of its scales that are no expert's
     operands: str = "NVFP4"  # of reference; others with scales over their whole range
+    adds: bool = False  # to ones in out; of groups along K
     on_hopper: bool = False  # FP8 sums in sm_90's tensor core, which cuts them
 
     @functools.cached_property
@@ -334,10 +335,14 @@ def _launch_k_groups(problem: Problem, context: str, family: str, **options: obj
     rng, rows = np.random.default_rng(0), problem.k
     problems = [gemm_problem.gemm_problem(rng, fmt, [rows], problem.n, k, weight_rows=1) for k in problem.counts]
     out = _output(problem, len(problems) * rows, **options)
+    if problem.adds:
+        out.array[:] = 1
+        options["accumulate"] = "add"
     array = out.array.reshape(len(problems), rows, problem.n)
     inputs = gemm_problem.buffers(gemm_problem.groups_of_k(problems))
     loader.launch(family, **inputs, out=RawBuffer.of(array), **options)
     value, bound = gemm_problem.expected_of_groups(problems)
+    value = value + problem.adds
     stored = reference.as_float64(out.array, out.out_type)
     reference.check_within(stored, value, gemm_problem.rounded_bound(value, bound, out.out_type), context)
 

@@ -152,6 +152,14 @@ def test_a_box_without_swizzle_may_be_wide(tmp_path):
     assert {v.parameters[1]["box"][0] for v in expand(tmp_path, {"f": content}).variants} == {256}
 
 
+def test_a_tensor_map_has_the_elements_of_its_argument(tmp_path):
+    """Of each variant, where no others are named."""
+    content = edited({"parameters.1": {"tensor_map": "y_map", "argument": "y", "dims": ["M"], "strides": [],
+                                       "box": [8], "swizzle": 0}})  # fmt: skip
+    found = expand(tmp_path, {"f": content}).variants
+    assert {(v.axes["out"], v.parameters[1]["element"]) for v in found} == {("f16", "f16"), ("f32", "f32")}
+
+
 @pytest.mark.parametrize(
     ("entry", "dimension"),
     [
@@ -459,6 +467,16 @@ CASES = {
     "swizzle": (
         {"parameters.1.swizzle": 48},
         "families.f.parameters[1].swizzle: 48 is not one of (0, 32, 64, 128) (variant m8k64_f16 and 5 more)",
+    ),
+    "element of a dtype that is no map's": (
+        {"parameters.1.element": DELETE, "arguments.0.dtypes": ["e4m3"]},
+        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, bf16, f16, u4_align16: "
+        "the dtype of 'x' is e4m3 (variant m8k64_f16 and 5 more)",
+    ),
+    "element of several dtypes": (
+        {"parameters.1.element": DELETE, "arguments.0.dtypes": ["f16", "bf16"], "targets.hopper.constants.stage": "8"},
+        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, bf16, f16, u4_align16: "
+        "the dtype of 'x' is not the same in all calls (variant m8k64_f16 and 5 more)",
     ),
     "rank": (
         {"parameters.1.dims": [1] * 6, "parameters.1.strides": [1] * 5, "parameters.1.box": [8] * 6},
