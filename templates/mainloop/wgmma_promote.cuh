@@ -79,7 +79,7 @@ struct WgmmaPromote : SharedOperands<Config, kPromotedColumns<Config>> {
         static constexpr bool kColumnScales = !kTokenRows || kWeightRowScales;
         static constexpr bool kRowScales = kTokenRows || kWeightRowScales;
         // Of columns that share a scale: a tile of 192 starts where a block of weights does, or in its middle.
-        static constexpr int kSpan = BLOCK_N == 192 ? 64 : Base::kColumns;
+        static constexpr int kSpan = BLOCK_N == 192 && !kWeightRowScales ? 64 : Base::kColumns;
         static constexpr int kScales = kTokenRows ? kTiles * Base::kColumns / kSpan : 1;
         static_assert(kSpan == Base::kColumns || !kWeightRowScales, "rows have scales of their own, or blocks have");
         using Scales = float[kScales];
