@@ -44,8 +44,8 @@ FORMATS = {
     "mxfp8_rows_mxfp4": (_MXFP8, _MXFP4),
     "bf16": (Operand("bf16"), Operand("bf16")),
 }
-# K is a multiple: a block of MXFP4, on Blackwell a row that TMA unpacks, or a word of scales.
-K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128, "mxfp8_rows": 128,
+# K is a multiple: of a block of MX, or, of FP4 on Blackwell, of a row that TMA unpacks.
+K_MULTIPLE = {"fp8_mxfp4": MX_BLOCK, "fp8_ue8m0_mxfp4": 128, "mxfp4_fp8_ue8m0": 128, "mxfp8_rows": MX_BLOCK,
               "mxfp8_rows_mxfp4": 128}  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 
 #include "layout/scale_rows.cuh"
 #include "mainloop/mma_scales.cuh"
+#include "number/integer.cuh"
 
 namespace mainloop {
 
@@ -61,7 +62,15 @@ struct MmaScales<Config, Operands, operands::Scales::kRows> {
                                         stage.token_scales[offsets.tokens + Slots::token(j, 0)])
                                   : before.tokens[j];
         }
-        __device__ __forceinline__ void clear_padding(int, int, int) {}
+        // Where K ends in the middle of a word, the other scales of the word are anything, also NaN.
+        __device__ __forceinline__ void clear_padding(int k, int step, int k_end) {
+            if (step > 0) return;  // later steps have the words of this one
+            const uint32_t mask = 0xFFFFFFFF >> (32 - ceil_div(k_end - k, 32) * 8);
+            if constexpr (kWeightScaleK < scale_rows::STAGE_K)
+                for (uint32_t& word : weights) word &= mask;
+            if constexpr (kTokenScaleK < scale_rows::STAGE_K)
+                for (uint32_t& word : tokens) word &= mask;
+        }
 
         __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int t,
                                                  int j, int step) const {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kernel_fault import planted
 from kernel_faults_ue8m0_mxfp4 import LAYOUT, OF_TOKENS, OF_WEIGHTS, ROW_SCALES, SOURCES, STAGE, STEP, TILES, WORDS
 from planting import Kernel
@@ -25,3 +27,9 @@ CAUGHT = [
         ],
     )
 ]  # fmt: skip
+CAUGHT += planted(
+    ROW_SCALES["120a"],
+    Kernel("120a", TILES["120a"], "grouped_mxfp8_rows"),
+    replace(WORDS, k=160),
+    [("scales of mxfp8 behind K", "if (step > 0) return;", "return;")],
+)
