@@ -49,7 +49,9 @@ struct StoreRowsSm90 {
         template <int kTiles, int kSums>
         __device__ __forceinline__ void finish(const float (&accumulators)[kTiles][kSums], const schedule::Tile& tile) {
             const bool is_whole = tile.num_rows - row_of(thread_index_again() / 32 - 4) >= kRows;
-            const bool reads = params_.accumulate && !(kAddsInMemory && params_.map != nullptr && is_whole);
+            // By a vote: a branch of lanes around barriers of the warp would cost the main loop its uniform registers.
+            const bool in_memory = kAddsInMemory && params_.map != nullptr && __all_sync(0xFFFFFFFF, is_whole);
+            const bool reads = params_.accumulate && !in_memory;
             if (params_.bias == nullptr && !reads) store<false>(accumulators, tile);
             else store<true>(accumulators, tile);
         }

@@ -257,7 +257,8 @@ CAUGHT = [
         ADDED,
         [
             ("rows in place of what they are added to", "kAddsInMemory && params_.accumulate", "false"),
-            ("rows that are no box not added", "params_.map != nullptr && is_whole);", "params_.map != nullptr);"),
+            ("rows that are no box not added", "params_.map != nullptr && __all_sync(0xFFFFFFFF, is_whole);",
+             "params_.map != nullptr;"),
         ],
     ),
     *planted(
