@@ -39,6 +39,7 @@ class Problem:
     row_weight: np.ndarray  # f32 [M]
     up_alpha: np.ndarray | None = None  # f32 [E]
     bias: np.ndarray | None = None  # f32 [E, 2 I]
+    on_hopper: bool = False
 
     @classmethod
     def random(
@@ -87,7 +88,7 @@ class Problem:
     def expected(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
         """float64 [owned, I] of what is quantised, and how far from that it may be."""
         alphas, bias = (part.astype(np.float64) for part in self.factors)
-        sums = reference.grouped_reference(self.of_one)
+        sums = reference.grouped_reference(self.of_one, on_hopper=self.on_hopper)
         value = alphas * sums.value + bias
         bound = abs(alphas) * reference.accumulation_bound(sums, self.gemm.shape[2])
         bound = bound + (abs(alphas * sums.value) + abs(value) + bound) * 2.0**-23

@@ -57,7 +57,7 @@ def masked_layer_inputs(
 
 def check_next_layer(
     weights: reference.GroupedProblem, out: np.ndarray, out_scale: np.ndarray, max_rows: int, context: str,
-    **options: object,
+    on_hopper: bool = False, **options: object,
 ) -> None:  # fmt: skip
     """What a fused GEMM by mask left in its buffers, as tokens of the GEMM with these weights: against float64 of it.
     Rows from the mask on are poison in out_scale, and reach nothing."""
@@ -71,7 +71,7 @@ def check_next_layer(
     groups = k // operands.group
     scales = out_scale.reshape(-1)[reference.scale_offset(scale_rows[:, None], np.arange(groups), groups)]
     second = dataclasses.replace(weights, a=out.reshape(experts * max_rows, -1)[rows], a_groups=scales)
-    verify_masked(second, reference.grouped_reference(second), result, "f32", context)
+    verify_masked(second, reference.grouped_reference(second, on_hopper=on_hopper), result, "f32", context)
 
 
 def matrices(buffer: np.ndarray, experts: int, max_rows: int | None) -> np.ndarray:

@@ -142,8 +142,8 @@ def test_every_kernel_renders() -> None:
 
 
 def test_what_ships_is_within_its_budget() -> None:
-    """At most 1,680 kernels in a pack for Hopper and for every Blackwell."""
-    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1680
+    """At most 1,700 kernels in a pack for Hopper and for every Blackwell."""
+    assert 0 < sum(variant.arch in ("90a", "100f", "120f") for variant in VARIANTS) <= 1700
 
 
 @pytest.mark.parametrize("arch", ARCHS)

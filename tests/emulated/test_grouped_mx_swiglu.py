@@ -12,12 +12,13 @@ import schedules
 import shipped_matrix
 from block_quantization import MXFP4, Quantized
 from mx_swiglu import FAMILIES, GPT_OSS, MANY, MASKED, Outputs, Problem, Settings
+from packs import ARCHS
 from raw_buffer import RawBuffer
 
 import loader
 from generator.matrix import Variant
 
-MATRIX = [v for v in shipped_matrix.VARIANTS if v.arch in ("100a", "120a")]
+MATRIX = [v for v in shipped_matrix.VARIANTS if v.arch in ARCHS]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
     pytest.mark.usefixtures("few_multiprocessors"),
@@ -30,6 +31,13 @@ def variants(families: dict[str, object]) -> pytest.MarkDecorator:
 
 
 every_variant = variants(FAMILIES)
+
+
+def random_problem(
+    variant: Variant, rng: np.random.Generator, counts: list[int], i: int, k: int, **options: object
+) -> Problem:  # fmt: skip
+    problem = Problem.random(rng, variant.family, counts, i, k, **options)
+    return dataclasses.replace(problem, on_hopper=variant.arch == "90a")
 
 
 class Run:
@@ -69,7 +77,7 @@ def test_many_awkward_things_at_once(variant: Variant, run: Run, rng: np.random.
     rows = variant.axes["block_m"]
     counts = [0, 1, rows + 3, 0, rows - 1, 0]
     for settings, prefetch, i in zip(MANY, ("none", "weights", "weights"), (96, 160, 32), strict=True):
-        problem = Problem.random(rng, variant.family, counts, i, 608, extras=i > 32, gaps=True, unowned_rows=2)
+        problem = random_problem(variant, rng, counts, i, 608, extras=i > 32, gaps=True, unowned_rows=2)
         quantized = run(variant, problem, settings, prefetch)
         quantized.verify(*problem.expected(settings), settings.scale_rounding, run.context)
 
@@ -84,7 +92,7 @@ def test_every_byte_is_that_of_the_gemm_and_the_activation(
     """Scales by both rules, every type in between, an alpha of its own for up, a bias, weights and limits."""
     _, fmt = FAMILIES[variant.family]
     for counts, i, k in SMALL.values():
-        problem = Problem.random(rng, variant.family, counts, i, k, extras=True)
+        problem = random_problem(variant, rng, counts, i, k, extras=True)
         sums = run.sums(variant, problem)
         for settings in [*MANY, Settings("bf16", "none", "ocp")]:
             expected, got = problem.exact(sums, fmt, settings), run(variant, problem, settings)
@@ -95,7 +103,7 @@ def test_every_byte_is_that_of_the_gemm_and_the_activation(
 @every_variant
 def test_values_that_are_no_ordinary_numbers(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """A NaN is in its block of 32, and in no other; blocks of zeros have the smallest scale, and are zeros."""
-    problem = Problem.random(rng, variant.family, [9], 96, 96, extras=True)
+    problem = random_problem(variant, rng, [9], 96, 96, extras=True)
     _, fmt = FAMILIES[variant.family]
     problem.row_weight[2], problem.row_weight[4], problem.bias[0, 2 * 33 + 1] = 0, np.nan, np.nan
     is_nan = np.zeros((9, 3), bool)
@@ -117,7 +125,7 @@ def test_the_next_gemm_takes_the_result_as_it_is(
     """L2 of a layer, on out and out_scale, against float64 of both; what L1 left in padding does not reach it."""
     operands, fmt = FAMILIES[variant.family]
     counts, i, n = [5, 0, variant.axes["block_m"] + 1], 128, 72
-    problem, settings = Problem.random(rng, variant.family, counts, i, 96, extras=True), Settings()
+    problem, settings = random_problem(variant, rng, counts, i, 96, extras=True), Settings()
     out = np.full((problem.owned, i // (2 if fmt is MXFP4 else 1)), 0xFF, np.uint8)
     out_scale = np.full((len(problem.gemm.a_scale), 4), 0xFF, np.uint8)
     options = {"device": f"emulated:{variant.arch}", "packs": packs}
@@ -129,7 +137,7 @@ def test_the_next_gemm_takes_the_result_as_it_is(
                   out=RawBuffer.of(result), **options)  # fmt: skip
     scales = out_scale.reshape(-1)[reference.scale_offset(schedules.places(problem.gemm)[1][:, None], np.arange(4), 4)]
     second = dataclasses.replace(weights, a=out, a_groups=scales)
-    of_second = reference.error_bound(reference.grouped_reference(second), i, "f32")
+    of_second = reference.error_bound(reference.grouped_reference(second, on_hopper=problem.on_hopper), i, "f32")
     codes = np.stack([out & 0xF, out >> 4], axis=-1).reshape(problem.owned, i) if fmt is MXFP4 else out
     between = Quantized(codes, reference.UE8M0[scales].astype(np.float32), fmt)
     value, bound = problem.expected(settings)
@@ -149,7 +157,7 @@ def test_rows_by_mask(
     that fill no word. The next GEMM by mask takes both as they are; nothing from the mask on is read or written."""
     rows, (operands, fmt) = variant.axes["block_m"], MASKED[variant.family]
     counts, i = [0, rows + 3, 1, max(rows - 1, 1)], 256 if operands is reference.MXFP8_MXFP4 else 160
-    problem = Problem.random(rng, variant.family, counts, i, 352, extras=True)
+    problem = random_problem(variant, rng, counts, i, 352, extras=True)
     settings, outputs = Settings(), Outputs(problem, fmt, rows + 3)
     options = {"device": f"emulated:{variant.arch}", "packs": packs}
     context = f"{variant.label} {reschedule()}"
@@ -157,4 +165,5 @@ def test_rows_by_mask(
                   **dataclasses.asdict(settings), prefetch="weights", variant=variant.variant, **options)  # fmt: skip
     outputs.rows(context).verify(*problem.expected(settings), settings.scale_rounding, context)
     weights = reference.grouped_problem(rng, counts, 72, i, formats=operands)
-    schedules.check_next_layer(weights, *outputs.arrays.values(), rows + 3, f"L2 of {context}", **options)
+    schedules.check_next_layer(weights, *outputs.arrays.values(), rows + 3, f"L2 of {context}", problem.on_hopper,
+                               **options)  # fmt: skip

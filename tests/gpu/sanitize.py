@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import itertools
 import re
 import shutil
@@ -24,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import fp8_swiglu  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
+import mx_swiglu  # noqa: E402
 import packs  # noqa: E402
 import quantization  # noqa: E402
 import reference  # noqa: E402
@@ -227,6 +229,31 @@ def _launch_fused_rows(
     return len(variants)
 
 
+def launch_mx_fused(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of the fused GEMMs of MX operands, rows packed and by mask, each element and scale in its bound."""
+    count, settings = 0, mx_swiglu.GPT_OSS
+    for family, (_, fmt) in {**mx_swiglu.FAMILIES, **mx_swiglu.MASKED}.items():
+        chosen = packs.artifacts(family, hardware.runs_here)
+        if not chosen:
+            continue
+        problem = mx_swiglu.Problem.random(rng, family, COUNTS, BETWEEN + 16, K, extras=True)
+        problem = dataclasses.replace(problem, on_hopper=hardware.is_hopper())
+        max_rows = max(COUNTS) if family in mx_swiglu.MASKED else None
+        arrays = problem.inputs() if max_rows is None else problem.masked_inputs(rng, max_rows)
+        inputs = {name: device.upload(array) for name, array in arrays.items()}
+        for artifact in chosen:
+            outputs = mx_swiglu.Outputs(problem, fmt, max_rows)
+            results = {name: device.upload(array) for name, array in outputs.arrays.items()}
+            loader.launch(family.removesuffix("_masked"), **inputs, **results, **dataclasses.asdict(settings),
+                          variant=artifact.variant)  # fmt: skip
+            for name, array in outputs.arrays.items():
+                device.download(results[name], array)
+            context = f"{family} {artifact.variant}"
+            outputs.rows(context).verify(*problem.expected(settings), settings.scale_rounding, context)
+            count += 1
+    return f"{count} variants of fused MX families"
+
+
 def launch_fp8_fused(device: Device, rng: np.random.Generator) -> str:
     """Every variant of the fused FP8 families in every form of rows, each element and scale within its bound."""
     count = sum(launch_fp8_swiglu(device, rng, family) for family in fp8_swiglu.FORMATS)
@@ -315,8 +342,8 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups, launch_fused, launch_fp8_fused
-    parts = *gemms, launch_quantising, launch_layer
+    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups
+    parts = *gemms, launch_fused, launch_fp8_fused, launch_mx_fused, launch_quantising, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

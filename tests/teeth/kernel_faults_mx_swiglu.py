@@ -1,4 +1,5 @@
-"""Faults in the fused epilogues of Blackwell, where a block of 32 is of two warps or of all lanes of a token."""
+"""Faults in the fused epilogues of MX operands: on Blackwell a block of 32 is of two warps or of all lanes of a token,
+on sm_90 of eight lanes."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ from kernel_fault import MASKED, planted
 from planting import Kernel, Problem
 
 SM100, COMMON, MX = "epilogue/swiglu_quantize_sm100.cuh", "epilogue/swiglu_quantize.cuh", "number/mx.cuh"
+SM90 = "epilogue/swiglu_mx_sm90.cuh"
+M64, M128 = (Kernel("90a", f"{tile}n128k128", "grouped_mxfp8_swiglu") for tile in ("m64", "m128"))
 M100, M120 = Kernel("100a", "m16n128k128", "grouped_mxfp8_swiglu"), Kernel("120a", "m8n128k128", "grouped_mxfp8_swiglu")
 PACKED = Kernel("120a", "m8n128k256", "grouped_mxfp4_swiglu")
 SMALL = Problem((0, 1, 19, 0, 37), 160, 224)
+ON_HOPPER = Problem((0, 1, 19, 0, 37), 160, 224, on_hopper=True)
 OF_FP4 = {"kernel": PACKED}
 
 # By mask, where the rows of a matrix and those of its scales begin apart.
@@ -64,6 +68,25 @@ CAUGHT = [
             ("mx alpha of gates for ups", "params.alpha_of(threadIdx.x % 2)", "params.alpha_of(0)"),
             ("mx scales of the first half of a word alone", "group / 2 == (num_groups - 1) / 2)",
              "false)", {"file": COMMON}),
+        ],
+    ),
+    *planted(
+        SM90,
+        M64,
+        ON_HOPPER,
+        [
+            ("mx results of the other warpgroup", "(kSharesRows ? warp / 4 * kOwnColumns : 0)", "0"),
+            ("mx tokens of one warp by all", "(kSharesRows ? warp % 4 : warp) * kRows", "0"),
+            ("mx sums of rows eight apart", "lane / 4 + half * 8", "lane / 4"),
+            ("mx gates for ups", "first.y, first.w, second.y, second.w", "first.x, first.z, second.x, second.z"),
+            ("mx results of four tokens alone", "first_token, first + lane / 8,", "first_token, lane / 8,"),
+            ("mx results of one lane by eight", "2 * Layout::lane());", "0);"),
+            ("mx sums read before they are there", "                __syncwarp();\n#pragma unroll 1",
+             "#pragma unroll 1"),
+            ("mx sums written while others are read", "__syncwarp();  // before", "// before", {"kernel": M128}),
+            ("mx sums of the first block for all", "sums[0] + block * kBlockColumns / 2", "sums[0]", {"kernel": M128}),
+            ("mx results of all blocks in one", "first_column / kBlockColumns + block", "first_column / kBlockColumns",
+             {"kernel": M128}),
         ],
     ),
     *planted(

@@ -397,6 +397,7 @@ def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: ob
     """``n`` are the columns of out."""
     data = mx_swiglu.Problem.random(np.random.default_rng(0), family, list(problem.counts), problem.n, problem.k,
                                     extras=True, gaps=problem.gaps, unowned_rows=2)  # fmt: skip
+    data = dataclasses.replace(data, on_hopper=problem.on_hopper)
     packed, settings = family.removesuffix("_masked"), mx_swiglu.Settings()
     max_rows = None if family == packed else max(problem.counts) + 3
     outputs = mx_swiglu.Outputs(data, mx_swiglu.FAMILIES[packed][1], max_rows)
