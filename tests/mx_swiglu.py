@@ -44,7 +44,7 @@ class Problem:
     @classmethod
     def random(
         cls, rng: np.random.Generator, family: str, counts: list[int], i: int, k: int, extras: bool = False,
-        **options: object,
+        on_hopper: bool = False, **options: object,
     ) -> Problem:  # fmt: skip
         """extras: a bias, and an alpha of its own for up."""
         operands, _ = FAMILIES[family.removesuffix("_masked")]
@@ -54,17 +54,19 @@ class Problem:
         gemm = dataclasses.replace(gemm, alpha=(gemm.alpha / size * 2).astype(np.float32))
         weight = (rng.choice([1, -1], gemm.shape[0]) * rng.uniform(0.5, 2, gemm.shape[0])).astype(np.float32)
         if not extras:
-            return cls(gemm, weight)
+            return cls(gemm, weight, on_hopper=on_hopper)
         up_alpha = gemm.alpha * rng.uniform(0.25, 4, len(counts)).astype(np.float32)
-        return cls(gemm, weight, up_alpha, rng.standard_normal((len(counts), 2 * i)).astype(np.float32))
+        bias = rng.standard_normal((len(counts), 2 * i)).astype(np.float32)
+        return cls(gemm, weight, up_alpha, bias, on_hopper)
 
-    def inputs(self) -> dict[str, np.ndarray | None]:
-        """Of a launch."""
-        return {**self.gemm.inputs(), "row_weight": self.row_weight, "up_alpha": self.up_alpha, "bias": self.bias}
-
-    def masked_inputs(self, rng: np.random.Generator, max_rows: int) -> dict[str, np.ndarray | None]:
-        """Of a launch by mask."""
-        rows = schedules.masked_layer_inputs(self.gemm, rng, max_rows, self.row_weight)
+    def inputs(
+        self, rng: np.random.Generator | None = None, max_rows: int | None = None
+    ) -> dict[str, np.ndarray | None]:  # fmt: skip
+        """Of a launch; by mask where ``max_rows`` is given, with ``rng`` for the rows that are not there."""
+        if max_rows is None:
+            rows = {**self.gemm.inputs(), "row_weight": self.row_weight}
+        else:
+            rows = schedules.masked_layer_inputs(self.gemm, rng, max_rows, self.row_weight)
         return {**rows, "up_alpha": self.up_alpha, "bias": self.bias}
 
     @property

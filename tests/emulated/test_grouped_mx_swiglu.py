@@ -36,8 +36,7 @@ every_variant = variants(FAMILIES)
 def random_problem(
     variant: Variant, rng: np.random.Generator, counts: list[int], i: int, k: int, **options: object
 ) -> Problem:  # fmt: skip
-    problem = Problem.random(rng, variant.family, counts, i, k, **options)
-    return dataclasses.replace(problem, on_hopper=variant.arch == "90a")
+    return Problem.random(rng, variant.family, counts, i, k, on_hopper=variant.arch == "90a", **options)
 
 
 class Run:
@@ -161,7 +160,7 @@ def test_rows_by_mask(
     settings, outputs = Settings(), Outputs(problem, fmt, rows + 3)
     options = {"device": f"emulated:{variant.arch}", "packs": packs}
     context = f"{variant.label} {reschedule()}"
-    loader.launch(variant.family.removesuffix("_masked"), **problem.masked_inputs(rng, rows + 3), **outputs.arrays,
+    loader.launch(variant.family.removesuffix("_masked"), **problem.inputs(rng, rows + 3), **outputs.arrays,
                   **dataclasses.asdict(settings), prefetch="weights", variant=variant.variant, **options)  # fmt: skip
     outputs.rows(context).verify(*problem.expected(settings), settings.scale_rounding, context)
     weights = reference.grouped_problem(rng, counts, 72, i, formats=operands)

@@ -236,11 +236,10 @@ def launch_mx_fused(device: Device, rng: np.random.Generator) -> str:
         chosen = packs.artifacts(family, hardware.runs_here)
         if not chosen:
             continue
-        problem = mx_swiglu.Problem.random(rng, family, COUNTS, BETWEEN + 16, K, extras=True)
-        problem = dataclasses.replace(problem, on_hopper=hardware.is_hopper())
+        problem = mx_swiglu.Problem.random(rng, family, COUNTS, BETWEEN + 16, K, extras=True,
+                                           on_hopper=hardware.is_hopper())  # fmt: skip
         max_rows = max(COUNTS) if family in mx_swiglu.MASKED else None
-        arrays = problem.inputs() if max_rows is None else problem.masked_inputs(rng, max_rows)
-        inputs = {name: device.upload(array) for name, array in arrays.items()}
+        inputs = {name: device.upload(array) for name, array in problem.inputs(rng, max_rows).items()}
         for artifact in chosen:
             outputs = mx_swiglu.Outputs(problem, fmt, max_rows)
             results = {name: device.upload(array) for name, array in outputs.arrays.items()}

@@ -9,14 +9,13 @@ import hardware
 import numpy as np
 import packs
 import pytest
-from mx_swiglu import FAMILIES, GPT_OSS, MASKED, Outputs, Problem, Settings
+from mx_swiglu import FAMILIES, MANY, MASKED, Outputs, Problem
 
 torch = pytest.importorskip("torch")
 
 import loader  # noqa: E402
 
 COUNTS = [0, 1, 300, 137, 0, 20, 301]
-SETTINGS = [Settings(), GPT_OSS, Settings("f16", scale_rounding="ocp", activation="gelu_tanh", swiglu_limit=7.0)]
 
 
 def cases() -> list[tuple[str, str]]:
@@ -30,12 +29,10 @@ def cases() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_rows(family: str, name: str, rng: np.random.Generator) -> None:
     """Groups of no row, of one, of several tiles; tails of I and K; a bias, an alpha of its own for up, weights."""
-    problem = Problem.random(rng, family, COUNTS, 416, 1120, extras=True)
-    problem = dataclasses.replace(problem, on_hopper=hardware.is_hopper())
+    problem = Problem.random(rng, family, COUNTS, 416, 1120, extras=True, on_hopper=hardware.is_hopper())
     max_rows = max(COUNTS) if family in MASKED else None
-    inputs = problem.inputs() if max_rows is None else problem.masked_inputs(rng, max_rows)
-    on_device = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    for settings in SETTINGS:
+    on_device = {key: torch.from_numpy(array).cuda() for key, array in problem.inputs(rng, max_rows).items()}
+    for settings in MANY:
         outputs = Outputs(problem, {**FAMILIES, **MASKED}[family][1], max_rows)
         results = [{key: torch.from_numpy(array).cuda() for key, array in outputs.arrays.items()} for _ in range(20)]
         for result in results:

@@ -3,6 +3,8 @@ on sm_90 of eight lanes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kernel_fault import MASKED, planted
 from planting import Kernel, Problem
 
@@ -12,7 +14,7 @@ M64, M128 = (Kernel("90a", f"{tile}n128k128", "grouped_mxfp8_swiglu") for tile i
 M100, M120 = Kernel("100a", "m16n128k128", "grouped_mxfp8_swiglu"), Kernel("120a", "m8n128k128", "grouped_mxfp8_swiglu")
 PACKED = Kernel("120a", "m8n128k256", "grouped_mxfp4_swiglu")
 SMALL = Problem((0, 1, 19, 0, 37), 160, 224)
-ON_HOPPER = Problem((0, 1, 19, 0, 37), 160, 224, on_hopper=True)
+ON_HOPPER = replace(SMALL, on_hopper=True)
 OF_FP4 = {"kernel": PACKED}
 
 # By mask, where the rows of a matrix and those of its scales begin apart.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kernel_fault import LOADER, SOURCES, WGMMA, planted
 from planting import Kernel, Problem
 
@@ -27,7 +29,7 @@ SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
 WIDE, ONE = Problem((3, 0, 17), 264, 272), Problem((17,), 264, 272)
 TWO_TILES = Problem((17, 3, 40), 776, 272)  # of a CTA
 OF_K = Problem((128, 0, 256), 136, 72)  # K of each group, and rows
-ADDED = Problem((128, 0, 256), 136, 72, adds=True)
+ADDED = replace(OF_K, adds=True)
 PADDED = Problem((7, 0, 130, 128), 136, 144)
 
 END_OF_GROUP = "min(tile.num_rows, group(tile.batch) - tile.row)"

@@ -396,12 +396,12 @@ def _launch_fp8_quantized(problem: Problem, context: str, **options: object) -> 
 def _launch_mx_swiglu(problem: Problem, context: str, family: str, **options: object) -> None:
     """``n`` are the columns of out."""
     data = mx_swiglu.Problem.random(np.random.default_rng(0), family, list(problem.counts), problem.n, problem.k,
-                                    extras=True, gaps=problem.gaps, unowned_rows=2)  # fmt: skip
-    data = dataclasses.replace(data, on_hopper=problem.on_hopper)
+                                    extras=True, on_hopper=problem.on_hopper, gaps=problem.gaps,
+                                    unowned_rows=2)  # fmt: skip
     packed, settings = family.removesuffix("_masked"), mx_swiglu.Settings()
     max_rows = None if family == packed else max(problem.counts) + 3
     outputs = mx_swiglu.Outputs(data, mx_swiglu.FAMILIES[packed][1], max_rows)
-    inputs = data.inputs() if max_rows is None else data.masked_inputs(np.random.default_rng(0), max_rows)
+    inputs = data.inputs(np.random.default_rng(0), max_rows)
     loader.launch(packed, **inputs, **outputs.arrays, **dataclasses.asdict(settings), **options)
     outputs.rows(context).verify(*data.expected(settings), settings.scale_rounding, context)
 
