@@ -79,14 +79,24 @@ def weights(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return fp8(*shape), scales(*shape[:-2], *(-(-extent // 128) for extent in shape[-2:]))
 
 
-def moved(*tensors: torch.Tensor, share: float = 1) -> int:
+Operand = torch.Tensor | tuple[torch.Tensor, ...]  # with its scales
+
+
+def operands(a: tuple[int, ...], b: tuple[int, ...], in_bf16: bool) -> tuple[Operand, Operand]:
+    """Tokens and weights of these shapes."""
+    return (bf16(*a), bf16(*b)) if in_bf16 else (tokens(*a), weights(*b))
+
+
+def moved(*given: Operand, share: float = 1) -> int:
+    """Bytes of operands and results, of which so much is there."""
+    tensors = [tensor for each in given for tensor in (each if isinstance(each, tuple) else (each,))]
     return int(sum(tensor.nbytes for tensor in tensors) * share)
 
 
 def dense(m: int, n: int, k: int, in_bf16: bool) -> Problem:
-    a, b = (bf16(m, k), bf16(n, k)) if in_bf16 else (tokens(m, k), weights(n, k))
+    a, b = operands((m, k), (n, k), in_bf16)
     out, name = bf16(m, n), "bf16_gemm_nt" if in_bf16 else "fp8_gemm_nt"
-    return Problem(lambda library, d: getattr(library, name)(a, b, d), out, moved(*_all(a), *_all(b), out))
+    return Problem(lambda library, d: getattr(library, name)(a, b, d), out, moved(a, b, out))
 
 
 def of_inputs(n: int, k: int, in_bf16: bool) -> Problem:
@@ -105,7 +115,7 @@ def of_weights(n: int, k: int, in_bf16: bool) -> Problem:
         return Problem(lambda library, d: library.bf16_gemm_nt(a, b, d, d), out, moved(a, b, out, out))
     a, b = tokens(n, k), tokens(rows, k)
     return Problem(lambda library, d: library.fp8_gemm_nt(a, b, d, d, recipe=(1, 1, 128)), out,
-                   moved(*a, *b, out, out))  # fmt: skip
+                   moved(a, b, out, out))  # fmt: skip
 
 
 def by_labels(groups: int, mean: int, n: int, k: int, in_bf16: bool) -> Problem:
@@ -115,21 +125,20 @@ def by_labels(groups: int, mean: int, n: int, k: int, in_bf16: bool) -> Problem:
         rows = int(mean * random.uniform(0.7, 1.3))
         labels += [group] * rows + [-1] * (-rows % 128)
     m, of_row = len(labels), torch.tensor(labels, dtype=torch.int32, device="cuda")
-    a, b = (bf16(m, k), bf16(groups, n, k)) if in_bf16 else (tokens(m, k), weights(groups, n, k))
+    a, b = operands((m, k), (groups, n, k), in_bf16)
     out, name = bf16(m, n), f"m_grouped_{'bf16' if in_bf16 else 'fp8'}_gemm_nt_contiguous"
-    return Problem(lambda library, d: getattr(library, name)(a, b, d, of_row), out, moved(*_all(a), *_all(b), out),
+    return Problem(lambda library, d: getattr(library, name)(a, b, d, of_row), out, moved(a, b, out),
                    rows=of_row >= 0)  # fmt: skip
 
 
 def masked(groups: int, mean: int, n: int, k: int, in_bf16: bool) -> Problem:
     counts = [int(mean * random.uniform(0.7, 1.3)) for _ in range(groups)]
     count, rows = _masked_rows(counts)
-    shape = (groups, MASKED_ROWS, k)
-    a, b = (bf16(*shape), bf16(groups, n, k)) if in_bf16 else (tokens(*shape), weights(groups, n, k))
+    a, b = operands((groups, MASKED_ROWS, k), (groups, n, k), in_bf16)
     out, name = bf16(groups, MASKED_ROWS, n), f"m_grouped_{'bf16' if in_bf16 else 'fp8'}_gemm_nt_masked"
     share = sum(counts) / (groups * MASKED_ROWS)
     return Problem(lambda library, d: getattr(library, name)(a, b, d, count, int(mean * 1.2)), out,
-                   moved(*_all(a), out, share=share) + moved(*_all(b)), rows=rows)  # fmt: skip
+                   moved(a, out, share=share) + moved(b), rows=rows)  # fmt: skip
 
 
 def along_k(groups: int, m: int, n: int, in_bf16: bool) -> Problem:
@@ -143,7 +152,7 @@ def along_k(groups: int, m: int, n: int, in_bf16: bool) -> Problem:
         a, b = (fp8(total * m), of_rows(m, total)), (fp8(total * n), of_rows(n, total))
         name = "k_grouped_fp8_gemm_nt_contiguous"
     return Problem(lambda library, d: getattr(library, name)(a, b, d, ks, ks_on_device, d), out,
-                   moved(*_all(a), *_all(b), out, out))  # fmt: skip
+                   moved(a, b, out, out))  # fmt: skip
 
 
 def fp4_weights(mean: int, n: int, k: int) -> Problem:
@@ -164,16 +173,12 @@ def fp4_weights(mean: int, n: int, k: int) -> Problem:
     def peer_call(library: ModuleType, d: torch.Tensor) -> None:
         library.m_grouped_fp8_gemm_nt_masked(a, (as_fp8, blocks), d, count, mean)
 
-    return Problem(call, out, moved(*a, out, share=mean / 128) + moved(*b), rows, peer_call)
+    return Problem(call, out, moved(a, out, share=mean / 128) + moved(b), rows, peer_call)
 
 
 def _masked_rows(counts: list[int], room: int = MASKED_ROWS) -> tuple[torch.Tensor, torch.Tensor]:
     count = torch.tensor(counts, dtype=torch.int32, device="cuda")
     return count, torch.arange(room, device="cuda") < count[:, None]
-
-
-def _all(operand: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return operand if isinstance(operand, tuple) else (operand,)
 
 
 def cells() -> Iterator[Cell]:
