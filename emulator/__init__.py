@@ -6,20 +6,20 @@ device-side calls. Memory is sequentially consistent, and grids run one after an
 before it is checked.
 """
 
-from emulator.checks.faults import BarrierFault as BarrierFault
-from emulator.checks.faults import DeadlockFault as DeadlockFault
-from emulator.checks.faults import DependenceFault as DependenceFault
-from emulator.checks.faults import DivergenceFault as DivergenceFault
-from emulator.checks.faults import EmulatorError as EmulatorError
-from emulator.checks.faults import EmulatorFault as EmulatorFault
-from emulator.checks.faults import LaunchError as LaunchError
-from emulator.checks.faults import MemoryFault as MemoryFault
-from emulator.checks.faults import PtxSyntaxError as PtxSyntaxError
-from emulator.checks.faults import TrapFault as TrapFault
-from emulator.checks.faults import UninitializedRead as UninitializedRead
-from emulator.checks.faults import UnsupportedInstruction as UnsupportedInstruction
-from emulator.checks.names import CHECKS as CHECKS
-from emulator.device import Device as Device
-from emulator.device import Module as Module
-from emulator.device import load as load
-from emulator.machine.state import Statistics as Statistics
+from .checks.faults import BarrierFault as BarrierFault
+from .checks.faults import DeadlockFault as DeadlockFault
+from .checks.faults import DependenceFault as DependenceFault
+from .checks.faults import DivergenceFault as DivergenceFault
+from .checks.faults import EmulatorError as EmulatorError
+from .checks.faults import EmulatorFault as EmulatorFault
+from .checks.faults import LaunchError as LaunchError
+from .checks.faults import MemoryFault as MemoryFault
+from .checks.faults import PtxSyntaxError as PtxSyntaxError
+from .checks.faults import TrapFault as TrapFault
+from .checks.faults import UninitializedRead as UninitializedRead
+from .checks.faults import UnsupportedInstruction as UnsupportedInstruction
+from .checks.names import CHECKS as CHECKS
+from .device import Device as Device
+from .device import Module as Module
+from .device import load as load
+from .machine.state import Statistics as Statistics

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 
-from emulator.checks.faults import LaunchError, shortened
-from emulator.execution.program import Program
-from emulator.machine.dependence import EarlySpace
-from emulator.machine.device import Machine
-from emulator.machine.launch import Launch
-from emulator.machine.state import Statistics
-from emulator.text.instructions import Source
-from emulator.text.parse import parse
-from emulator.units import tma
-from emulator.units.warps import Warps
+from .checks.faults import LaunchError, shortened
+from .execution.program import Program
+from .machine.dependence import EarlySpace
+from .machine.device import Machine
+from .machine.launch import Launch
+from .machine.state import Statistics
+from .text.instructions import Source
+from .text.parse import parse
+from .units import tma
+from .units.warps import Warps
 
 _SWIZZLES = {0: "none", 32: "32B", 64: "64B", 128: "128B"}
 

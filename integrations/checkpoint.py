@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from integrations import safetensors_file
-from integrations.expert_layout import (
+from . import safetensors_file
+from .expert_layout import (
     fill,
     layout,
     prepare,
@@ -29,8 +29,8 @@ from integrations.expert_layout import (
     restore_numbers,
     to_blocks,
 )
-from integrations.expert_tensors import Checkpoint, CheckpointError, Layer, NotNVFP4Error
-from integrations.safetensors_file import SafetensorsError
+from .expert_tensors import Checkpoint, CheckpointError, Layer, NotNVFP4Error
+from .safetensors_file import SafetensorsError
 
 __all__ = ["Checkpoint", "CheckpointError", "Layer", "convert", "main", "prepare", "restore", "to_blocks"]
 

@@ -20,18 +20,18 @@ from typing import Any, NoReturn
 
 import torch
 
-import loader
-from integrations import deep_gemm_scales as _scales
-from integrations.deep_gemm_scales import MX_BLOCK, SCALE_BLOCK, Scaled, is_fp4
-from integrations.deep_gemm_scales import (
+from . import deep_gemm_scales as _scales
+from . import loader
+from .deep_gemm_scales import MX_BLOCK, SCALE_BLOCK, Scaled, is_fp4
+from .deep_gemm_scales import (
     get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor as get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor,
 )
-from integrations.deep_gemm_scales import (
+from .deep_gemm_scales import (
     get_mn_major_tma_aligned_packed_ue8m0_tensor as get_mn_major_tma_aligned_packed_ue8m0_tensor,
 )
-from integrations.deep_gemm_scales import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
-from integrations.deep_gemm_scales import get_tma_aligned_size as get_tma_aligned_size
-from integrations.deep_gemm_scales import transform_sf_into_required_layout as transform_sf_into_required_layout
+from .deep_gemm_scales import get_mn_major_tma_aligned_tensor as get_mn_major_tma_aligned_tensor
+from .deep_gemm_scales import get_tma_aligned_size as get_tma_aligned_size
+from .deep_gemm_scales import transform_sf_into_required_layout as transform_sf_into_required_layout
 
 ALIGNMENT = 128  # of the first row of a group in the contiguous layouts
 

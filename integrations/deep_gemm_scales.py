@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import loader
+from . import loader
 
 SCALE_BLOCK = 128  # of K, and of rows that share a scale
 MX_BLOCK = 32  # of K; a row has its own

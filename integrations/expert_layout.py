@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from integrations import safetensors_file
-from integrations.expert_tensors import GROUP, SOURCES, WEIGHT_SHAPE, Checkpoint, Layer, Matrix, halves, round_up
+from . import safetensors_file
+from .expert_tensors import GROUP, SOURCES, WEIGHT_SHAPE, Checkpoint, Layer, Matrix, halves, round_up
 
 Arrays = dict[str, np.ndarray]
 Layout = dict[str, tuple[str, tuple[int, ...]]]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from integrations.safetensors_file import SafetensorsFile, Tensor
+from .safetensors_file import SafetensorsFile, Tensor
 
 FORMAT = "block-scaled-moe"
 VERSION = "2"

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from integrations import ops
-from integrations.nvfp4 import GROUP, SCALE, TILE_ROWS, packed_scale_shape, scale_bytes
+from . import ops
+from .nvfp4 import GROUP, SCALE, TILE_ROWS, packed_scale_shape, scale_bytes
 
 AMAX_SHARES = 512  # CTAs that look for the largest magnitude
 UNLIMITED = torch.finfo(torch.float32).max

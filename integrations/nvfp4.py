@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from integrations import ops
+from . import ops
 
 GROUP = 16
 TILE_ROWS = 128

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-import loader
-from loader import registry
-from loader.composite import WORKSPACE
-from loader.manifest import Argument, Family, Scalar
+from . import loader
 
 NAMESPACE = "block_scaled"
 # A promise about what is launched before: nobody can give it for what torch.compile puts there.
@@ -31,15 +28,15 @@ def register(packs: Sequence[str] | None = None) -> None:
 
     An op launches what the default packs hold; ``packs`` only describe it.
     """
-    found = registry.registry(packs)
+    found = loader.registry.registry(packs)
     for family in found.families.values():
         _ops[family.name] = _op(family, family.arguments)
     for name, composite in found.composites.items():
-        arguments = (*composite.signature.arguments, WORKSPACE._replace(optional=True))
+        arguments = (*composite.signature.arguments, loader.composite.WORKSPACE._replace(optional=True))
         _ops[name] = _op(composite.signature, arguments)
 
 
-def _op(family: Family, arguments: Sequence[Argument]) -> torch.library.CustomOpDef:
+def _op(family: loader.manifest.Family, arguments: Sequence[loader.manifest.Argument]) -> torch.library.CustomOpDef:
     """An op of one kernel that takes ``arguments``."""
     arguments = sorted(arguments, key=lambda argument: argument.optional)
     names = [argument.name for argument in arguments]
@@ -55,13 +52,13 @@ def _op(family: Family, arguments: Sequence[Argument]) -> torch.library.CustomOp
     return op
 
 
-def _tensor(argument: Argument) -> str:
+def _tensor(argument: loader.manifest.Argument) -> str:
     """As a schema of torch has it; what is written has an alias set of its own."""
     kind = "Tensor" if argument.direction == "in" else f"Tensor({argument.name}!)"
     return f"{kind}? {argument.name}=None" if argument.optional else f"{kind} {argument.name}"
 
 
-def _number(scalar: Scalar) -> str:
+def _number(scalar: loader.manifest.Scalar) -> str:
     kind = "str" if scalar.choices else "float" if scalar.dtype == "f32" else "int"
     default = f'"{scalar.default}"' if scalar.choices else scalar.default
     return f"{kind} {scalar.name}" if scalar.default is None else f"{kind} {scalar.name}={default}"
@@ -71,7 +68,7 @@ def __getattr__(name: str) -> torch.library.CustomOpDef:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _ops:
-        found = registry.registry()
+        found = loader.registry.registry()
         if name not in found.composites:
             found.family(name)  # raises where there is none
         register()

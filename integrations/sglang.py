@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from integrations import nvfp4
+from . import nvfp4
 
 
 def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from integrations import nvfp4
+from . import nvfp4
 
 
 def scaled_fp4_quant(

@@ -7,8 +7,8 @@ Needs the CUDA driver and the standard library. Importing it opens nothing: the 
 first call that needs them. docs/loader.md is the guide.
 """
 
-from loader import errors
-from loader.api import (
+from . import errors
+from .api import (
     Explanation,
     KernelInfo,
     Loaded,
@@ -23,8 +23,8 @@ from loader.api import (
     verify,
     workspace_bytes,
 )
-from loader.errors import *  # noqa: F403
-from loader.errors import __all__ as _error_names
+from .errors import *  # noqa: F403
+from .errors import __all__ as _error_names
 
 __version__ = "0.1.0"
 

@@ -6,16 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import loader
-from loader import driver, expression, registry, select
-from loader.errors import LoaderError
-from loader.explanation import signature_text, table
-from loader.manifest import Composite, Family
+from . import __version__, api, driver, expression, registry, select
+from .errors import LoaderError
+from .explanation import signature_text, table
+from .manifest import Composite, Family
 
 
 def _list(options: argparse.Namespace) -> int:
     rows = [("kernel", "variants", "archs", "summary")]
-    for info in loader.kernels(options.packs).values():
+    for info in api.kernels(options.packs).values():
         rows.append((info.name, str(len(info.variants)), " ".join(info.archs), info.summary))
     print(table(rows))
     return 0
@@ -58,7 +57,7 @@ def _inspect_composite(composite: Composite) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    outcomes = loader.verify(options.packs)
+    outcomes = api.verify(options.packs)
     wrong = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in wrong:
         print(outcome.error)
@@ -74,7 +73,7 @@ def _explain(options: argparse.Namespace) -> int:
         if not equals:
             raise SystemExit(f"explain: {entry!r} is no NAME=VALUE")
         problem[name] = _number(value)
-    explanation = loader.explain(options.kernel, device=options.device, variant=options.variant, packs=options.packs,
+    explanation = api.explain(options.kernel, device=options.device, variant=options.variant, packs=options.packs,
                                  **problem)
     print(explanation)
     return 0 if explanation.variant or explanation.skipped else 1
@@ -91,7 +90,7 @@ def _number(text: str) -> int | float | str:
 
 def _doctor(options: argparse.Namespace) -> int:
     """Say what was found and what would run; 1 if no kernel can run on a GPU here."""
-    print(f"loader {loader.__version__}, Python {sys.version.split()[0]}")
+    print(f"loader {__version__}, Python {sys.version.split()[0]}")
     found, healthy = None, True
     try:
         found = registry.registry(options.packs)

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loader import arch, driver, explanation, module, registry, select
-from loader.call import Call, target
-from loader.composite import CompositeCall, CompositeCalls
-from loader.errors import DeviceError, UnknownKernelError, UnknownVariantError
-from loader.explanation import Explanation
-from loader.overloads import OverloadedCall, overloads
-from loader.plan import Plan
-from loader.registry import Verified, verify
-from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
+from . import arch, driver, explanation, module, registry, select
+from .call import Call, target
+from .composite import CompositeCall, CompositeCalls
+from .errors import DeviceError, UnknownKernelError, UnknownVariantError
+from .explanation import Explanation
+from .overloads import OverloadedCall, overloads
+from .plan import Plan
+from .registry import Verified, verify
+from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 
 __all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "check", "explain", "kernels", "launch", "plan",
            "preload", "verify", "workspace_bytes"]

@@ -14,18 +14,18 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loader import arch, dlpack, driver, expression, geometry, module, registry, select, signature
-from loader import stream as streams
-from loader.dlpack import Buffer
-from loader.errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
-from loader.expression import Number
-from loader.geometry import Geometry
-from loader.launchable import Launchable
-from loader.manifest import SCALAR_FORMATS, Family
-from loader.plan import Plan, Prepared
-from loader.registry import Registry
-from loader.select import Decision, DeviceFacts, Selection
-from loader.signature import Problem
+from . import arch, dlpack, driver, expression, geometry, module, registry, select, signature
+from . import stream as streams
+from .dlpack import Buffer
+from .errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
+from .expression import Number
+from .geometry import Geometry
+from .launchable import Launchable
+from .manifest import SCALAR_FORMATS, Family
+from .plan import Plan, Prepared
+from .registry import Registry
+from .select import Decision, DeviceFacts, Selection
+from .signature import Problem
 
 # Problems and tensor layouts remembered by one Call before it starts over.
 MAX_PROBLEMS = 4096
@@ -294,7 +294,7 @@ class Call:
     def resolve(self, problem: Problem, place: tuple[int, int], stream: int) -> Launchable:
         """A checked problem on a device, ready to be launched: (type, ordinal) of ``dlpack``."""
         if place[0] == dlpack.CPU:
-            from loader import emulated  # host buffers only
+            from . import emulated  # host buffers only
 
             emulated.check_size(self.family, problem)
             name = self.target.arch or emulated.default_arch(self.family.name, self.kernels, self.registry)

@@ -14,16 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from loader import dlpack, emulated, expression, signature
-from loader.call import Call
-from loader.dlpack import Buffer
-from loader.errors import ShapeError
-from loader.expression import Number, ceil_div, round_up
-from loader.launchable import Launchable
-from loader.manifest import DTYPE_BYTES, Argument, Composite, Family, Step
-from loader.plan import Plan
-from loader.select import Decision, DeviceFacts
-from loader.signature import Problem
+from . import dlpack, emulated, expression, signature
+from .call import Call
+from .dlpack import Buffer
+from .errors import ShapeError
+from .expression import Number, ceil_div, round_up
+from .launchable import Launchable
+from .manifest import DTYPE_BYTES, Argument, Composite, Family, Step
+from .plan import Plan
+from .select import Decision, DeviceFacts
+from .signature import Problem
 
 WORKSPACE = Argument("workspace", "out", ("u8",), ("workspace_bytes",), 256,
                      "memory for what the steps hand on; may be left out")

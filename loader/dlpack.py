@@ -11,8 +11,8 @@ import ctypes
 import struct
 from typing import Any, NamedTuple
 
-from loader import driver
-from loader.errors import BufferProtocolError, StreamError
+from . import driver
+from .errors import BufferProtocolError, StreamError
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 DEVICE_NAMES = {1: "cpu", 2: "cuda", 3: "cuda_host (pinned)", 10: "rocm", 13: "cuda_managed", 14: "oneapi"}

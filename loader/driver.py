@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-from loader.errors import CaptureError, CudaError, DriverNotFoundError, DriverTooOldError, ForkError
-from loader.select import DeviceFacts
+from .errors import CaptureError, CudaError, DriverNotFoundError, DriverTooOldError, ForkError
+from .select import DeviceFacts
 
 LIBRARY_NAMES = ("nvcuda.dll",) if sys.platform == "win32" else (
     "libcuda.so.1", "libcuda.so", "/usr/lib/wsl/lib/libcuda.so.1")

@@ -9,15 +9,16 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
-from loader import arch, signature, values
-from loader.errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
-from loader.geometry import Geometry
-from loader.manifest import MAX_FILE_BYTES, Artifact, Family
-from loader.registry import Candidate, Registry
-from loader.select import Decision, DeviceFacts, Selection
-from loader.signature import Problem
+from . import arch, signature, values
+from .errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
+from .geometry import Geometry
+from .manifest import MAX_FILE_BYTES, Artifact, Family
+from .registry import Candidate, Registry
+from .select import Decision, DeviceFacts, Selection
+from .signature import Problem
 
 ARCH_VARIABLE = "LOADER_EMULATED_ARCH"
 LIMIT_VARIABLE = "LOADER_EMULATED_MAX_BYTES"
@@ -177,11 +178,10 @@ def _warn_once(name: str) -> None:
 
 def _emulator() -> Any:
     try:
-        import emulator
+        return import_module("..emulator" if "." in __package__ else "emulator", __package__)  # beside this package
     except ImportError as error:
         raise EmulationError(f"host buffers need the emulated device, which is not installed ({error}); install numpy "
                              "and the emulator package, or pass device buffers", missing=error.name) from error
-    return emulator
 
 
 def _module(emulator: Any, candidate: Candidate) -> Any:

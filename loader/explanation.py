@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loader import dlpack, driver, emulated, expression, signature
-from loader.call import Call
-from loader.errors import (
+from . import dlpack, driver, emulated, expression, signature
+from .call import Call
+from .errors import (
     ConstraintError,
     DeviceError,
     DtypeError,
@@ -15,10 +15,10 @@ from loader.errors import (
     ScalarError,
     UnknownArgumentError,
 )
-from loader.expression import Number
-from loader.manifest import DTYPE_BYTES, Family
-from loader.select import Decision, DeviceFacts
-from loader.signature import Problem
+from .expression import Number
+from .manifest import DTYPE_BYTES, Family
+from .select import Decision, DeviceFacts
+from .signature import Problem
 
 
 class Explanation(NamedTuple):

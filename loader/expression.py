@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from loader.errors import ExpressionError
+from .errors import ExpressionError
 
 Expression = int | float | str | list
 Number = int | float | bool

@@ -9,9 +9,9 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from loader import expression
-from loader.errors import DuplicateError, ExpressionError, ManifestError, ManifestSyntaxError
-from loader.expression import Expression
+from . import expression
+from .errors import DuplicateError, ExpressionError, ManifestError, ManifestSyntaxError
+from .expression import Expression
 
 
 class Fields:

@@ -6,10 +6,10 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from loader import expression
-from loader.errors import LaunchLimitError
-from loader.expression import Expression, Function, Number
-from loader.manifest import (
+from . import expression
+from .errors import LaunchLimitError
+from .expression import Expression, Function, Number
+from .manifest import (
     SCALAR_FORMATS,
     TENSOR_MAP_BYTES,
     TENSOR_MAP_ELEMENTS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from loader.driver import Device
-from loader.select import Decision
+from .driver import Device
+from .select import Decision
 
 
 class Slot(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from ctypes import c_void_p
 
-from loader.driver import Device, Driver
-from loader.errors import ParameterLayoutError
-from loader.registry import Candidate
+from .driver import Device, Driver
+from .errors import ParameterLayoutError
+from .registry import Candidate
 
 # Reentrant: a finaliser that runs in between may launch something itself.
 _lock = threading.RLock()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loader.call import Call
-from loader.manifest import own_names
-from loader.plan import Plan
-from loader.registry import Registry
+from .call import Call
+from .manifest import own_names
+from .plan import Plan
+from .registry import Registry
 
 
 def overloads(found: Registry, name: str) -> list[str]:

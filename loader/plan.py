@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from typing import Any
 
-from loader import dlpack, driver, launchable, signature, values
-from loader import stream as streams
-from loader.driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
-from loader.errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
-from loader.geometry import Geometry
-from loader.manifest import TENSOR_MAP_ALIGNMENT, Family
-from loader.select import Decision, Selection
-from loader.signature import Problem
-from loader.tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
+from . import dlpack, driver, launchable, signature, values
+from . import stream as streams
+from .driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
+from .errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
+from .geometry import Geometry
+from .manifest import TENSOR_MAP_ALIGNMENT, Family
+from .select import Decision, Selection
+from .signature import Problem
+from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 
 _modules = sys.modules
 

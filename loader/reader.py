@@ -12,16 +12,16 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from loader import arch, expression
-from loader.errors import (
+from . import arch, expression
+from .errors import (
     DuplicateError,
     ExpressionError,
     ManifestError,
     PackPathError,
     SchemaError,
 )
-from loader.fields import Fields, decode, to_expression, to_integer, to_number, unique, wrong
-from loader.manifest import (
+from .fields import Fields, decode, to_expression, to_integer, to_number, unique, wrong
+from .manifest import (
     DTYPE_BYTES,
     MANIFEST_NAME,
     MAX_FILE_BYTES,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from loader.errors import (
+from .errors import (
     DuplicateError,
     IntegrityError,
     LoaderError,
@@ -25,7 +25,7 @@ from loader.errors import (
     PackPathError,
     UnknownKernelError,
 )
-from loader.manifest import (
+from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     Artifact,
@@ -34,7 +34,7 @@ from loader.manifest import (
     Manifest,
     StoredFile,
 )
-from loader.reader import parse
+from .reader import parse
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUP = "loader.artifacts"

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from loader import arch, expression
-from loader.errors import NoKernelError, UnknownVariantError
-from loader.expression import Number
-from loader.manifest import Artifact, Family, MeasuredRow
-from loader.registry import Candidate, Registry, closest_names
+from . import arch, expression
+from .errors import NoKernelError, UnknownVariantError
+from .expression import Number
+from .manifest import Artifact, Family, MeasuredRow
+from .registry import Candidate, Registry, closest_names
 
 
 class DeviceFacts(NamedTuple):

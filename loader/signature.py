@@ -11,9 +11,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loader import dlpack, expression
-from loader.dlpack import Buffer
-from loader.errors import (
+from . import dlpack, expression
+from .dlpack import Buffer
+from .errors import (
     AlignmentError,
     BufferProtocolError,
     ConstraintError,
@@ -31,9 +31,9 @@ from loader.errors import (
     StrideError,
     UnknownArgumentError,
 )
-from loader.expression import Expression, Function, Number
-from loader.manifest import DTYPE_BYTES, SCALAR_FORMATS, Argument, Family, Scalar
-from loader.registry import closest_names
+from .expression import Expression, Function, Number
+from .manifest import DTYPE_BYTES, SCALAR_FORMATS, Argument, Family, Scalar
+from .registry import closest_names
 
 # Packed FP4 and FP8 may come as plain bytes, from producers that cannot name these types.
 _BYTE_DTYPES = ("e2m1x2", "ue4m3", "ue8m0", "e4m3", "u8")

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from loader import dlpack, driver
-from loader.errors import StreamError
+from . import dlpack, driver
+from .errors import StreamError
 
 LEGACY_DEFAULT = 0
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 
-from loader import expression
-from loader.errors import ValuesError
-from loader.expression import round_up
-from loader.manifest import Family, Values
-from loader.signature import Problem
+from . import expression
+from .errors import ValuesError
+from .expression import round_up
+from .manifest import Family, Values
+from .signature import Problem
 
 _FORMATS = {"i32": "i", "i64": "q"}
 

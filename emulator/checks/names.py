@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from emulator.checks.faults import LaunchError
+from .faults import LaunchError
 
 CHECKS = {
     "unwritten": "reads of shared or tensor memory that nothing has written, or that is being written asynchronously",

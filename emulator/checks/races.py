@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.checks.faults import EmulatorFault
-from emulator.checks.names import CHECKS
+from .faults import EmulatorFault
+from .names import CHECKS
 
 _OFFSET = (1 << 24) - 1
 SEVERAL, NONE = -1, -2  # lanes: more than one, and none that could race

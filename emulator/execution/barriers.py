@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import Emitter, Modifiers, shared_address
-from emulator.text.instructions import Address, Instruction, Negated, Reg
+from ..text.instructions import Address, Instruction, Negated, Reg
+from .emitter import Emitter, Modifiers, shared_address
 
 _CTA = {"sync": "on_bar_sync", "arrive": "on_bar_arrive"}
 _CLUSTER = {"arrive": "on_cluster_arrive", "wait": "on_cluster_wait"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.checks.faults import UnsupportedInstruction
-from emulator.machine.code import Block
-from emulator.text.instructions import Address, Function, Instruction, Negated, Pair, Reg, Scope, Symbol, Vector
+from ..checks.faults import UnsupportedInstruction
+from ..machine.code import Block
+from ..text.instructions import Address, Function, Instruction, Negated, Pair, Reg, Scope, Symbol, Vector
 
 # Opcodes whose first operand is no result.
 _NO_RESULT = {

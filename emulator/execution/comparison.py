@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import HALVES, INTEGERS, NUMPY, Emitter, Modifiers, arrays, flushed, operands, pairs
-from emulator.text.instructions import WIDTHS, Instruction, Pair
+from ..text.instructions import WIDTHS, Instruction, Pair
+from .emitter import HALVES, INTEGERS, NUMPY, Emitter, Modifiers, arrays, flushed, operands, pairs
 
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _UNSIGNED_COMPARE = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import Emitter, require_whole_warps
-from emulator.machine.code import EXIT, SWITCH
-from emulator.text.instructions import Instruction
+from ..machine.code import EXIT, SWITCH
+from ..text.instructions import Instruction
+from .emitter import Emitter, require_whole_warps
 
 
 def bra(e: Emitter, i: Instruction) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import Emitter, Modifiers, shared_address
-from emulator.execution.memory import PREFETCH, space_address
-from emulator.text.instructions import Address, Instruction, Reg, Vector
+from ..text.instructions import Address, Instruction, Reg, Vector
+from .emitter import Emitter, Modifiers, shared_address
+from .memory import PREFETCH, space_address
 
 _REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
 _DIRECTIONS = {  # state spaces of destination and source

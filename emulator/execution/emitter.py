@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction, UnsupportedInstruction
-from emulator.machine.code import EXIT, Block
-from emulator.text.instructions import (
+from ..checks.faults import IllegalInstruction, UnsupportedInstruction
+from ..machine.code import EXIT, Block
+from ..text.instructions import (
     WIDTHS,
     Address,
     Function,

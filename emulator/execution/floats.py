@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import HALVES, NUMPY, Emitter, Modifiers, arrays, flushed, operands, pairs
-from emulator.text.instructions import WIDTHS, Instruction
+from ..text.instructions import WIDTHS, Instruction
+from .emitter import HALVES, NUMPY, Emitter, Modifiers, arrays, flushed, operands, pairs
 
 
 def _finish(e: Emitter, i: Instruction, kind: str, value: str, ftz: bool, sat: bool) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import INTEGERS, NUMPY, Emitter, Modifiers, arrays, operands
-from emulator.text.instructions import WIDTHS, Imm, Instruction, Pair
+from ..text.instructions import WIDTHS, Imm, Instruction, Pair
+from .emitter import INTEGERS, NUMPY, Emitter, Modifiers, arrays, operands
 
 
 def _wide(kind: str) -> str:

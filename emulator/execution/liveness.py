@@ -7,9 +7,9 @@ from itertools import compress
 
 import numpy as np
 
-from emulator.execution.blocks import registers_of, result_count
-from emulator.machine.code import Block
-from emulator.text.instructions import WIDTHS, Function
+from ..machine.code import Block
+from ..text.instructions import WIDTHS, Function
+from .blocks import registers_of, result_count
 
 _FLOAT_OPCODES = {
     "add", "sub", "mul", "fma", "mad", "div", "max", "min", "neg", "abs", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "setp",

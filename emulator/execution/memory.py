@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.execution.emitter import Emitter, Modifiers
-from emulator.machine.memory import ATOMICS
-from emulator.text.instructions import WIDTHS, Address, Instruction, Sink, Symbol, Vector
+from ..machine.memory import ATOMICS
+from ..text.instructions import WIDTHS, Address, Instruction, Sink, Symbol, Vector
+from .emitter import Emitter, Modifiers
 
 _CACHE = ("ca", "cg", "cs", "lu", "cv", "nc", "wb", "wt", "nc")
 _ORDER = ("weak", "relaxed", "acquire", "release", "volatile", "mmio", "acq_rel")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import INTEGERS, NUMPY, Emitter, Modifiers, operands
-from emulator.machine.memory import LOCAL_WINDOW, PARAM_WINDOW, RANK_SHIFT, SHARED_WINDOW
-from emulator.text.instructions import Instruction, Symbol
+from ..machine.memory import LOCAL_WINDOW, PARAM_WINDOW, RANK_SHIFT, SHARED_WINDOW
+from ..text.instructions import Instruction, Symbol
+from .emitter import INTEGERS, NUMPY, Emitter, Modifiers, operands
 
 _FLOATS = ("f16", "bf16", "f32", "f64", "tf32")
 _PACKED = ("f16x2", "bf16x2", "e4m3x2", "e5m2x2", "e2m1x2", "e2m3x2", "e3m2x2", "ue8m0x2")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.execution import barriers, comparison, control, copies, floats, integers, memory, moves, tensor, warp
-from emulator.execution.emitter import INTEGERS, Emitter, EmitterFunction, rule
-from emulator.text.instructions import Instruction
+from ..text.instructions import Instruction
+from . import barriers, comparison, control, copies, floats, integers, memory, moves, tensor, warp
+from .emitter import INTEGERS, Emitter, EmitterFunction, rule
 
 _BITS = ("b16", "b32", "b64")
 _WORDS = ("u32", "s32", "u64", "s64")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from emulator.execution.blocks import blocks_of, symbols_of
-from emulator.execution.emitter import NUMPY, Emitter, Kernel
-from emulator.execution.liveness import solve, storage
-from emulator.execution.opcodes import EMITTERS
-from emulator.machine.code import Block
-from emulator.numbers import floats, integers, types
-from emulator.text.instructions import Function, Instruction
-from emulator.units import mma
+from ..machine.code import Block
+from ..numbers import floats, integers, types
+from ..text.instructions import Function, Instruction
+from ..units import mma
+from .blocks import blocks_of, symbols_of
+from .emitter import NUMPY, Emitter, Kernel
+from .liveness import solve, storage
+from .opcodes import EMITTERS
 
 # What generated code sees, besides constants: the arithmetic of PTX, numpy, and the types of registers.
 _NAMESPACE = {

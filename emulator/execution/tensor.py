@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import Emitter, EmitterFunction, list_of, require_whole_warps, shared_address
-from emulator.text.instructions import Address, Imm, Instruction, Negated, Reg, Vector
-from emulator.units import mma
+from ..text.instructions import Address, Imm, Instruction, Negated, Reg, Vector
+from ..units import mma
+from .emitter import Emitter, EmitterFunction, list_of, require_whole_warps, shared_address
 
 
 def _shared(e: Emitter, i: Instruction, address: Address) -> str:

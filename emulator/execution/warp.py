@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emulator.execution.emitter import Emitter, Modifiers
-from emulator.text.instructions import Instruction, Pair
+from ..text.instructions import Instruction, Pair
+from .emitter import Emitter, Modifiers
 
 
 def _write_pair(e: Emitter, d: object, value: str, i: Instruction) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.checks.faults import EmulatorFault, MemoryFault
-from emulator.checks.races import RaceFault
-from emulator.machine.cohort import Cohort
-from emulator.machine.memory import (
+from ..checks.faults import EmulatorFault, MemoryFault
+from ..checks.races import RaceFault
+from ..numbers import floats
+from .cohort import Cohort
+from .memory import (
     ATOMICS,
     LOCAL_WINDOW,
     PARAM_WINDOW,
@@ -24,7 +25,6 @@ from emulator.machine.memory import (
     store_global,
     unsigned,
 )
-from emulator.numbers import floats
 
 _WINDOW_NAMES = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAM_WINDOW >> 56: "param"}
 

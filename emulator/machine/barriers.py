@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from emulator.checks.faults import BarrierFault
-from emulator.checks.races import joined
+from ..checks.faults import BarrierFault
+from ..checks.races import joined
 
 MAX_COUNT = (1 << 20) - 1
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from emulator.text.instructions import Function, Instruction
+from ..text.instructions import Function, Instruction
 
 EXIT, SWITCH = "exit", "switch"
 

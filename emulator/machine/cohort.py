@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.checks.faults import DivergenceFault
-from emulator.checks.races import Clock
-from emulator.machine.code import Block
-from emulator.machine.cta import Cta
-from emulator.machine.memory import unsigned
-from emulator.machine.special import special
-from emulator.text.instructions import Imm, Reg
+from ..checks.faults import DivergenceFault
+from ..checks.races import Clock
+from ..text.instructions import Imm, Reg
+from .code import Block
+from .cta import Cta
+from .memory import unsigned
+from .special import special
 
 LANES = np.arange(32, dtype=np.uint32)
 _MASKED_BY_OPERAND = {"shfl", "vote", "match", "redux", "elect"}

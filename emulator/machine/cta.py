@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from emulator.checks.faults import MemoryFault, UninitializedRead
-from emulator.checks.races import CLOCKED, Races
-from emulator.machine.barriers import ClusterBarrier, CtaBarrier, MBarrier, Waiter
-from emulator.machine.memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
-from emulator.machine.state import LaunchState
+from ..checks.faults import MemoryFault, UninitializedRead
+from ..checks.races import CLOCKED, Races
+from .barriers import ClusterBarrier, CtaBarrier, MBarrier, Waiter
+from .memory import RANK_SHIFT, RESERVED_SHARED, WRITTEN, Region
+from .state import LaunchState
 
 
 class Unit:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from emulator.checks.faults import DependenceFault, MemoryFault
-from emulator.machine.memory import Region, Space
+from ..checks.faults import DependenceFault, MemoryFault
+from .memory import Region, Space
 
 
 class EarlySpace(Space):

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from emulator.checks.faults import LaunchError, UnsupportedInstruction
-from emulator.checks.names import selected
-from emulator.machine.memory import Region, Space, host_bytes
-from emulator.text.instructions import Source
+from ..checks.faults import LaunchError, UnsupportedInstruction
+from ..checks.names import selected
+from ..text.instructions import Source
+from .memory import Region, Space, host_bytes
 
 _SHARED_LIMITS = {"90": 227 << 10, "100": 227 << 10, "103": 227 << 10, "120": 99 << 10, "121": 99 << 10}
 

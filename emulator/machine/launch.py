@@ -13,15 +13,15 @@ from weakref import WeakSet
 
 import numpy as np
 
-from emulator.checks.faults import DeadlockFault, EmulatorFault, IllegalInstruction, UnsupportedInstruction
-from emulator.machine.code import EXIT, SWITCH, Block
-from emulator.machine.cohort import Cohort, Entry
-from emulator.machine.cta import Cluster, Cta
-from emulator.machine.operation import Operation
-from emulator.machine.polling import LIMIT, TimeLimits
-from emulator.machine.state import LaunchState, Statistics
-from emulator.machine.waits import WarpgroupWait
-from emulator.text.instructions import Instruction
+from ..checks.faults import DeadlockFault, EmulatorFault, IllegalInstruction, UnsupportedInstruction
+from ..text.instructions import Instruction
+from .code import EXIT, SWITCH, Block
+from .cohort import Cohort, Entry
+from .cta import Cluster, Cta
+from .operation import Operation
+from .polling import LIMIT, TimeLimits
+from .state import LaunchState, Statistics
+from .waits import WarpgroupWait
 
 RESIDENT = 16  # CTAs that start together; more are admitted when these are stuck or take long
 ADMISSION = 250  # slices after which as many clusters again are admitted: those that run may wait for them

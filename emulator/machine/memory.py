@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emulator.checks.faults import EmulatorFault, MemoryFault, UninitializedRead, UnsupportedInstruction
+from ..checks.faults import EmulatorFault, MemoryFault, UninitializedRead, UnsupportedInstruction
 
 SHARED_WINDOW = 1 << 56
 LOCAL_WINDOW = 1 << 57

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from emulator.text.instructions import Instruction
+from ..text.instructions import Instruction
 
 
 class Owner(Protocol):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emulator.machine.cta import Cluster
-from emulator.machine.state import LaunchState
-from emulator.machine.waits import MbarrierWait
+from .cta import Cluster
+from .state import LaunchState
+from .waits import MbarrierWait
 
 LIMIT = 1000  # slices after which whoever is suspended resumes
 PATIENCE = 100  # times that all threads may resume in vain before the kernel counts as deadlocked

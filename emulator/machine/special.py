@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emulator.checks.faults import UnsupportedInstruction
-from emulator.machine.cta import Cta
+from ..checks.faults import UnsupportedInstruction
+from .cta import Cta
 
 _LANES = np.arange(32, dtype=np.uint32)
 _ONE, _WIDE_TWO = np.uint32(1) << _LANES, np.uint64(2) << _LANES.astype(np.uint64)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emulator.checks.faults import LaunchError, UnsupportedInstruction, shortened
-from emulator.machine.barriers import Waiter
-from emulator.machine.code import Program
-from emulator.machine.device import Machine
-from emulator.machine.memory import RESERVED_SHARED, Region, Space
-from emulator.machine.operation import Operation, Owner
-from emulator.text.instructions import WIDTHS, Instruction, Source
+from ..checks.faults import LaunchError, UnsupportedInstruction, shortened
+from ..text.instructions import WIDTHS, Instruction, Source
+from .barriers import Waiter
+from .code import Program
+from .device import Machine
+from .memory import RESERVED_SHARED, Region, Space
+from .operation import Operation, Owner
 
 EARLY = 1 / 8  # of all mbarrier.try_wait, return before their phase is complete
 POISON_WORD = 0x7FFFDEAD  # a NaN, and no plausible index

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.checks.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
-from emulator.checks.races import NONE, joined
-from emulator.machine.barriers import MBarrier
-from emulator.machine.cohort import Cohort, Wait
-from emulator.machine.waits import ClusterWait, Generation, MbarrierWait, ReductionResult, SeveralGenerations
+from ..checks.faults import BarrierFault, DivergenceFault, MemoryFault, TrapFault, UnsupportedInstruction
+from ..checks.races import NONE, joined
+from .barriers import MBarrier
+from .cohort import Cohort, Wait
+from .waits import ClusterWait, Generation, MbarrierWait, ReductionResult, SeveralGenerations
 
 
 class SynchronizationOperations(Cohort):

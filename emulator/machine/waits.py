@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emulator.machine.barriers import ClusterBarrier, MBarrier
-from emulator.machine.cohort import Cohort, Wait
-from emulator.machine.cta import Cta
+from .barriers import ClusterBarrier, MBarrier
+from .cohort import Cohort, Wait
+from .cta import Cta
 
 
 class MbarrierWait(Wait):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.machine.cohort import Cohort
+from .cohort import Cohort
 
 LANES = np.arange(32, dtype=np.int64)
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
-from emulator.numbers import swizzle
+from ..checks.faults import IllegalInstruction
+from . import swizzle
 
 _WGMMA_SWIZZLE = {0: "none", 1: "128B", 2: "64B", 3: "32B"}
 _TCGEN05_SWIZZLE = {0: "none", 1: "128B_atom_32B", 2: "128B", 4: "64B", 6: "32B"}

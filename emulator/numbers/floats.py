@@ -13,8 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from emulator.numbers import formats
-from emulator.numbers.types import (
+from . import formats
+from .types import (
     count_nonzero,
     f16,
     f32,

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
+from ..checks.faults import IllegalInstruction
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.numbers.types import (
+from .types import (
     maximum,
     minimum,
     s8,

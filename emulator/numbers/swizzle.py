@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
+from ..checks.faults import IllegalInstruction
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import re
 import struct
 from bisect import bisect_right
 
-from emulator.checks.faults import PtxSyntaxError
-from emulator.text.instructions import (
+from ..checks.faults import PtxSyntaxError
+from .instructions import (
     WIDTHS,
     Address,
     Function,

@@ -12,16 +12,18 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-import emulator
-from emulator.checks.faults import EmulatorError
-from emulator.checks.names import CHECKS
-from emulator.tools.picture import svg
-from emulator.tools.profile import Profile, profile, report
+from .. import Device, Module, load
+from ..checks.faults import EmulatorError
+from ..checks.names import CHECKS
+from .picture import svg
+from .profile import Profile, profile, report
 
 ALIGNMENT = 256  # of buffers, as cuMemAlloc gives
 _NUMBERS = {
@@ -84,12 +86,12 @@ def _run(options: argparse.Namespace) -> int:
         text = Path(options.file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{options.file}: {error}") from None
-    module = emulator.load(text)
+    module = load(text)
     entry = options.entry or _only(module.entries)
     arguments = [Argument(text) for text in options.arguments]
     checks = () if options.no_checks else set(CHECKS).difference(options.without)
     arch = options.arch or module.source.target.removeprefix("sm_")
-    device = emulator.Device(arch, options.seed, not options.eager, checks)
+    device = Device(arch, options.seed, not options.eager, checks)
     for number, argument in enumerate(arguments):
         array = argument.array
         if array is not None:
@@ -109,7 +111,7 @@ def _only(entries: Sequence[str]) -> str:
     return entries[0]
 
 
-def _pack(module: emulator.Module, entry: str, arguments: list[Argument]) -> bytes:
+def _pack(module: Module, entry: str, arguments: list[Argument]) -> bytes:
     function = module.program(entry).function
     if len(arguments) != len(function.parameters):
         raise UsageError(f"{entry} has {len(function.parameters)} parameters, got {len(arguments)} arguments")
@@ -152,7 +154,7 @@ def profile_kernel(
     packs: Sequence[str] | None = None,
 ) -> Profile:  # fmt: skip
     """Launches a kernel of a pack once on random data. Raises LoaderError."""
-    import loader
+    loader = _loader()
 
     arguments = PROBLEMS[kernel](counts, n, k, {"f16": "f2", "f32": "f4"}[out], seed)
     with warnings.catch_warnings(), profile() as launches:
@@ -163,15 +165,19 @@ def profile_kernel(
     return launches[0]
 
 
-def _profile(options: argparse.Namespace) -> int:
+def _loader() -> ModuleType:
     try:
-        from loader.errors import LoaderError
+        return import_module("...loader" if __package__.count(".") > 1 else "loader", __package__)  # beside `emulator`
     except ImportError as error:
         raise UsageError(f"profile takes kernels from packs, which needs the loader: {error}") from None
+
+
+def _profile(options: argparse.Namespace) -> int:
+    loader = _loader()
     try:
         found = profile_kernel(options.kernel, options.arch, options.variant, options.counts, options.n, options.k,
                                options.out, options.seed, options.packs)  # fmt: skip
-    except LoaderError as error:
+    except loader.LoaderError as error:
         raise UsageError(str(error)) from None
     return _show(found, options)
 

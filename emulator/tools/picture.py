@@ -5,7 +5,7 @@ from __future__ import annotations
 from colorsys import hls_to_rgb
 from xml.sax.saxutils import escape
 
-from emulator.tools.profile import EXITED, READY, RUNS, Profile
+from .profile import EXITED, READY, RUNS, Profile
 
 LEFT, TOP, WIDTH, ROW, GAP = 60, 40, 1200, 18, 4
 _COLORS = {RUNS: "#222222", READY: "#d9d9d9"}

@@ -23,20 +23,20 @@ from typing import TypeAlias
 
 import numpy as np
 
-from emulator.device import launcher
-from emulator.execution.program import Program
-from emulator.machine.code import Block
-from emulator.machine.cohort import Cohort, Wait
-from emulator.machine.device import Machine
-from emulator.machine.launch import Launch
-from emulator.machine.memory import WINDOW_SHIFT
-from emulator.machine.operation import Operation
-from emulator.machine.state import Statistics
-from emulator.machine.waits import MbarrierWait, WarpgroupWait
-from emulator.text.instructions import Source
-from emulator.units import ldmatrix
-from emulator.units.tensor_memory import AllocationWait
-from emulator.units.warps import Warps
+from ..device import launcher
+from ..execution.program import Program
+from ..machine.code import Block
+from ..machine.cohort import Cohort, Wait
+from ..machine.device import Machine
+from ..machine.launch import Launch
+from ..machine.memory import WINDOW_SHIFT
+from ..machine.operation import Operation
+from ..machine.state import Statistics
+from ..machine.waits import MbarrierWait, WarpgroupWait
+from ..text.instructions import Source
+from ..units import ldmatrix
+from ..units.tensor_memory import AllocationWait
+from ..units.warps import Warps
 
 BANKS, WORD, SECTOR, ROW = 32, 4, 32, 16
 READY, RUNS, EXITED = "ready", "runs", "exited"

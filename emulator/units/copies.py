@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from emulator.checks.faults import MemoryFault, UninitializedRead, UnsupportedInstruction
-from emulator.checks.races import NONE, joined
-from emulator.machine.barriers import MBarrier
-from emulator.machine.cta import Cta, Unit
-from emulator.machine.memory import (
+from ..checks.faults import MemoryFault, UninitializedRead, UnsupportedInstruction
+from ..checks.races import NONE, joined
+from ..machine.barriers import MBarrier
+from ..machine.cta import Cta, Unit
+from ..machine.memory import (
     IN_FLIGHT,
     LOCAL_WINDOW,
     PARAM_WINDOW,
@@ -22,10 +22,10 @@ from emulator.machine.memory import (
     WRITTEN,
     Region,
 )
-from emulator.machine.operation import Operation
-from emulator.machine.synchronization import SynchronizationOperations
-from emulator.machine.waits import GroupWait
-from emulator.units import tma
+from ..machine.operation import Operation
+from ..machine.synchronization import SynchronizationOperations
+from ..machine.waits import GroupWait
+from . import tma
 
 POISON = 0xFF
 

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
+from ..checks.faults import IllegalInstruction
 
 ROW_BYTES = 16  # bytes that a row address stands for, and its alignment
 _LANE = np.arange(32)

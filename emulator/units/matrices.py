@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import MemoryFault
-from emulator.checks.races import SEVERAL
-from emulator.machine.accesses import MemoryOperations
-from emulator.machine.memory import OutOfRegion, gather, single_region_fault
-from emulator.units import ldmatrix
+from ..checks.faults import MemoryFault
+from ..checks.races import SEVERAL
+from ..machine.accesses import MemoryOperations
+from ..machine.memory import OutOfRegion, gather, single_region_fault
+from . import ldmatrix
 
 
 class MatrixOperations(MemoryOperations):

@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
-from emulator.numbers import accumulate, formats
+from ..checks.faults import IllegalInstruction
+from ..numbers import accumulate, formats
 
 
 @dataclass(frozen=True)

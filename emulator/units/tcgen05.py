@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
-from emulator.numbers import formats
+from ..checks.faults import IllegalInstruction
+from ..numbers import formats
 
 LANES, COLUMNS = 128, 512
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
-from emulator.numbers import descriptors, formats
-from emulator.units.tcgen05 import COLUMNS, LANES, Instruction, form, instruction, tensor_address, unpack_chunks
+from ..checks.faults import IllegalInstruction
+from ..numbers import descriptors, formats
+from .tcgen05 import COLUMNS, LANES, Instruction, form, instruction, tensor_address, unpack_chunks
 
 
 def _element_bytes(i: Instruction) -> int:

@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
-from emulator.checks.faults import IllegalInstruction
-from emulator.numbers import descriptors
-from emulator.units.tcgen05 import COLUMNS, tensor_address, unpack_chunks
+from ..checks.faults import IllegalInstruction
+from ..numbers import descriptors
+from .tcgen05 import COLUMNS, tensor_address, unpack_chunks
 
 # cp.
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from emulator.checks.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
-from emulator.checks.races import NONE, RaceFault, TensorOrder, joined
-from emulator.machine.barriers import Waiter
-from emulator.machine.cohort import Cohort, Wait
-from emulator.machine.cta import Cta, Unit
-from emulator.machine.memory import WRITTEN
-from emulator.machine.operation import Operation
-from emulator.units import tcgen05, tcgen05_mma, tcgen05_moves
-from emulator.units.copies import CopyOperations
+from ..checks.faults import BarrierFault, MemoryFault, UninitializedRead, UnsupportedInstruction
+from ..checks.races import NONE, RaceFault, TensorOrder, joined
+from ..machine.barriers import Waiter
+from ..machine.cohort import Cohort, Wait
+from ..machine.cta import Cta, Unit
+from ..machine.memory import WRITTEN
+from ..machine.operation import Operation
+from . import tcgen05, tcgen05_mma, tcgen05_moves
+from .copies import CopyOperations
 
 
 class TensorMemory(Unit):

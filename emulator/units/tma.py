@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emulator.checks.faults import LaunchError, MemoryFault, UnsupportedInstruction
-from emulator.machine.memory import Region, Space
-from emulator.numbers import floats, swizzle
+from ..checks.faults import LaunchError, MemoryFault, UnsupportedInstruction
+from ..machine.memory import Region, Space
+from ..numbers import floats, swizzle
 
 _LAYOUT = struct.Struct("<Q4s5B3x5I4Q5I5I16x")
 MAGIC = b"PTXM"

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from emulator.checks.faults import UnsupportedInstruction
-from emulator.checks.races import RaceFault
-from emulator.machine.cta import Cta, Unit
-from emulator.machine.synchronization import SynchronizationOperations
-from emulator.units import wgmma
+from ..checks.faults import UnsupportedInstruction
+from ..checks.races import RaceFault
+from ..machine.cta import Cta, Unit
+from ..machine.synchronization import SynchronizationOperations
+from . import wgmma
 
 
 class WarpgroupQueue:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from emulator.machine.warp import WarpOperations
-from emulator.units.matrices import MatrixOperations
-from emulator.units.tensor_memory import TensorMemoryOperations
-from emulator.units.warpgroups import WarpgroupOperations
+from ..machine.warp import WarpOperations
+from .matrices import MatrixOperations
+from .tensor_memory import TensorMemoryOperations
+from .warpgroups import WarpgroupOperations
 
 
 class Warps(WarpOperations, MatrixOperations, WarpgroupOperations, TensorMemoryOperations):

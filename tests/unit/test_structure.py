@@ -22,6 +22,8 @@ FORBIDDEN = {
 }
 # Programs about two packages: one profiles kernels of packs, one times the emulated device.
 ALLOWED = {"emulator/tools/command.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
+# Packages that a wheel has inside another one: imports among their files are relative, so that one tree has both names.
+SHIPPED = ("loader", "emulator", "integrations")
 PACKAGES = tuple(FORBIDDEN)
 
 # Rooms of the emulator; a file of one imports that room and those before it alone.
@@ -43,9 +45,12 @@ def imports(path: str) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found += [(node.lineno, name) for name in names]
+            package = path.split("/")[:-node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            found += [(node.lineno, name) for name in (module, *(f"{module}.{alias.name}" for alias in node.names))]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            texts = {str(part.value).lstrip(".") for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)}
+            found += [(node.lineno, text) for text in sorted(texts) if text.isidentifier()]
     return found
 
 
@@ -92,6 +97,17 @@ def test_imports_go_one_way(package):
         forbidden = FORBIDDEN[package] - ALLOWED.get(path, set())
         for line, name in imports(path):
             assert name.partition(".")[0] not in forbidden, f"{path}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_what_a_wheel_has_names_no_package_of_its_own(package):
+    """A name that starts at the top would be another module, or none, where the wheel is installed."""
+    for path in (path for path in sources() if path.startswith(f"{package}/")):
+        named = [node for node in ast.walk(ast.parse(sources()[path]))
+                 if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom) and node.level == 0]
+        for name in (name for node in named for name in ([alias.name for alias in node.names]
+                                                         if isinstance(node, ast.Import) else [node.module])):
+            assert name.partition(".")[0] not in (*PACKAGES, "tests"), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
