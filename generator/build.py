@@ -69,6 +69,13 @@ class Build:
         compiler.prune([*result.kernels, *(kernel for kernel, _ in kept)])
         return result
 
+    def write_pack(self, out: Path, kernels: list[Kernel]) -> None:
+        """A pack of ``kernels`` and nothing else."""
+        with pack.locked(out):
+            writer = pack.Writer(out, self.toolchain)
+            digest = pack.source_digest(self.matrix, self.templates, self.expansion.measured)
+            writer.finish(self.expansion, digest, writer.add(kernels, self.file_format), [])
+
     def _render(self, variants: list[Variant], result: Result) -> list[Source]:
         sources = []
         for variant in variants:

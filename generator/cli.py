@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from generator import lock, pack
+from generator import lock, pack, wheel
 from generator.build import Build, Result
 from generator.compile import Compiler
 from generator.errors import BuildError, CompileError, RenderError
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--lock", type=Path, metavar="FILE", help="instead of artifacts/lock.json")
     output.add_argument("--locked", action="store_true", help="fail where the result differs from the lock")
     output.add_argument("--update-lock", action="store_true", help="write the digests of the result into the lock")
+    output.add_argument("--wheel", type=Path, nargs="?", const=ROOT / "dist", metavar="DIR",
+                        help=f"also make a wheel in DIR (dist/), of {wheel.ARCHS} if not said otherwise")  # fmt: skip
+    output.add_argument("--pack-only", nargs="?", const="pack", metavar="NAME",
+                        help="the wheel holds these kernels alone: block_scaled_NAME (block_scaled_pack)")  # fmt: skip
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list the variants and stop")
     action.add_argument("--dry-run", action="store_true", help="show the commands that would run, and stop")
@@ -85,8 +89,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise BuildError("--locked and --update-lock need --lock FILE where --matrix is given")
     if options.jobs < 1:
         raise BuildError(f"--jobs must be at least 1, got {options.jobs}")
+    if options.pack_only is not None and options.wheel is None:
+        raise BuildError("--pack-only says what --wheel makes; it is missing")
+    package = wheel.package(options.pack_only)
     expansion = load(matrix)
-    selected = choose(expansion.variants, options.arch, options.kernel, options.variant)
+    wanted = options.arch or ([wheel.ARCHS] if options.wheel else [])
+    selected = choose(expansion.variants, wanted, options.kernel, options.variant)
     if options.list:
         console.print(_list_table(selected))
         return 0
@@ -105,6 +113,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
             console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain)}")
         status = _show_outcome(options, result, time.perf_counter() - start, console)
+        if options.wheel is not None and not result.failures:
+            made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels))
+            console.print(f"{made}: {made.stat().st_size:,} bytes", markup=False, soft_wrap=True)
         if lock_path is not None:
             status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)
     return status

@@ -111,6 +111,7 @@ class Writer:
 
     def __init__(self, out: Path, toolchain: Toolchain) -> None:
         self.out, self.toolchain = out, toolchain
+        self._written: dict[str, dict[str, Any]] = {}  # by digest: forms of a family have kernels in common
 
     def add(self, kernels: Sequence[Kernel], file_format: str) -> list[dict[str, Any]]:
         """Artifacts of ``kernels``; with ``fatbin``, the archs of one variant share a file."""
@@ -159,12 +160,14 @@ class Writer:
 
     def _write(self, stem: str, suffix: str, content: bytes) -> dict[str, Any]:
         digest = sha256(content)
+        if digest in self._written:
+            return self._written[digest]
         name = f"{stem}-{digest[:12]}.{suffix}"
         path = self.out / name
         if not path.is_file() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace(path, content)
-        return {"file": name, "sha256": digest, "size": len(content)}
+        return self._written.setdefault(digest, {"file": name, "sha256": digest, "size": len(content)})
 
     def _fatbin(self, group: Sequence[Kernel]) -> bytes:
         with tempfile.TemporaryDirectory(dir=self.out / STORE, prefix="tmp-") as name:

@@ -176,7 +176,7 @@ def _convert_command(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 1 with the error on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m integrations.checkpoint", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.checkpoint", description=__doc__.partition("\n")[0])
     command = parser.add_subparsers(required=True).add_parser("convert", help="prepare the experts of a checkpoint")
     command.add_argument("source", metavar="IN", type=Path, help="a safetensors file, or a folder with them")
     command.add_argument("target", metavar="OUT", type=Path, help="a folder; gets one file for each layer")

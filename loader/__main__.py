@@ -121,7 +121,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loader", description="Kernel packs and what runs them.")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Kernel packs and what runs them.")
     parser.add_argument("--packs", action="append", metavar="DIR", help="pack to use instead of the default ones; "
                         "may be repeated")
     commands = parser.add_subparsers(dest="command", required=True)

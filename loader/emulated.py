@@ -180,8 +180,8 @@ def _emulator() -> Any:
     try:
         return import_module("..emulator" if "." in __package__ else "emulator", __package__)  # beside this package
     except ImportError as error:
-        raise EmulationError(f"host buffers need the emulated device, which is not installed ({error}); install numpy "
-                             "and the emulator package, or pass device buffers", missing=error.name) from error
+        raise EmulationError(f"host buffers need the emulated device, which misses {error.name}; install "
+                             "numpy (the extra `emulator`), or pass device buffers", missing=error.name) from error
 
 
 def _module(emulator: Any, candidate: Candidate) -> Any:

@@ -2,7 +2,8 @@
 
 The first of these that names a pack is used, alone: the ``packs`` argument of a call, the environment variable
 ``LOADER_ARTIFACTS`` (directories joined by ``os.pathsep``), installed distributions (entry points of the group
-``loader.artifacts``), the ``artifacts`` directory beside this package. A named directory is a pack, or holds packs.
+``block_scaled.packs``, or of its old name ``loader.artifacts``), in a checkout its ``artifacts`` directory. A named
+directory is a pack, or holds packs.
 No byte of a file is used before its size and sha256 are those of the manifest.
 """
 
@@ -37,8 +38,10 @@ from .manifest import (
 from .reader import parse
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
-ENTRY_POINT_GROUP = "loader.artifacts"
-CHECKOUT_ARTIFACTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "artifacts")
+ENTRY_POINT_GROUPS = ("block_scaled.packs", "loader.artifacts")
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# None where this package is installed: whoever put an `artifacts` beside it there, it is not ours.
+CHECKOUT_ARTIFACTS = os.path.join(_ROOT, "artifacts") if os.path.isfile(os.path.join(_ROOT, "kernels.yaml")) else None
 
 
 class Pack(NamedTuple):
@@ -235,15 +238,13 @@ def _entry_points(path: str) -> list[str]:
             lines = [line.strip() for line in stream]
     except OSError:
         return []
-    header = f"[{ENTRY_POINT_GROUP}]"
-    if header not in lines:
-        return []
-    modules = []
-    for line in lines[lines.index(header) + 1:]:
+    modules, group = [], ""
+    for line in lines:
         if line.startswith("["):
-            break
-        if "=" in line and not line.startswith(("#", ";")):
-            modules.append(line.split("=", 1)[1].strip())
+            group = line.strip("[]").strip()
+        elif group in ENTRY_POINT_GROUPS and "=" in line and not line.startswith(("#", ";")):
+            # The package: neither an attribute of it nor extras mean anything here.
+            modules.append(line.split("=", 1)[1].split(":")[0].split("[")[0].strip())
     return modules
 
 
@@ -251,7 +252,7 @@ def _module_directory(module: str, distribution: str) -> str:
     from importlib.util import find_spec  # only where a distribution brings a pack
 
     facts = {"tried": [module], "distribution": distribution}
-    where = f"entry point {ENTRY_POINT_GROUP} of {distribution}: {module!r}"
+    where = f"entry point of {distribution}: {module!r}"
     try:
         spec = find_spec(module)
     except Exception as error:  # whatever the parent of a package raises where it is imported
@@ -267,8 +268,8 @@ def _named(directories: Iterable[str], source: str) -> list[str]:
     for directory in directories:
         packs = pack_directories(directory)
         if not packs:
-            raise PackNotFoundError(f"{source} names {directory!r}, which holds no {MANIFEST_NAME}; "
-                                    "`python build.py --arch ...` makes a pack", tried=[directory])
+            raise PackNotFoundError(f"{source} names {directory!r}, which holds no {MANIFEST_NAME}"
+                                    + _advice(), tried=[directory])
         found.extend(packs)
     return found
 
@@ -286,13 +287,19 @@ def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
     installed = _installed()
     if installed:
         return _named(installed, "an installed distribution"), "installed distributions"
-    found = pack_directories(CHECKOUT_ARTIFACTS)
-    if found:
-        return found, "the checkout"
-    raise PackNotFoundError(
-        f"no pack: {ENVIRONMENT_VARIABLE} is not set, no installed distribution brings one, and {CHECKOUT_ARTIFACTS} "
-        "holds none; `python build.py --arch ...` makes one",
-        tried=[ENVIRONMENT_VARIABLE, f"entry points {ENTRY_POINT_GROUP}", CHECKOUT_ARTIFACTS])
+    tried = [ENVIRONMENT_VARIABLE, f"entry points {ENTRY_POINT_GROUPS[0]}"]
+    nowhere = f"{ENVIRONMENT_VARIABLE} is not set, no installed distribution brings one"
+    if CHECKOUT_ARTIFACTS is not None:
+        found = pack_directories(CHECKOUT_ARTIFACTS)
+        if found:
+            return found, "the checkout"
+        tried, nowhere = [*tried, CHECKOUT_ARTIFACTS], f"{nowhere}, {CHECKOUT_ARTIFACTS} holds none"
+    raise PackNotFoundError(f"no pack: {nowhere}{_advice()}", tried=tried)
+
+
+def _advice() -> str:
+    """What to do about it, where that can be done."""
+    return "" if CHECKOUT_ARTIFACTS is None else "; `python build.py --arch ...` makes a pack"
 
 
 def directories_given(packs: Any) -> tuple[str, ...] | None:

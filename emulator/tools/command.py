@@ -211,7 +211,8 @@ def _counts(text: str) -> list[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m emulator", description="Executes PTX without a GPU.")
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__.removesuffix('.tools')}",
+                                     description="Executes PTX without a GPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     shown = argparse.ArgumentParser(add_help=False)
     shown.add_argument("--seed", type=int, default=0, help="of the schedule (run) or of the data (profile)")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import loader
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -26,10 +28,11 @@ def test_paths_exist(name):
 
 
 def test_ci_runs_the_second_command_of_the_readme():
-    """The two are one line."""
+    """The two are one line. Before the two commands of a checkout stands the one that installs a wheel."""
     commands = re.findall(r"```bash\n(.+)\n```", (ROOT / "README.md").read_text())
-    assert len(commands) == 2
-    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == commands[1]
+    assert len(commands) == 3
+    assert commands[0] == f"pip install block_scaled-{loader.__version__}-py3-none-any.whl"
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == commands[2]
 
 
 def test_the_version_stands_once():

@@ -166,7 +166,7 @@ def test_a_broken_entry_point_of_ours_is_an_error(tmp_path, monkeypatch, module,
     with pytest.raises(loader.PackNotFoundError) as caught:
         loader.kernels()
     where = tmp_path / "ours-1.dist-info"
-    assert str(caught.value) == f"entry point loader.artifacts of {where}: {why}"
+    assert str(caught.value) == f"entry point of {where}: {why}"
     assert caught.value.distribution == str(where)
 
 

@@ -65,13 +65,15 @@ def test_equal_artifacts_combine_and_different_ones_do_not(tmp_path):
         loader.kernels(packs=[first, write(tmp_path / "d", ["120a"], skip=None)])
 
 
-def test_installed_distribution(tmp_path, monkeypatch):
+@pytest.mark.parametrize("named", ["[block_scaled.packs]\nsome = some_pack", "[loader.artifacts]\nsome = some_pack",
+                                   "[ block_scaled.packs ]\n# x = y\nsome=some_pack:anything [extra]"])
+def test_installed_distribution(tmp_path, monkeypatch, named):
     """A distribution names its pack by an entry point; it comes after the variable and before the checkout."""
     site = tmp_path / "site"
     write(site / "some_pack", ["100a"])
     (site / "some_pack-1.dist-info").mkdir()
     (site / "some_pack-1.dist-info" / "entry_points.txt").write_text(
-        "[console_scripts]\nx = y:z\n\n[loader.artifacts]\nsome = some_pack\n[other]\nq = r\n")
+        f"[console_scripts]\nx = y:z\n\n{named}\n[other]\nq = r\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(registry, "CHECKOUT_ARTIFACTS", write(tmp_path / "checkout", ["90a"]))
     assert loader.kernels()["scale_rows"].archs == ("100a",)
@@ -81,11 +83,21 @@ def test_installed_distribution(tmp_path, monkeypatch):
 def test_checkout(tmp_path, monkeypatch):
     """Without anything named, the checkout's artifacts; without those, the error says how to get some."""
     monkeypatch.setattr(registry, "CHECKOUT_ARTIFACTS", str(tmp_path / "artifacts"))
-    with pytest.raises(loader.PackNotFoundError, match="build.py --arch ... makes one|makes one") as caught:
+    with pytest.raises(loader.PackNotFoundError, match="build.py --arch ...` makes a pack") as caught:
         loader.kernels()
     assert registry.ENVIRONMENT_VARIABLE in caught.value.tried
     write(tmp_path / "artifacts", ["90a"])
     assert loader.kernels()["scale_rows"].archs == ("90a",)
+
+
+def test_no_checkout(monkeypatch):
+    """Where the loader is installed, nothing beside it is read, and no advice is given that needs a checkout."""
+    monkeypatch.setattr(registry, "CHECKOUT_ARTIFACTS", None)
+    with pytest.raises(loader.PackNotFoundError) as caught:
+        loader.kernels()
+    assert str(caught.value) == "no pack: LOADER_ARTIFACTS is not set, no installed distribution brings one"
+    with pytest.raises(loader.PackNotFoundError, match=r"holds no manifest.json$"):
+        loader.kernels(packs="/absent")
 
 
 def test_only_the_artifact_that_runs_is_read(cuda, tmp_path):

@@ -1,0 +1,116 @@
+"""Wheels: loader, emulator and integrations under one name with a pack of kernels, or a pack alone.
+
+Nothing of them depends on where or when they are made: sources are copied with the same modes, and the archive has
+no times of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+
+from generator.errors import BuildError
+from loader import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "block_scaled"
+PARTS = ("loader", "emulator", "integrations")
+# One image serves a family of GPUs: 100f the B200, B300 and GB300, 120f RTX PRO 6000, 5090 and GB10.
+ARCHS = "90a,100f,120f"
+EXTRAS = {"emulator": ["numpy>=1.26"], "checkpoints": ["numpy>=1.26", "rich>=13.7"]}
+INIT = '''"""Ahead-of-time compiled kernels for block-scaled numbers, and what launches them."""
+
+from .loader import __version__ as __version__
+'''
+EPOCH = "315532800"  # 1980-01-01, the first day that a zip can name
+
+
+def package(pack_name: str | None) -> str:
+    """What the wheel installs: the whole package, or where there is a name a pack alone."""
+    name = PACKAGE if pack_name is None else f"{PACKAGE}_{pack_name}"
+    if not (name.isidentifier() and name.isascii() and name.islower()):
+        raise BuildError("--pack-only: expected a name of lower-case letters, digits and underscores, "
+                         f"got {pack_name!r}")
+    return name
+
+
+def write(destination: Path, package: str, make_pack: Callable[[Path], None]) -> Path:
+    """Make the wheel of ``package`` in ``destination``; ``make_pack`` writes the pack into a directory."""
+    with tempfile.TemporaryDirectory() as name:
+        stage = Path(name)
+        settings = _whole(stage) if package == PACKAGE else _pack_alone(stage, package)
+        pack = stage / settings["pack"].replace(".", "/")
+        make_pack(pack)
+        shutil.rmtree(pack / ".build", ignore_errors=True)
+        _copy(ROOT / "LICENSE", stage / "LICENSE")
+        _write(stage / "pyproject.toml", _project(settings))
+        for path in stage.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return _archive(stage, destination)
+
+
+def _whole(stage: Path) -> dict[str, object]:
+    packages = [PACKAGE]
+    for source in (path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))):
+        _copy(source, stage / PACKAGE / source.relative_to(ROOT))
+        package = f"{PACKAGE}.{'.'.join(source.relative_to(ROOT).parts[:-1])}"
+        if package not in packages:
+            packages.append(package)
+    _write(stage / PACKAGE / "__init__.py", INIT)
+    _write(stage / PACKAGE / "py.typed", "")
+    _write(stage / PACKAGE / "kernels" / "__init__.py", '"""A pack: files and their manifest, no code."""\n')
+    _copy(ROOT / "README.md", stage / "README.md")
+    return {"distribution": PACKAGE, "packages": [*packages, f"{PACKAGE}.kernels"], "pack": f"{PACKAGE}.kernels",
+            "dependencies": [], "extras": EXTRAS,
+            "description": "Ahead-of-time compiled CUDA kernels for NVFP4, MXFP4, MXFP8 and FP8, and a loader that "
+                           "launches them from any framework"}  # fmt: skip
+
+
+def _pack_alone(stage: Path, package: str) -> dict[str, object]:
+    text = "Kernels for the loader of block_scaled"
+    _write(stage / package / "__init__.py", '"""A pack: files and their manifest, no code."""\n')
+    _write(stage / package / "py.typed", "")
+    _write(stage / "README.md", f"{text}: a pack, found by its entry point.\n")
+    return {"distribution": package, "packages": [package], "pack": package, "dependencies": [PACKAGE], "extras": {},
+            "description": text}  # fmt: skip
+
+
+def _project(settings: dict[str, object]) -> str:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True,
+                                     undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # fmt: skip
+    return environment.get_template("wheel.toml.j2").render(version=__version__, **settings)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _archive(stage: Path, destination: Path) -> Path:
+    """By setuptools, in a process of its own: it changes directories and talks a lot."""
+    made = stage / "made"
+    made.mkdir()
+    program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, str(made)], cwd=stage, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, umask=0o022,
+                          env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH})  # fmt: skip
+    wheels = list(made.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise BuildError(f"setuptools made no wheel:\n{done.stdout.rstrip()}")
+    destination.mkdir(parents=True, exist_ok=True)
+    partial, target = destination / f".{wheels[0].name}.tmp", destination / wheels[0].name
+    shutil.copyfile(wheels[0], partial)
+    os.replace(partial, target)
+    return target
