@@ -1,4 +1,4 @@
-"""``python -m loader list | inspect | verify | explain | doctor``."""
+"""``python -m loader list | inspect | verify | explain | diff | doctor``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, api, driver, expression, registry, select
+from . import __version__, api, changes, driver, expression, registry, select
 from .errors import LoaderError
 from .explanation import signature_text, table
 from .manifest import Composite, Family
@@ -79,6 +79,18 @@ def _explain(options: argparse.Namespace) -> int:
     return 0 if explanation.variant or explanation.skipped else 1
 
 
+def _diff(options: argparse.Namespace) -> int:
+    before, after = map(registry.open_pack, (options.before, options.after))
+    found = changes.changes(before, after)
+    if found:
+        print(table([changes.HEADERS, *changes.rows(found)]))
+    print(f"{len(found)} of {len(before.manifest.artifacts)} and {len(after.manifest.artifacts)} artifacts differ")
+    if options.html is not None:
+        with open(options.html, "w", encoding="utf-8") as stream:
+            stream.write(changes.page(f"{options.before} and {options.after}", found))
+    return 1 if found else 0
+
+
 def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
@@ -136,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--device", help="cuda:0, or an architecture such as 120a")
     explain.add_argument("--variant")
     explain.set_defaults(run=_explain)
+    diff = commands.add_parser("diff", help="kernels that differ between two packs; exits with 1 where there are some")
+    diff.add_argument("before", metavar="BEFORE")
+    diff.add_argument("after", metavar="AFTER")
+    diff.add_argument("--html", metavar="FILE", help="write it as a page, too")
+    diff.set_defaults(run=_diff)
     commands.add_parser("doctor", help="driver, devices, packs, and what would run").set_defaults(run=_doctor)
     return parser
 
