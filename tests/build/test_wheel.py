@@ -1,15 +1,13 @@
 """The wheel: the same bytes from anywhere, nothing generic in it, and launches where nothing else is installed."""
 
-import os
 import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
+from environments import Environment
 from packs import ARCHS, CACHE, turn
 
 from generator.errors import ToolchainError
@@ -51,29 +49,6 @@ def wheel(tmp_path_factory) -> Path:
     """Of every shipped kernel, for the archs whose kernels tests have anyway; those that ship are as large."""
     with turn():
         return build(tmp_path_factory.mktemp("wheel"), "--arch", ",".join(ARCHS), "--out", str(CACHE))
-
-
-class Environment:
-    """An empty environment: no compiler, no network, no packages but those installed here."""
-
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False)
-        self.folder = folder
-        self.packages = next(folder.glob("lib/python*/site-packages"))
-        self.variables = {"PATH": "", "HOME": str(folder), "PIP_CONFIG_FILE": os.devnull}
-
-    def install(self, *wheels: Path) -> None:
-        pip = [sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "install"]
-        command = [*pip, "--no-index", "--no-compile", "--quiet", "--disable-pip-version-check", *map(str, wheels)]
-        subprocess.run(command, check=True, env=self.variables, cwd=self.folder)
-
-    def with_numpy(self) -> None:
-        """As the extra brings it, from where the tests have theirs."""
-        (self.packages / "numpy.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([self.folder / "bin" / "python", *arguments], capture_output=True, text=True,
-                              env=self.variables, cwd=self.folder)  # fmt: skip
 
 
 @pytest.fixture
