@@ -9,17 +9,26 @@ first call that needs them. docs/loader.md is the guide.
 
 from . import errors
 from .api import (
+    ArtifactInfo,
+    BufferSpec,
     Explanation,
     KernelInfo,
     Loaded,
+    PackInfo,
     Plan,
+    Unloaded,
     Verified,
+    buffers,
     check,
     explain,
     kernels,
     launch,
+    outputs,
+    packs,
     plan,
     preload,
+    reload,
+    unload,
     verify,
     workspace_bytes,
 )
@@ -28,5 +37,6 @@ from .errors import __all__ as _error_names
 
 __version__ = "0.1.0"
 
-__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "__version__", "check", "errors", "explain",
-           "kernels", "launch", "plan", "preload", "verify", "workspace_bytes", *_error_names]
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Unloaded",
+           "Verified", "__version__", "buffers", "check", "errors", "explain", "kernels", "launch", "outputs", "packs",
+           "plan", "preload", "reload", "unload", "verify", "workspace_bytes", *_error_names]

@@ -1,4 +1,4 @@
-"""What ``import loader`` offers: launch, plan, check, preload, explain, workspace_bytes, kernels, verify."""
+"""What ``import loader`` offers, but for its errors."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import arch, driver, explanation, module, registry, select
+from . import buffer_specs, driver, explanation, facts, module, registry, select
+from .buffer_specs import BufferSpec
 from .call import Call, target
 from .composite import CompositeCall, CompositeCalls
 from .errors import DeviceError, UnknownKernelError, UnknownVariantError
 from .explanation import Explanation
+from .facts import ArtifactInfo, KernelInfo, PackInfo
+from .manifest import Family
+from .module import Unloaded
 from .overloads import OverloadedCall, overloads
 from .plan import Plan
 from .registry import Verified, verify
 from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 
-__all__ = ["Explanation", "KernelInfo", "Loaded", "Plan", "Verified", "check", "explain", "kernels", "launch", "plan",
-           "preload", "verify", "workspace_bytes"]
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Unloaded",
+           "Verified", "buffers", "check", "explain", "kernels", "launch", "outputs", "packs", "plan", "preload",
+           "reload", "unload", "verify", "workspace_bytes"]
 
 _modules = sys.modules
 _calls: dict[Any, Call | CompositeCalls | OverloadedCall] = {}
@@ -25,13 +30,13 @@ _calls: dict[Any, Call | CompositeCalls | OverloadedCall] = {}
 
 def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls | OverloadedCall:
     packs = registry.directories_given(packs)
-    key = (name, device, type(device), variant, packs)
+    key, calls = (name, device, type(device), variant, packs), _calls
     try:
-        found = _calls.get(key)
+        found = calls.get(key)
     except TypeError:  # what cannot be hashed is no name of anything, and Call says which it is
         return Call(name, device, variant, packs)
     if found is None:
-        found = _calls[key] = _new_call(name, device, variant, packs)
+        found = calls[key] = _new_call(name, device, variant, packs)
     return found
 
 
@@ -111,8 +116,7 @@ def preload(*names: str, device: int | Sequence[int] | None = None, variant: str
     Needed before a stream is captured into a graph.
     """
     found = registry.registry(packs)
-    kernels = [kernel for name in names for kernel in _kernels_of(found, name)]
-    families = [found.family(name) for name in dict.fromkeys(kernels)] or list(found.families.values())
+    families = _families_of(found, names)
     loaded = []
     for place in [_ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
         on = driver.get().device(place)
@@ -122,6 +126,12 @@ def preload(*names: str, device: int | Sequence[int] | None = None, variant: str
                 artifact = candidate.artifact
                 loaded.append(Loaded(family.name, artifact.variant, artifact.arch, place))
     return loaded
+
+
+def _families_of(found: registry.Registry, names: Sequence[str]) -> list[Family]:
+    """The families of kernels and composites, all where none is named."""
+    kernels = [kernel for name in names for kernel in _kernels_of(found, name)]
+    return [found.family(name) for name in dict.fromkeys(kernels)] or list(found.families.values())
 
 
 def _kernels_of(found: registry.Registry, name: str) -> list[str]:
@@ -164,30 +174,58 @@ def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None
     return call.workspace_bytes(explanation.problem_of(call, args, kwargs)[0].values)
 
 
-class KernelInfo(NamedTuple):
-    """A kernel family of the packs, or a composite, which has no variants."""
-
-    name: str
-    summary: str
-    signature: str
-    archs: tuple[str, ...]
-    variants: tuple[str, ...]
-
-
 @breaks_graph
 def kernels(packs: Sequence[str] | None = None) -> dict[str, KernelInfo]:
     """Every kernel of the packs by name."""
-    found = registry.registry(packs)
-    infos = {}
-    for family in found.families.values():
-        artifacts = [candidate.artifact for candidate in found.candidates(family.name)]
-        infos[family.name] = KernelInfo(
-            family.name, family.summary, explanation.signature_text(family),
-            tuple(name for name in arch.ARCHS if any(a.arch == name for a in artifacts)),
-            tuple(sorted({artifact.variant for artifact in artifacts})))
-    for name, composite in found.composites.items():
-        archs = [set(infos[step.kernel].archs) for step in composite.steps]
-        infos[name] = KernelInfo(
-            name, composite.signature.summary, explanation.signature_text(composite.signature),
-            tuple(name for name in arch.ARCHS if all(name in held for held in archs)), ())
-    return infos
+    return {info.name: info for info in facts.kernels(registry.registry(packs))}
+
+
+@breaks_graph
+def packs(packs: Sequence[str] | None = None) -> tuple[PackInfo, ...]:
+    """The packs that a call with this ``packs`` uses."""
+    return facts.packs(registry.registry(packs))
+
+
+@untraced
+def buffers(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> dict[str, BufferSpec]:
+    """What every buffer of a call must be, by argument; a composite's workspace is that of one go.
+
+    Takes what is known of the call: its buffers, or a ``BufferSpec`` or a dtype in the place of one, scalars, and
+    dimensions as numbers. What the kernel writes need not be given, nor an input where no buffer is. Raises what a
+    launch raises, and a ``MissingArgumentError`` that names a dimension that follows from nothing.
+    """
+    call, kwargs = _call_of(name, None, None, packs, kwargs)
+    return buffer_specs.buffers(call, args, kwargs)
+
+
+@untraced
+def outputs(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> dict[str, BufferSpec]:
+    """Those of ``buffers`` that the call writes: results, their scales, room for tensor maps, workspace."""
+    call, kwargs = _call_of(name, None, None, packs, kwargs)
+    return buffer_specs.written(call.family, buffer_specs.buffers(call, args, kwargs))
+
+
+@breaks_graph
+def unload(*names: str, packs: Sequence[str] | None = None) -> list[Unloaded]:
+    """Give the memory of kernels back to the driver, on all devices; later launches load them anew.
+
+    ``names``: kernels and composites. Without ``names`` all kernels of ``packs``, without either all that was loaded.
+    Waits for the devices. What a plan, or a launch that has not returned, can still use stays loaded and is marked
+    ``held``; CUDA graphs are not seen, and must not be replayed afterwards. ``CaptureError`` during a capture.
+    """
+    global _calls
+    digests = None
+    if names or packs is not None:
+        found = registry.registry(packs)
+        digests = {candidate.artifact.binary.sha256 for family in _families_of(found, names)
+                   for candidate in found.candidates(family.name)}
+    _calls = {}  # and with it the problems that they have prepared
+    return module.unload(digests)
+
+
+@breaks_graph
+def reload() -> None:
+    """Find and read packs anew from the next call on. Plans, and modules in the driver, stay as they are."""
+    global _calls
+    registry.forget()  # first: whoever finds no call makes one of packs that are read from now on
+    _calls = {}

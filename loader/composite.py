@@ -35,9 +35,6 @@ _NOTHING = (-1, 0)
 # Buffers of a problem whose addresses are not known yet lie this far apart.
 _APART = 1 << 44
 
-_ELEMENTS = {dtype: element for element, dtype in reversed(dlpack.ELEMENTS.items())} | {
-    "ue4m3": (dlpack.FLOAT8_E4M3FN, 8, 1), "u8": (dlpack.UINT, 8, 1)}
-
 
 class CompositeCall(Call):
     """One composite with its ``device`` and ``packs``, with or without a workspace of the caller."""
@@ -137,7 +134,7 @@ class CompositeCall(Call):
                     buffers.append(dlpack.ABSENT)
                     continue
                 index, offset = sources[name]
-                buffers.append(Buffer((index + 1) * _APART + offset, *place, _ELEMENTS[dtypes[name]],
+                buffers.append(Buffer((index + 1) * _APART + offset, *place, dlpack.ELEMENT_OF[dtypes[name]],
                                       self._shape(name, values), None, False))
             scalars = [value(values) for value in step.scalars]
             found.append((step, step.call.checker.check(buffers, scalars), tuple(sources[name] for name in names)))

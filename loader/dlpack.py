@@ -33,6 +33,8 @@ ELEMENTS: dict[tuple[int, int, int], str] = {
     (FLOAT4_E2M1FN, 4, 2): "e2m1x2", (FLOAT4_E2M1FN, 4, 1): "e2m1x2",
     (UINT, 8, 1): "u8", (INT, 8, 1): "u8",
 }
+# dtype of the manifest -> an element type that is read as it
+ELEMENT_OF = {dtype: element for element, dtype in reversed(ELEMENTS.items())} | {"ue4m3": (FLOAT8_E4M3FN, 8, 1)}
 
 FLOATS = frozenset({"f32", "f16", "bf16"})
 

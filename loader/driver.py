@@ -63,6 +63,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
     "cuCtxGetDevice": (POINTER(c_int),),
+    "cuCtxSynchronize": (),
     "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuStreamIsCapturing": (c_uint64, POINTER(c_int)),
     "cuMemAllocAsync": (POINTER(c_uint64), c_size_t, c_uint64),
@@ -70,6 +71,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_uint64),
     "cuStreamSynchronize": (c_uint64,),
     "cuLibraryLoadData": (POINTER(c_void_p), c_char_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
+    "cuLibraryUnload": (c_void_p,),
     "cuLibraryGetKernel": (POINTER(c_void_p), c_void_p, c_char_p),
     "cuKernelGetFunction": (POINTER(c_void_p), c_void_p),
     "cuKernelSetAttribute": (c_int, c_int, c_void_p, c_int),
@@ -126,6 +128,14 @@ class Device:
         finally:
             self.driver.call("cuCtxPopCurrent_v2", byref(c_void_p()), device=self.ordinal)
 
+    def synchronize(self) -> None:
+        """Wait for all that is queued on the device; ``CaptureError`` where a capture forbids that."""
+        with self.current():
+            status = self.driver._functions["cuCtxSynchronize"]()
+        if status in CAPTURE_ERRORS:
+            raise CaptureError(f"cuda:{self.ordinal} cannot be waited for while a stream is being captured",
+                               device=self.ordinal)
+        self.driver.check(status, "cuCtxSynchronize", device=self.ordinal)
 
     @contextmanager
     def scratch(self, size: int, stream: int, **context: Any) -> Iterator[int]:
@@ -217,6 +227,10 @@ class Driver:
         library = c_void_p()
         self.call("cuLibraryLoadData", byref(library), image, None, None, 0, None, None, 0, **context)
         return library
+
+    def unload_library(self, library: c_void_p, /, **context: Any) -> None:
+        """Free an image and its functions on every device; nothing may use them any more."""
+        self.call("cuLibraryUnload", library, **context)
 
     def kernel(self, library: c_void_p, symbol: str, /, **context: Any) -> c_void_p:
         kernel = c_void_p()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections.abc import Sequence
 from ctypes import c_uint64, c_void_p
 from typing import Any
@@ -19,6 +20,7 @@ from .driver import Device, LaunchAttribute, LaunchConfig, TensorMapEncoder
 from .errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, UnknownArgumentError
 from .geometry import Geometry
 from .manifest import TENSOR_MAP_ALIGNMENT, Family
+from .module import Function
 from .select import Decision, Selection
 from .signature import Problem
 from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
@@ -31,10 +33,10 @@ MAX_PLAN_SLOTS = 64
 
 
 class Prepared:
-    """One problem on one CUDA device."""
+    """One problem on one CUDA device. Its kernel stays loaded while this is referred to."""
 
     def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry, device: Device,
-                 function: c_void_p) -> None:
+                 function: Function) -> None:
         self.family, self.problem, self.selection, self.geometry = family, problem, selection, geometry
         artifact = selection.chosen.artifact
         self.device, self.function = device, function
@@ -111,7 +113,9 @@ class Slot:
     def __init__(self, prepared: Prepared) -> None:
         geometry = prepared.geometry
         self.pointers: tuple[int, ...] | None = None
-        self._prepared, self._driver, self._function = prepared, prepared.device.driver, prepared.function
+        # Weakly, or a slot that is idle would keep its own Prepared, and so the module. Who launches a slot has it.
+        self._prepared = weakref.proxy(prepared)
+        self._driver, self._function = prepared.device.driver, prepared.function.handle
         self._fields = list(geometry.fields)
         self._buffer = ctypes.create_string_buffer(geometry.layout.size + TENSOR_MAP_ALIGNMENT)
         base = ctypes.addressof(self._buffer)
@@ -167,8 +171,8 @@ class Slot:
 class Plan:
     """A checked and packed call. ``launch`` only launches; ``bind`` swaps buffers for others of equal signature.
 
-    The plan keeps the objects that it was given alive. Launches may come from several threads; a ``bind`` must not
-    run beside them.
+    The plan keeps the objects that it was given alive, and its kernels loaded. Launches may come from several threads;
+    a ``bind`` must not run beside them.
     """
 
     def __init__(self, family: Family, prepared: launchable.Launchable | None, buffers: Sequence[dlpack.Buffer],

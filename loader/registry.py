@@ -45,10 +45,11 @@ CHECKOUT_ARTIFACTS = os.path.join(_ROOT, "artifacts") if os.path.isfile(os.path.
 
 
 class Pack(NamedTuple):
-    """A directory with a manifest that has been read and checked."""
+    """A directory with a manifest that has been read and checked; ``digest``: sha256 (hex) of the manifest's bytes."""
 
     directory: str
     manifest: Manifest
+    digest: str
 
     def read(self, stored: StoredFile) -> bytes:
         """The bytes of a file, after its size and sha256 were checked."""
@@ -195,7 +196,7 @@ def open_pack(directory: str) -> Pack:
     """Read and check the manifest of one pack."""
     data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     try:
-        return Pack(directory, parse(data))
+        return Pack(directory, parse(data), hashlib.sha256(data).hexdigest())
     except PackError as error:
         raise type(error)(f"pack {directory}: {error}", **{**error.facts, "pack": directory}) from None
 
@@ -323,11 +324,18 @@ _registries: dict[tuple[str, ...] | None, Registry] = {}
 
 def registry(packs: Sequence[str] | None = None) -> Registry:
     """The registry of the given packs, or of the default ones; packs are found and read once a process."""
-    key = directories_given(packs)
-    if key not in _registries:
+    key, opened = directories_given(packs), _registries
+    found = opened.get(key)
+    if found is None:
         directories, source = resolve(key)
-        _registries[key] = Registry([open_pack(directory) for directory in dict.fromkeys(directories)], source)
-    return _registries[key]
+        found = opened[key] = Registry([open_pack(directory) for directory in dict.fromkeys(directories)], source)
+    return found
+
+
+def forget() -> None:
+    """Find and read packs again where they are asked for next."""
+    global _registries
+    _registries = {}  # a new one: what another thread is reading now goes to the old one
 
 
 class Verified(NamedTuple):

@@ -21,7 +21,6 @@ def fresh_loader(monkeypatch):
     monkeypatch.setattr(api, "_calls", {})
     monkeypatch.setattr(registry, "_registries", {})
     monkeypatch.setattr(module, "_libraries", {})
-    monkeypatch.setattr(module, "_functions", {})
     monkeypatch.setattr(driver, "_driver", None)
     monkeypatch.setattr(driver, "forked", False)
     monkeypatch.setattr(emulated, "_modules", {})

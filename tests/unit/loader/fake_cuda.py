@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 MAGIC = b"\x7fFAKE"
 SUCCESS, INVALID_VALUE, INVALID_CONTEXT, NO_BINARY, INVALID_HANDLE, NOT_FOUND = 0, 1, 201, 209, 400, 500
-CAPTURE_IMPLICIT = 906
+CAPTURE_UNSUPPORTED, CAPTURE_IMPLICIT = 900, 906
 NAMES = {1: (b"CUDA_ERROR_INVALID_VALUE", b"invalid argument"),
          201: (b"CUDA_ERROR_INVALID_CONTEXT", b"invalid device context"),
          209: (b"CUDA_ERROR_NO_BINARY_FOR_GPU", b"no kernel image is available for execution on the device"),
@@ -66,10 +66,11 @@ _SIGNATURES = {
     "cuGetErrorString": (c_int, c_void_p), "cuDeviceGetCount": (c_void_p,), "cuDeviceGet": (c_void_p, c_int),
     "cuDeviceGetName": (c_void_p, c_int, c_int), "cuDeviceGetAttribute": (c_void_p, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (c_void_p, c_int), "cuCtxPushCurrent_v2": (c_void_p,),
-    "cuCtxPopCurrent_v2": (c_void_p,), "cuCtxGetDevice": (c_void_p,),
+    "cuCtxPopCurrent_v2": (c_void_p,), "cuCtxGetDevice": (c_void_p,), "cuCtxSynchronize": (),
     "cuPointerGetAttribute": (c_void_p, c_int, c_uint64), "cuStreamIsCapturing": (c_uint64, c_void_p),
     "cuLibraryLoadData": (c_void_p, c_void_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
-    "cuLibraryGetKernel": (c_void_p, c_uint64, c_void_p), "cuKernelGetFunction": (c_void_p, c_uint64),
+    "cuLibraryUnload": (c_uint64,), "cuLibraryGetKernel": (c_void_p, c_uint64, c_void_p),
+    "cuKernelGetFunction": (c_void_p, c_uint64),
     "cuKernelSetAttribute": (c_int, c_int, c_uint64, c_int),
     "cuKernelGetParamInfo": (c_uint64, c_size_t, c_void_p, c_void_p),
     "cuTensorMapEncodeTiled": (c_uint64, c_int, c_uint32, c_uint64, c_void_p, c_void_p, c_void_p, c_void_p, c_int,
@@ -83,13 +84,15 @@ _SIGNATURES = {
 class FakeCuda:
     """State and functions; ``calls`` lists every function called, ``launches`` every launch that was accepted.
 
-    ``pool`` lists (device, stream, address, bytes) of every allocation from a memory pool, ``freed`` what came back.
+    ``libraries`` are the images that are loaded. ``pool`` lists (device, stream, address, bytes) of every allocation
+    from a memory pool, ``freed`` what came back.
     """
 
     def __init__(self):
         self.devices = [FakeDevice(), FakeDevice(), FakeDevice("Fake H200", (9, 0), 132, 232_448)]
         self.calls, self.launches, self.attributes = [], [], []
         self.pool, self.freed = [], []
+        self.libraries = set()
         self.memory = {}  # address -> bytes that a copy to the host finds there
         self.capturing = set()
         self.streams = {}  # handle -> device
@@ -183,7 +186,25 @@ class FakeCuda:
         if ctypes.string_at(code, len(MAGIC)) != MAGIC:
             return NO_BINARY
         size, = struct.unpack("<I", ctypes.string_at(code + len(MAGIC), 4))
-        return _put(c_void_p, out, self._new(json.loads(ctypes.string_at(code + len(MAGIC) + 4, size))))
+        library = self._new(json.loads(ctypes.string_at(code + len(MAGIC) + 4, size)))
+        self.libraries.add(library)
+        return _put(c_void_p, out, library)
+
+    def _cuLibraryUnload(self, library):
+        """Frees its kernels and functions with it: whoever launches one is told INVALID_HANDLE."""
+        if library not in self.libraries:
+            return INVALID_HANDLE
+        self.libraries.remove(library)
+        image = self._handles[library]
+        for handle, value in list(self._handles.items()):
+            if image is (value[0] if isinstance(value, tuple) else value):
+                del self._handles[handle]
+        return SUCCESS
+
+    def _cuCtxSynchronize(self):
+        if not self.stack:
+            return INVALID_CONTEXT
+        return CAPTURE_UNSUPPORTED if self.capturing else SUCCESS
 
     def _cuLibraryGetKernel(self, out, library, name):
         found = self._handles[library]
@@ -237,6 +258,8 @@ class FakeCuda:
         return SUCCESS
 
     def _cuLaunchKernelEx(self, config, function, parameters, extra):
+        if function not in self._handles:
+            return INVALID_HANDLE
         kernel, device = self._handles[function]
         c = _Config.from_address(config)
         stream = c.hStream or 0

@@ -22,7 +22,7 @@ def test_every_keyword_of_a_call_is_reserved():
                  loader.Plan.bind]
     taking = [signature.parameters.values() for signature in map(inspect.signature, functions)
               if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())]
-    assert len(taking) == 6  # launch, plan, check, explain, workspace_bytes, Plan.bind
+    assert len(taking) == 8  # launch, plan, check, explain, buffers, outputs, workspace_bytes, Plan.bind
     kept = {parameter.name for parameters in taking for parameter in parameters if parameter.kind in KINDS}
     assert kept | {WORKSPACE.name} == KEYWORDS
 
