@@ -76,10 +76,12 @@ def buffers(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
             dtype = value.dtype or argument.dtypes[0]
             found[index] = _imagined(family, index, argument, dtype, _shape(family, argument, known))
     problem = call.checker.check(found, scalars)
-    specs = {argument.name: BufferSpec(
-                _shape(family, argument, problem.values),
-                argument.dtypes if value == _Shapeless(None) else (problem.dtypes[argument.name],), argument.alignment)
-             for argument, value in zip(family.arguments, given, strict=True) if argument.name in problem.dtypes}
+    undecided = {argument.name: argument.dtypes for argument, value in zip(family.arguments, given, strict=True)
+                 if isinstance(value, _Shapeless) and value.dtype is None}
+    specs = {argument.name: BufferSpec(_shape(family, argument, problem.values),
+                                       undecided.get(argument.name) or (problem.dtypes[argument.name],),
+                                       argument.alignment)
+             for argument in family.arguments if argument.name in problem.dtypes}
     if isinstance(call, CompositeCall):
         shape = (call.workspace_bytes(problem.values),)
         specs[WORKSPACE.name] = BufferSpec(shape, WORKSPACE.dtypes, WORKSPACE.alignment)
