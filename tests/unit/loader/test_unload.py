@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from ctypes import CFUNCTYPE, c_int
 
 import pytest
 import sample_pack
@@ -14,6 +15,7 @@ from test_composite import arguments as composite_arguments
 from test_composite import write as write_composite
 
 import loader
+from loader import api, registry
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 
@@ -123,6 +125,23 @@ def test_an_error_of_the_wait_leaves_everything(cuda, pack):
     assert loads(cuda) == 1 and len(cuda.libraries) == 1
 
 
+def test_what_is_launched_during_the_wait_is_waited_for(cuda, pack, monkeypatch):
+    """By a plan that is gone before anything is freed."""
+    plans, wait = [], cuda.cuCtxSynchronize
+
+    def launching():
+        status = wait()
+        while plans:
+            plans.pop().launch(stream=0)
+        return status
+
+    monkeypatch.setattr(cuda, "cuCtxSynchronize", CFUNCTYPE(c_int)(launching))
+    plans.append(loader.plan("scale_rows", **arguments()))
+    assert [each.held for each in loader.unload()] == [False]
+    order = [name for name in cuda.calls if name in ("cuCtxSynchronize", "cuLaunchKernelEx", "cuLibraryUnload")]
+    assert order[-3:] == ["cuLaunchKernelEx", "cuCtxSynchronize", "cuLibraryUnload"]
+
+
 def test_unload_beside_launches(cuda, pack):
     """No launch of other threads, of problems old and new and by plans, ever reaches a function that was freed."""
     failures, done = [], threading.Event()
@@ -159,16 +178,21 @@ def test_unload_beside_launches(cuda, pack):
     assert not cuda.libraries
 
 
-def test_reload_sees_a_pack_that_was_replaced(cuda, pack):
-    """Its manifest and its binaries; until then the pack is the one that was read first, and plans stay valid."""
-    call, plan = arguments(), loader.plan("scale_rows", **arguments())
-    loader.launch("scale_rows", **call)
-    before, = loader.packs()
+def rebuild(pack):
+    """Replace the pack by one for sm_120a, with other binaries."""
     manifest, files = sample_pack.build(["120a"])
     for entry in manifest["artifacts"]:
         files[entry["file"]] += b"rebuilt"
         entry |= sample_pack.stored(entry["file"], files[entry["file"]]) | {"registers": 96}
     sample_pack.write(pack, manifest, files)
+
+
+def test_reload_sees_a_pack_that_was_replaced(cuda, pack):
+    """Its manifest and its binaries; until then the pack is the one that was read first, and plans stay valid."""
+    call, plan = arguments(), loader.plan("scale_rows", **arguments())
+    loader.launch("scale_rows", **call)
+    before, = loader.packs()
+    rebuild(pack)
     assert loader.packs() == (before,)
     loader.launch("scale_rows", **call)
     assert loads(cuda) == 1
@@ -182,28 +206,27 @@ def test_reload_sees_a_pack_that_was_replaced(cuda, pack):
     assert {artifact.registers for artifact in loader.kernels()["scale_rows"].artifacts} == {96}
 
 
-def test_reload_beside_readers(cuda, pack):
-    """Packs may be forgotten while other threads open them: each call gets what it asked for."""
-    failures, done = [], threading.Event()
+@pytest.mark.parametrize("module,reads", [(registry, "open_pack"), (api, "_new_call")])
+def test_a_reload_while_another_thread_reads(cuda, pack, monkeypatch, module, reads):
+    """What that call has begun with is its own: the next one sees the pack that was replaced meanwhile."""
+    original, threads = getattr(module, reads), []
 
-    def reading():
-        try:
-            while not done.is_set():
-                loader.kernels()
-                loader.launch("scale_rows", **arguments(), stream=0)
-        except Exception as error:
-            failures.append(error)
+    def interrupted(*arguments):
+        result = original(*arguments)
+        if not threads:
+            rebuild(pack)
+            threads.append(threading.Thread(target=loader.reload))
+            threads[0].start()
+            threads[0].join()
+        return result
 
-    threads = [threading.Thread(target=reading) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for _ in range(30):
-        loader.reload()
-        time.sleep(0.002)
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    monkeypatch.setattr(module, reads, interrupted)
+    loader.outputs("scale_rows", **arguments())
+    assert len(threads) == 1
+    loader.launch("scale_rows", **arguments())
+    assert {artifact.registers for artifact in loader.kernels()["scale_rows"].artifacts} == {96}
+    unloaded, = loader.unload()
+    assert unloaded.size == (pack / unloaded.file).stat().st_size
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
