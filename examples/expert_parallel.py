@@ -95,18 +95,19 @@ class ExpertParallel:
 def random_weights(seed: int, experts: int, hidden: int, between: int) -> dict[str, torch.Tensor]:
     """Weights of moe_fp4, random in the layout that it takes: any byte is two E2M1, scales are 0.25 to 1."""
     random = torch.Generator().manual_seed(seed)
+    specs = loader.buffers("moe_fp4", T=1, TOPK=1, E=experts, H=hidden, I=between, **WORDS)
 
-    def matrix(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
-        padded = experts, -(-rows // 128) * 128, -(-columns // 64) * 4
-        decode = 0.5 * columns**-0.5  # codes times scales have a standard deviation of about 2
+    def matrix(name: str) -> dict[str, torch.Tensor]:
+        packed, scale = specs[name].shape, specs[f"{name}_scale"].shape
+        decode = 0.5 * (2 * packed[-1]) ** -0.5  # codes times scales have a standard deviation of about 2
         return {
-            name: torch.randint(256, (experts, rows, columns // 2), dtype=torch.uint8, generator=random),
-            f"{name}_scale": torch.randint(0x28, 0x39, padded, dtype=torch.uint8, generator=random),
+            name: torch.randint(256, packed, dtype=torch.uint8, generator=random),
+            f"{name}_scale": torch.randint(0x28, 0x39, scale, dtype=torch.uint8, generator=random),
             f"{name}_alpha": torch.full((experts,), decode * DECODE_SCALE),
         }
 
     scales = {name: torch.full((experts,), DECODE_SCALE) for name in ("x_global_scale", "h_global_scale")}
-    return {**matrix("w13", 2 * between, hidden), **matrix("w2", hidden, between), **scales}
+    return {**matrix("w13"), **matrix("w2"), **scales}
 
 
 def random_tokens(seed: int, tokens: int, experts: int, top_k: int, hidden: int) -> list[torch.Tensor]:

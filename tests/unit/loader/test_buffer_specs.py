@@ -15,12 +15,15 @@ NUMBERS = {"M": 96, "K": 64, "E": 3, "top": 4}
 
 @pytest.fixture(autouse=True)
 def pack_with_room(tmp_path, monkeypatch):
-    """The sample pack, whose kernel also has room of its own, an output that alone gives P; and a composite."""
+    """The sample pack, whose kernel is also there with room of its own, an output that alone gives P, and with an
+    optional input that alone gives G; and a composite."""
     manifest, files = sample_pack.build()
-    manifest |= {"schema": 2, "composites": {"thrice": composite()}}
+    manifest |= {"schema": 4, "composites": {"thrice": composite()}}
     family = copy.deepcopy(manifest["families"]["scale_rows"])
     family["arguments"].append({"name": "room", "direction": "out", "dtypes": ["u8"], "shape": ["P", 256],
                                 "alignment": 64, "doc": "room"})
+    family["arguments"].append({"name": "extra", "direction": "in", "dtypes": ["f32"], "shape": ["G"], "alignment": 4,
+                                "doc": "more", "optional": True})
     family["constraints"].append({"text": "P >= top", "expression": [">=", "P", "top"]})
     manifest["families"]["with_room"] = family
     sample_pack.write(tmp_path, manifest, files)
@@ -89,6 +92,18 @@ def test_a_dimension_that_follows_from_nothing_is_named(call):
     for wrong in (True, 4.0, "4", None):
         with pytest.raises(loader.ScalarError, match="P expects a number"):
             loader.outputs("with_room", **call, P=wrong)
+
+
+def test_an_optional_input_is_there_where_it_is_given():
+    """Its dimension is one of the call's only then."""
+    call = {**NUMBERS, "P": 4}
+    assert "extra" not in loader.buffers("with_room", **call)
+    assert loader.buffers("with_room", **call, extra="f32", G=2)["extra"] == loader.BufferSpec((2,), ("f32",), 4)
+    assert loader.buffers("with_room", **given(extra=FastTensor("f32", (5,))), P=4)["extra"].shape == (5,)
+    with pytest.raises(loader.UnknownArgumentError, match="nothing that this call gives has the dimension G"):
+        loader.buffers("with_room", **call, G=2)
+    with pytest.raises(loader.MissingArgumentError, match="dimension G of extra"):
+        loader.buffers("with_room", **call, extra="f32")
 
 
 @pytest.mark.parametrize("change,error,text", [

@@ -195,6 +195,8 @@ def test_reload_sees_a_pack_that_was_replaced(cuda, pack):
     rebuild(pack)
     assert loader.packs() == (before,)
     loader.launch("scale_rows", **call)
+    with pytest.raises(loader.IntegrityError):  # what was not loaded is another file now
+        loader.launch("scale_rows", **arguments(output="f32"))
     assert loads(cuda) == 1
     loader.reload()
     after, = loader.packs()
