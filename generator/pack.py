@@ -29,6 +29,7 @@ from generator.render import SUFFIXES
 from generator.toolchain import Toolchain
 from loader.errors import LoaderError
 from loader.reader import parse
+from loader.trust import SIGNATURE_NAME
 
 SCHEMA = 4
 ABI = 1
@@ -136,6 +137,7 @@ class Writer:
         """Put the manifest in place and remove files that neither it nor ``previous`` names; whether it changed.
 
         ``PackError`` where the loader's own reader refuses the manifest; the one before it stays.
+        A manifest that changed is no longer signed.
         """
         built = {entry["family"] for entry in artifacts}
         manifest = {
@@ -154,6 +156,7 @@ class Writer:
         path = self.out / MANIFEST
         changed = not path.is_file() or path.read_bytes() != content
         if changed:
+            (self.out / SIGNATURE_NAME).unlink(missing_ok=True)  # it was one of the manifest before
             replace(path, content)
         self._remove_unnamed([*artifacts, *previous])
         return changed

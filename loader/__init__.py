@@ -16,6 +16,7 @@ from .api import (
     Loaded,
     PackInfo,
     Plan,
+    Trust,
     Unloaded,
     Verified,
     buffers,
@@ -37,6 +38,6 @@ from .errors import __all__ as _error_names
 
 __version__ = "0.1.0"
 
-__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Unloaded",
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Trust", "Unloaded",
            "Verified", "__version__", "buffers", "check", "errors", "explain", "kernels", "launch", "outputs", "packs",
            "plan", "preload", "reload", "unload", "verify", "workspace_bytes", *_error_names]

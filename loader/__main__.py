@@ -1,4 +1,4 @@
-"""``python -m loader list | inspect | verify | explain | diff | doctor``."""
+"""``python -m loader list | inspect | verify | sign | explain | diff | doctor``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, api, changes, driver, expression, registry, select
+from . import __version__, api, changes, driver, expression, registry, select, signing
 from .errors import LoaderError
 from .explanation import signature_text, table
 from .manifest import Composite, Family
@@ -57,13 +57,25 @@ def _inspect_composite(composite: Composite) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    outcomes = api.verify(options.packs)
+    required = api.Trust(keys=options.key) if options.key else None
+    outcomes = api.verify(options.packs, required)
     wrong = [outcome for outcome in outcomes if outcome.error is not None]
     for outcome in wrong:
         print(outcome.error)
     total = sum(outcome.size for outcome in outcomes)
     print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} files verified, {total} bytes")
+    for pack in registry.registry(options.packs, required).packs:
+        for signer in pack.signers:
+            print(f"{pack.directory} is signed by {signer}")
     return 1 if wrong else 0
+
+
+def _sign(options: argparse.Namespace) -> int:
+    if options.packs:
+        raise SystemExit("sign: expected the pack behind the command, got --packs")
+    signer = signing.sign(options.pack, options.key)
+    print(f"{options.pack} is signed by {signer}")
+    return 0
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -141,7 +153,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="arguments and artifacts of a kernel")
     inspect.add_argument("kernel")
     inspect.set_defaults(run=_inspect)
-    commands.add_parser("verify", help="compare every file with its manifest").set_defaults(run=_verify)
+    verify = commands.add_parser("verify", help="compare every file with its manifest")
+    verify.add_argument("--key", action="append", metavar="PUBLIC.pem", help="require the signature of this key, or of "
+                        "another that is given; may be repeated")
+    verify.set_defaults(run=_verify)
+    sign = commands.add_parser("sign", help="add a signature to a pack that is whole")
+    sign.add_argument("pack", help="directory of the pack")
+    sign.add_argument("--key", required=True, metavar="PRIVATE.pem", help="Ed25519 key that signs")
+    sign.set_defaults(run=_sign)
     explain = commands.add_parser("explain", help="which variant a problem runs, and why")
     explain.add_argument("kernel")
     explain.add_argument("problem", nargs="*", metavar="NAME=VALUE", help="dimensions, scalars, dtypes of arguments")

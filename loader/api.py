@@ -19,8 +19,9 @@ from .overloads import OverloadedCall, overloads
 from .plan import Plan
 from .registry import Verified, verify
 from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
+from .trust import Trust, asked
 
-__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Unloaded",
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Trust", "Unloaded",
            "Verified", "buffers", "check", "explain", "kernels", "launch", "outputs", "packs", "plan", "preload",
            "reload", "unload", "verify", "workspace_bytes"]
 
@@ -28,74 +29,80 @@ _modules = sys.modules
 _calls: dict[Any, Call | CompositeCalls | OverloadedCall] = {}
 
 
-def _call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls | OverloadedCall:
-    packs = registry.directories_given(packs)
-    key, calls = (name, device, type(device), variant, packs), _calls
+def _call(name: str, device: Any, variant: str | None, packs: Any,
+          trust: Trust | None) -> Call | CompositeCalls | OverloadedCall:
+    """Made once for what the call says; a ``trust`` of None is what the environment says then."""
+    packs, trust = registry.directories_given(packs), None if trust is None else asked(trust)
+    key, calls = (name, device, type(device), variant, packs, trust), _calls
     try:
         found = calls.get(key)
     except TypeError:  # what cannot be hashed is no name of anything, and Call says which it is
-        return Call(name, device, variant, packs)
+        return Call(name, device, variant, registry.registry(packs, trust))
     if found is None:
-        found = calls[key] = _new_call(name, device, variant, packs)
+        found = calls[key] = _new_call(name, device, variant, registry.registry(packs, trust))
     return found
 
 
-def _new_call(name: str, device: Any, variant: str | None, packs: Any) -> Call | CompositeCalls | OverloadedCall:
-    found = registry.registry(packs)
+def _new_call(name: str, device: Any, variant: str | None,
+              found: registry.Registry) -> Call | CompositeCalls | OverloadedCall:
     if name not in found.composites:
-        call, *others = [Call(each, device, variant, packs) for each in (name, *overloads(found, name))]
+        call, *others = [Call(each, device, variant, found) for each in (name, *overloads(found, name))]
         return OverloadedCall(call, others) if others else call
     if variant is not None:
         raise UnknownVariantError(f"{name} runs several kernels and has no variants, got {variant!r}", name=name,
                                   variant=variant, known=[], closest=[])
-    return CompositeCalls(name, device, packs)
+    return CompositeCalls(name, device, found)
 
 
-def _call_of(name: str, device: Any, variant: str | None, packs: Any, kwargs: Any) -> tuple[Call, Any]:
+def _call_of(name: str, device: Any, variant: str | None, packs: Any, trust: Trust | None,
+             kwargs: Any) -> tuple[Call, Any]:
     """The one kernel or composite that takes these arguments, and the arguments for it."""
-    call = _call(name, device, variant, packs)
+    call = _call(name, device, variant, packs, trust)
     return (call, kwargs) if isinstance(call, Call) else call.of(kwargs)
 
 
 @breaks_graph
 def launch(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
-           packs: Sequence[str] | None = None, **kwargs: Any) -> None:
+           packs: Sequence[str] | None = None, trust: Trust | None = None, **kwargs: Any) -> None:
     """Run a kernel, or the kernels of a composite, on buffers of any framework.
 
     Arguments go by position or name, as ``kernels()`` lists them; results are written into the buffers given for
     outputs. ``stream``: a handle or a stream object, None for the producers' current stream. ``device``: None for the
     buffers' own, or an ordinal, ``"cuda:1"``, ``"emulated:120a"``. ``variant``: None to let measurements choose.
+    ``packs``, ``trust``: which packs are used, and who must have signed them; None for what the environment says.
     Returns as soon as the kernel is queued. Raises a ``LoaderError``; then nothing was launched.
     """
     if COMPILER in _modules and watched():
-        leave_alone(launch)(name, *args, stream=stream, device=device, variant=variant, packs=packs, **kwargs)
+        leave_alone(launch)(name, *args, stream=stream, device=device, variant=variant, packs=packs, trust=trust,
+                            **kwargs)
         return
-    if packs is None:
+    if packs is trust is None:
         try:
-            call = _calls[name, device, type(device), variant, None]
+            call = _calls[name, device, type(device), variant, None, None]
         except (KeyError, TypeError):
-            call = _call(name, device, variant, None)
+            call = _call(name, device, variant, None, None)
     else:
-        call = _call(name, device, variant, packs)
+        call = _call(name, device, variant, packs, trust)
     call.launch(args, kwargs, stream)
 
 
 @untraced
 def plan(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
-         packs: Sequence[str] | None = None, **kwargs: Any) -> Plan:
+         packs: Sequence[str] | None = None, trust: Trust | None = None, **kwargs: Any) -> Plan:
     """Do everything of ``launch`` but the launch, once. ``stream`` only serves to refuse loading during its capture."""
-    return _call(name, device, variant, packs).plan(args, kwargs, stream)
+    return _call(name, device, variant, packs, trust).plan(args, kwargs, stream)
 
 
 @untraced
 def check(name: str, /, *args: Any, stream: Any = None, device: Any = None, variant: str | None = None,
-          packs: Sequence[str] | None = None, **kwargs: Any) -> None:
+          packs: Sequence[str] | None = None, trust: Trust | None = None, **kwargs: Any) -> None:
     """Make every check of ``launch``, and those of offsets, counts and indices, but launch nothing: for debugging.
 
     The values are copied from the device behind what is queued on ``stream``, and waited for. A launch on host buffers
     makes these checks itself. What the steps of a composite hand on needs none. Raises a ``LoaderError``.
     """
-    plan(name, *args, stream=stream, device=device, variant=variant, packs=packs, **kwargs).check_values(stream)
+    plan(name, *args, stream=stream, device=device, variant=variant, packs=packs, trust=trust,
+         **kwargs).check_values(stream)
 
 
 class Loaded(NamedTuple):
@@ -109,13 +116,13 @@ class Loaded(NamedTuple):
 
 @breaks_graph
 def preload(*names: str, device: int | Sequence[int] | None = None, variant: str | None = None,
-            packs: Sequence[str] | None = None) -> list[Loaded]:
+            packs: Sequence[str] | None = None, trust: Trust | None = None) -> list[Loaded]:
     """Verify and load every artifact that could run on the device, so that later launches load nothing.
 
     ``names``: kernels and composites, none for all. ``device``: an ordinal or several, None for the current one.
     Needed before a stream is captured into a graph.
     """
-    found = registry.registry(packs)
+    found = registry.registry(packs, trust)
     families = _families_of(found, names)
     loaded = []
     for place in [_ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
@@ -150,7 +157,7 @@ def _ordinal(device: Any) -> int:
 
 @untraced
 def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = None,
-            packs: Sequence[str] | None = None, **kwargs: Any) -> Explanation:
+            packs: Sequence[str] | None = None, trust: Trust | None = None, **kwargs: Any) -> Explanation:
     """Which artifact a call would run and why, every candidate with its reason. Launches and loads nothing.
 
     Takes the call's buffers, or its problem as numbers and dtypes: ``explain("grouped_fp4", M=128, N=2048, K=7168,
@@ -158,55 +165,58 @@ def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = 
     """
     if isinstance(device, str) and (device[:1].isdigit() or device.startswith(("sm_", "compute_"))):
         device = f"emulated:{device}"  # an architecture, or one that is refused with those that are known
-    call, kwargs = _call_of(name, device, variant, packs, kwargs)
+    call, kwargs = _call_of(name, device, variant, packs, trust, kwargs)
     return explanation.explain(call, args, kwargs)
 
 
 @untraced
-def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> int:
+def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust: Trust | None = None,
+                    **kwargs: Any) -> int:
     """Bytes of the workspace that a composite needs for a problem in one go, given as for ``explain``.
 
     A smaller one makes the call go in chunks.
     """
-    call, kwargs = _call_of(name, None, None, packs, {**kwargs, "workspace": None})
+    call, kwargs = _call_of(name, None, None, packs, trust, {**kwargs, "workspace": None})
     if not isinstance(call, CompositeCall):
         raise UnknownKernelError(f"{name} is one kernel and takes no workspace", name=name, known=[], closest=[])
     return call.workspace_bytes(explanation.problem_of(call, args, kwargs)[0].values)
 
 
 @breaks_graph
-def kernels(packs: Sequence[str] | None = None) -> dict[str, KernelInfo]:
+def kernels(packs: Sequence[str] | None = None, trust: Trust | None = None) -> dict[str, KernelInfo]:
     """Every kernel of the packs by name."""
-    return {info.name: info for info in facts.kernels(registry.registry(packs))}
+    return {info.name: info for info in facts.kernels(registry.registry(packs, trust))}
 
 
 @breaks_graph
-def packs(packs: Sequence[str] | None = None) -> tuple[PackInfo, ...]:
-    """The packs that a call with this ``packs`` uses."""
-    return facts.packs(registry.registry(packs))
+def packs(packs: Sequence[str] | None = None, trust: Trust | None = None) -> tuple[PackInfo, ...]:
+    """The packs that a call with these ``packs`` and this ``trust`` uses."""
+    return facts.packs(registry.registry(packs, trust))
 
 
 @untraced
-def buffers(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> dict[str, BufferSpec]:
+def buffers(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust: Trust | None = None,
+            **kwargs: Any) -> dict[str, BufferSpec]:
     """What every buffer of a call must be, by argument; a composite's workspace is that of one go.
 
     Takes what is known of the call: its buffers, or a ``BufferSpec`` or a dtype in the place of one, scalars, and
     dimensions as numbers. What the kernel writes need not be given, nor an input where no buffer is. Raises what a
     launch raises, and a ``MissingArgumentError`` that names a dimension that follows from nothing.
     """
-    call, kwargs = _call_of(name, None, None, packs, kwargs)
+    call, kwargs = _call_of(name, None, None, packs, trust, kwargs)
     return buffer_specs.buffers(call, args, kwargs)
 
 
 @untraced
-def outputs(name: str, /, *args: Any, packs: Sequence[str] | None = None, **kwargs: Any) -> dict[str, BufferSpec]:
+def outputs(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust: Trust | None = None,
+            **kwargs: Any) -> dict[str, BufferSpec]:
     """Those of ``buffers`` that the call writes: results, their scales, room for tensor maps, workspace."""
-    call, kwargs = _call_of(name, None, None, packs, kwargs)
+    call, kwargs = _call_of(name, None, None, packs, trust, kwargs)
     return buffer_specs.written(call.family, buffer_specs.buffers(call, args, kwargs))
 
 
 @breaks_graph
-def unload(*names: str, packs: Sequence[str] | None = None) -> list[Unloaded]:
+def unload(*names: str, packs: Sequence[str] | None = None, trust: Trust | None = None) -> list[Unloaded]:
     """Give the memory of kernels back to the driver, on all devices; later launches load them anew.
 
     ``names``: kernels and composites. Without ``names`` all kernels of ``packs``, without either all that was loaded.
@@ -216,7 +226,7 @@ def unload(*names: str, packs: Sequence[str] | None = None) -> list[Unloaded]:
     global _calls
     digests = None
     if names or packs is not None:
-        found = registry.registry(packs)
+        found = registry.registry(packs, trust)
         digests = {candidate.artifact.binary.sha256 for family in _families_of(found, names)
                    for candidate in found.candidates(family.name)}
     _calls = {}  # and with it the problems that they have prepared
@@ -225,7 +235,10 @@ def unload(*names: str, packs: Sequence[str] | None = None) -> list[Unloaded]:
 
 @breaks_graph
 def reload() -> None:
-    """Find and read packs anew from the next call on. Plans, and modules in the driver, stay as they are."""
+    """Find packs and read them and the environment anew from the next call on.
+
+    Plans, and modules in the driver, stay as they are.
+    """
     global _calls
     registry.forget()  # first: whoever finds no call makes one of packs that are read from now on
     _calls = {}

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import arch, dlpack, driver, expression, geometry, module, registry, select, signature
+from . import arch, dlpack, driver, expression, geometry, module, select, signature
 from . import stream as streams
 from .dlpack import Buffer
 from .errors import DeviceError, HostBufferError, NoKernelError, UnknownArchError
@@ -91,10 +91,10 @@ class _Layout(NamedTuple):
 
 
 class Call:
-    """One kernel name with its ``device``, ``variant`` and ``packs``."""
+    """One kernel name of a registry, with its ``device`` and ``variant``."""
 
-    def __init__(self, name: str, device: Any, variant: str | None, packs: Sequence[str] | None) -> None:
-        self.registry: Registry = registry.registry(packs)
+    def __init__(self, name: str, device: Any, variant: str | None, found: Registry) -> None:
+        self.registry = found
         self.family = self.signature(name)
         self.target, self.variant = target(device), variant
         self.kernels: tuple[str, ...] = (name,)  # all that must run on one architecture

@@ -22,6 +22,7 @@ from .expression import Number, ceil_div, round_up
 from .launchable import Launchable
 from .manifest import DTYPE_BYTES, Argument, Composite, Family, Step
 from .plan import Plan
+from .registry import Registry
 from .select import Decision, DeviceFacts
 from .signature import Problem
 
@@ -37,14 +38,14 @@ _APART = 1 << 44
 
 
 class CompositeCall(Call):
-    """One composite with its ``device`` and ``packs``, with or without a workspace of the caller."""
+    """One composite of a registry with its ``device``, with or without a workspace of the caller."""
 
-    def __init__(self, name: str, device: Any, packs: Sequence[str] | None, with_workspace: bool) -> None:
+    def __init__(self, name: str, device: Any, found: Registry, with_workspace: bool) -> None:
         self.with_workspace = with_workspace
-        super().__init__(name, device, None, packs)
+        super().__init__(name, device, None, found)
         self.composite: Composite = self.registry.composites[name]
         self.kernels = tuple(dict.fromkeys(step.kernel for step in self.composite.steps))
-        self.steps = [_Step(step, Call(step.kernel, device, None, packs)) for step in self.composite.steps]
+        self.steps = [_Step(step, Call(step.kernel, device, None, found)) for step in self.composite.steps]
         for step in self.steps:
             step.call.kernels = self.kernels
         self._shapes = {entry.name: tuple(map(expression.function, entry.shape))
@@ -161,8 +162,8 @@ class CompositeCall(Call):
 class CompositeCalls:
     """One composite, called with or without a workspace; stands where ``Call`` stands for a kernel."""
 
-    def __init__(self, name: str, device: Any, packs: Sequence[str] | None) -> None:
-        self._with, self._without = (CompositeCall(name, device, packs, given) for given in (True, False))
+    def __init__(self, name: str, device: Any, found: Registry) -> None:
+        self._with, self._without = (CompositeCall(name, device, found, given) for given in (True, False))
 
     def of(self, kwargs: Mapping[str, Any]) -> tuple[CompositeCall, Mapping[str, Any]]:
         """The call that takes these arguments, and the arguments without a workspace that is None."""

@@ -6,7 +6,9 @@ in its message. Where Python has a class of the same meaning, the error is also 
     LoaderError
       ExpressionError
       PackError: ManifestError (ManifestSyntaxError, SchemaError), IntegrityError, PackPathError, MissingFileError,
-                 DuplicateError, PackNotFoundError
+                 DuplicateError, PackNotFoundError,
+                 SignatureError (UnsignedError, SignatureSyntaxError, UntrustedSignerError, WrongSignatureError)
+      TrustError (KeyFileError), MissingPackageError
       SelectionError: UnknownKernelError, UnknownVariantError, UnknownArchError, NoKernelError
       ArgumentError: MissingArgumentError, UnknownArgumentError, DuplicateArgumentError, BufferProtocolError,
                      DtypeError, RankError, ShapeError, StrideError, AlignmentError, DeviceError (HostBufferError),
@@ -70,6 +72,41 @@ class DuplicateError(PackError, ValueError):
 
 class PackNotFoundError(PackError, FileNotFoundError):
     """No pack was found. Fact: ``tried``."""
+
+
+class SignatureError(PackError):
+    """A pack is not signed as the policy asks; nothing of its manifest was parsed. Facts: ``pack``, ``file``."""
+
+
+class UnsignedError(SignatureError, FileNotFoundError):
+    """A pack has no signature file."""
+
+
+class SignatureSyntaxError(SignatureError, ValueError):
+    """A signature file is not what docs/manifest.md allows. Facts: ``expected``, ``got``."""
+
+
+class UntrustedSignerError(SignatureError):
+    """No pinned key has signed the pack. Facts: ``expected``, the pinned ids, and ``got``, those that signed."""
+
+
+class WrongSignatureError(SignatureError):
+    """The signature of a pinned key is not one of the manifest's bytes. Fact: ``signer``, the id of the key."""
+
+
+# Trust
+
+
+class TrustError(LoaderError, ValueError):
+    """A policy is no such word, or asks for keys and there are none. Facts: ``expected``, ``got``."""
+
+
+class KeyFileError(TrustError):
+    """A file holds no key that can be used. Facts: ``file``, ``expected``, ``got``."""
+
+
+class MissingPackageError(LoaderError, ImportError):
+    """A package that a launch needs for nothing else is not installed. Facts: ``missing``, ``extra``."""
 
 
 # Selection

@@ -27,7 +27,7 @@ TENSOR_MAP_ALIGNMENT = 64
 SWIZZLES = (0, 32, 64, 128)
 
 # Names that no argument, scalar or dimension can have: a call could not give them, for its own keywords have them ...
-KEYWORDS = frozenset({"stream", "device", "variant", "packs", "workspace"})
+KEYWORDS = frozenset({"stream", "device", "variant", "packs", "trust", "workspace"})
 # ... or the loader gives these values itself, and ``sizeof_<argument>``.
 OWN_VALUES = frozenset({"sm_count", "workspace_bytes"})
 

@@ -4,7 +4,8 @@ The first of these that names a pack is used, alone: the ``packs`` argument of a
 ``LOADER_ARTIFACTS`` (directories joined by ``os.pathsep``), installed distributions (entry points of the group
 ``block_scaled.packs``, or of its old name ``loader.artifacts``), in a checkout its ``artifacts`` directory. A named
 directory is a pack, or holds packs.
-No byte of a file is used before its size and sha256 are those of the manifest.
+No byte of a file is used before its size and sha256 are those of the manifest, and no byte of a manifest is parsed
+before its signature is what the policy of the call asks for (``trust``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from .errors import (
     PackNotFoundError,
     PackPathError,
     UnknownKernelError,
+    UnsignedError,
 )
 from .manifest import (
     MANIFEST_NAME,
@@ -36,6 +39,7 @@ from .manifest import (
     StoredFile,
 )
 from .reader import parse
+from .trust import MAX_SIGNATURE_BYTES, SIGNATURE_NAME, Pinned, Trust, asked, pinned, signers
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUPS = ("block_scaled.packs", "loader.artifacts")
@@ -45,11 +49,15 @@ CHECKOUT_ARTIFACTS = os.path.join(_ROOT, "artifacts") if os.path.isfile(os.path.
 
 
 class Pack(NamedTuple):
-    """A directory with a manifest that has been read and checked; ``digest``: sha256 (hex) of the manifest's bytes."""
+    """A directory with a manifest that has been read and checked.
+
+    digest: sha256 (hex) of the manifest's bytes. signers: ids of the pinned keys that signed.
+    """
 
     directory: str
     manifest: Manifest
     digest: str
+    signers: tuple[str, ...] = ()
 
     def read(self, stored: StoredFile) -> bytes:
         """The bytes of a file, after its size and sha256 were checked."""
@@ -192,13 +200,49 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def open_pack(directory: str) -> Pack:
-    """Read and check the manifest of one pack."""
+def open_pack(directory: str, trust: Trust | None = None) -> Pack:
+    """Read the manifest of one pack, check who signed it, then what it says."""
     data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    signed_by = _signers(directory, data, pinned(asked(trust)))
+    return _parsed(directory, data, signed_by)
+
+
+def read_pack(directory: str) -> tuple[Pack, bytes]:
+    """A pack, whoever signed it, and the bytes of its manifest."""
+    data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    return _parsed(directory, data), data
+
+
+def _parsed(directory: str, data: bytes, signed_by: tuple[str, ...] = ()) -> Pack:
     try:
-        return Pack(directory, parse(data), hashlib.sha256(data).hexdigest())
+        return Pack(directory, parse(data), hashlib.sha256(data).hexdigest(), signed_by)
     except PackError as error:
         raise type(error)(f"pack {directory}: {error}", **{**error.facts, "pack": directory}) from None
+
+
+def read_signature(directory: str) -> bytes | None:
+    """The bytes of a pack's signature file, None where it has none."""
+    try:
+        return _read(directory, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+    except MissingFileError:
+        return None
+
+
+def _signers(directory: str, manifest: bytes, trusted: Pinned) -> tuple[str, ...]:
+    """Ids of the pinned keys that signed a manifest; what is wrong with its signature raises, or warns by policy."""
+    if trusted.policy == "off":
+        return ()
+    try:
+        signature = read_signature(directory)
+        if signature is None:
+            raise UnsignedError(f"pack {directory} is not signed: {SIGNATURE_NAME} is missing", pack=directory,
+                                file=SIGNATURE_NAME)
+        return signers(manifest, signature, trusted.keys, directory)
+    except PackError as error:
+        if trusted.policy == "require":
+            raise
+        warnings.warn(f"{type(error).__name__}: {error}", RuntimeWarning, stacklevel=2)
+        return ()
 
 
 def pack_directories(directory: str) -> list[str]:
@@ -319,16 +363,18 @@ def directories_given(packs: Any) -> tuple[str, ...] | None:
     return tuple([path if os.path.isabs(path) else os.path.abspath(path) for path in given])
 
 
-_registries: dict[tuple[str, ...] | None, Registry] = {}
+# What was read under one policy and its keys is never served under others.
+_registries: dict[tuple[tuple[str, ...] | None, Trust], Registry] = {}
 
 
-def registry(packs: Sequence[str] | None = None) -> Registry:
-    """The registry of the given packs, or of the default ones; packs are found and read once a process."""
-    key, opened = directories_given(packs), _registries
+def registry(packs: Sequence[str] | None = None, trust: Trust | None = None) -> Registry:
+    """The registry of the given packs, or of the default ones; for each ``trust`` they are read once a process."""
+    key, opened = (directories_given(packs), asked(trust)), _registries
     found = opened.get(key)
     if found is None:
-        directories, source = resolve(key)
-        found = opened[key] = Registry([open_pack(directory) for directory in dict.fromkeys(directories)], source)
+        directories, source = resolve(key[0])
+        packs_read = [open_pack(directory, key[1]) for directory in dict.fromkeys(directories)]
+        found = opened[key] = Registry(packs_read, source)
     return found
 
 
@@ -347,20 +393,30 @@ class Verified(NamedTuple):
     error: LoaderError | None
 
 
-def verify(packs: Sequence[str] | None = None) -> list[Verified]:
-    """Read the packs in use anew, and compare every file with its manifest; a manifest that is wrong raises."""
+def verify(packs: Sequence[str] | None = None, trust: Trust | None = None) -> list[Verified]:
+    """Read the packs in use anew, and compare every file with its manifest; a manifest that is wrong raises.
+
+    So does a signature that is not what ``trust`` asks for.
+    """
     outcomes = []
-    for used in registry(packs).packs:
-        pack = open_pack(used.directory)
-        if pack != used:
+    for used in registry(packs, trust).packs:
+        pack = open_pack(used.directory, trust)
+        if pack.digest != used.digest:
             raise IntegrityError(f"{MANIFEST_NAME} in pack {pack.directory} is not what this process has read before",
                                  pack=pack.directory, file=MANIFEST_NAME)
-        files = {stored.file: stored for a in pack.manifest.artifacts for stored in (a.binary, a.ptx)}
-        for stored in files.values():
-            error = None
-            try:
-                pack.read(stored)
-            except PackError as failure:
-                error = failure
-            outcomes.append(Verified(pack.directory, stored.file, stored.size, error))
+        outcomes += verify_files(pack)
+    return outcomes
+
+
+def verify_files(pack: Pack) -> list[Verified]:
+    """Compare every file of a pack with its manifest."""
+    outcomes = []
+    files = {stored.file: stored for a in pack.manifest.artifacts for stored in (a.binary, a.ptx)}
+    for stored in files.values():
+        error = None
+        try:
+            pack.read(stored)
+        except PackError as failure:
+            error = failure
+        outcomes.append(Verified(pack.directory, stored.file, stored.size, error))
     return outcomes

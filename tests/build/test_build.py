@@ -20,7 +20,7 @@ import pytest
 from generator import cli, files, lock, pack, toolchain
 from generator.errors import ToolchainError
 from generator.matrix import load
-from loader import reader
+from loader import reader, trust
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"
@@ -198,6 +198,18 @@ def test_stale_artifacts_are_dropped(project, capsys):
     assert "dropped from the pack, sources changed or files damaged: scale/t256_f16_f16@90a" in output
     assert project.build("--arch", "120a") == 0
     assert len([name for name in project.files() if name.endswith("cubin")]) == 6
+
+
+def test_a_changed_manifest_is_not_signed(project):
+    """A signature stays as long as the bytes that it was made of."""
+    signature = project.out / trust.SIGNATURE_NAME
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    signature.write_text("of this manifest\n")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert signature.read_text() == "of this manifest\n"
+    project.edit(project.matrix, "grid: [1, 1, 1]", "grid: [2, 1, 1]")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert not signature.exists()
 
 
 def test_files_of_the_manifest_before_stay_for_one_build(project):
