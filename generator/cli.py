@@ -111,7 +111,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         if options.report and result.kernels:
             from generator.report import write_report
 
-            console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain)}")
+            digest = pack.source_digest(matrix, templates, expansion.measured)
+            console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain, digest)}")
         status = _show_outcome(options, result, time.perf_counter() - start, console)
         if options.wheel is not None and not result.failures:
             made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels))

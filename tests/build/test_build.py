@@ -677,3 +677,4 @@ def test_the_report_is_escaped_html(project, monkeypatch):
     page = (project.out / "report.html").read_text()
     assert "t&lt;32&gt;" in page and "t<32>" not in page
     assert "no loop with tensor-core instructions" in page
+    assert '<h2 id="nop9">' in page and "https:" not in page and "http:" not in page
