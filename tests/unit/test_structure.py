@@ -19,6 +19,7 @@ FORBIDDEN = {
     "benchmarks": {"generator", "emulator"},
     "examples": {"generator", "emulator", "tests"},
     "integrations": {"generator", "emulator", "tests"},
+    "docs/site_pages": {"emulator", "integrations", "benchmarks", "examples", "tests"},
 }
 # Programs about two packages: one profiles kernels of packs, one times the emulated device.
 ALLOWED = {"emulator/tools/command.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
