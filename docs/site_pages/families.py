@@ -19,16 +19,16 @@ from site_pages.markdown import bullets, code, codes, link, number, plain, table
 # Heading -> what makes a family one of those under it, from its required arguments and the schedules of its kernels.
 # The first that holds counts. One kernel serves several ways of saying where rows are, so arguments tell them apart.
 WAYS: tuple[tuple[str, Callable[[set[str], set[str]], bool]], ...] = (
-    ("Layers in one call", lambda arguments, schedules: "composite" in schedules),
-    ("Without a tensor core", lambda arguments, schedules: not schedules),
     ("Groups along K", lambda arguments, schedules: "k_groups" in schedules),
     ("Rows of experts, packed by offsets", lambda arguments, schedules: "expert_offsets" in arguments),
     ("Rows of experts, by the end of each group", lambda arguments, schedules: "group_ends" in arguments),
     ("Rows of experts, by a label of each row", lambda arguments, schedules: "row_groups" in arguments),
     ("Rows of experts, the first ones of a matrix each", lambda arguments, schedules: "mask" in arguments),
     ("One matrix", lambda arguments, schedules: "dense" in schedules),
-    ("A matrix of tokens by a matrix of weights", lambda arguments, schedules: True),
+    ("A matrix of tokens by a matrix of weights", lambda arguments, schedules: bool(schedules)),
+    ("Without a tensor core", lambda arguments, schedules: True),
 )
+COMPOSITES = "Layers in one call"
 OPERANDS = ("a", "b")
 GENERATIONS = {"9": "Hopper", "10": "Blackwell, sm_100", "12": "Blackwell, sm_120"}
 
@@ -61,9 +61,11 @@ class Families:
             yield f"families/{name}", self._page(name)
 
     def _way(self, name: str) -> str:
-        arguments = {argument["name"] for argument in self.families[name]["arguments"] if not argument["optional"]}
-        schedules = {v.axes["schedule"] for v in self.variants.get(name, []) if "schedule" in v.axes}
-        schedules |= {"composite"} if name in self.composites else set()
+        if name in self.composites:
+            return COMPOSITES
+        schedules = {v.axes["schedule"] for v in self.variants[name] if "schedule" in v.axes}
+        required = {argument["name"] for argument in self.families[name]["arguments"] if not argument["optional"]}
+        arguments = required if schedules else set()
         return next(title for title, holds in WAYS if holds(arguments, schedules))
 
     def _formats(self, name: str) -> str:
@@ -86,7 +88,7 @@ class Families:
         text = ["# Kernels\n", f"{len(self.families) - len(self.composites)} families and {len(self.composites)} "
                 "composites of `kernels.yaml`, by where their rows are, then by format: the elements of tokens and of "
                 "weights, each with the type of its scales in parentheses.\n"]  # fmt: skip
-        groups: dict[str, list[str]] = {title: [] for title, _ in WAYS}
+        groups: dict[str, list[str]] = {title: [] for title in (COMPOSITES, *dict(WAYS))}
         for name in self.families:
             groups[self._way(name)].append(name)
         for title, names in groups.items():
