@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 project = "Block-scaled kernels"
-author = "the authors of block-scaled-kernels"
+author = "the authors of block-scaled"
 extensions = ["myst_parser", "site_pages"]
 exclude_patterns = ["_build"]
 nitpicky = True

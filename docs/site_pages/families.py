@@ -13,7 +13,7 @@ from typing import Any
 
 from generator.matrix import Expansion
 from generator.target import Variant
-from loader.expression import to_text
+from site_pages import signature
 from site_pages.markdown import bullets, code, codes, link, number, plain, table, toctree
 
 # Heading -> what makes a family one of those under it, from its required arguments and the schedules of its kernels.
@@ -35,13 +35,15 @@ GENERATIONS = {"9": "Hopper", "10": "Blackwell, sm_100", "12": "Blackwell, sm_12
 
 @dataclass(frozen=True)
 class Result:
-    """Recorded rows that concern a family: the page, its name, how many rows, and in how many it is behind, where
-    there is something beside it."""
+    """Recorded rows that concern a family: the page, its name, the day, how many rows; and, where there is something
+    beside the kernels, in how many they are behind, and the geometric mean of the ratios."""
 
     page: str
     title: str
+    date: str
     rows: int
     behind: int | None
+    ratio: float | None
 
 
 class Families:
@@ -104,13 +106,13 @@ class Families:
     def _page(self, name: str) -> str:
         family = self.families[name]
         parts = [f"# {name}\n", plain(family["summary"]) + "\n", bullets(self._facts(name)),
-                 "## Arguments\n", _arguments(family)]  # fmt: skip
+                 "## Arguments\n", signature.arguments(family)]  # fmt: skip
         if family["scalars"]:
-            parts += ["## Scalars\n", _scalars(family)]
+            parts += ["## Scalars\n", signature.scalars(family)]
         if family["constraints"] or family["skip"] is not None:
-            parts += ["## Constraints\n", _constraints(family)]
+            parts += ["## Constraints\n", signature.constraints(family)]
         if family.get("values"):
-            parts += ["## Integers\n", "Checked on host buffers and by `loader.check`.\n", _values(family)]
+            parts += ["## Integers\n", "Checked on host buffers and by `loader.check`.\n", signature.values(family)]
         parts += self._steps(name) if name in self.composites else self._variants(name)
         parts += self._results(name)
         return "\n".join(parts)
@@ -150,7 +152,7 @@ class Families:
         yield "## Workspace\n"
         yield f"A call whose workspace is too small goes in chunks along {code(composite['split'])}.\n"
         yield table(["buffer", "dtype", "shape"], [
-            [code(buffer["name"]), code(buffer["dtype"]), _shape(buffer["shape"])]
+            [code(buffer["name"]), code(buffer["dtype"]), signature.shape(buffer["shape"])]
             for buffer in composite["workspace"]])  # fmt: skip
 
     def _variants(self, name: str) -> Iterator[str]:
@@ -189,9 +191,10 @@ class Families:
         if not found:
             yield "No recorded result concerns this kernel by name.\n"
             return
-        yield table(["record", "rows", "behind in"],
-                    [[link(result.title, f"../benchmarks/{result.page}"), str(result.rows), number(result.behind)]
-                     for result in found], right=1)  # fmt: skip
+        yield "Measured. The mean is geometric, of our times over the fastest ones beside them: below 1 we are ahead.\n"
+        yield table(["record", "date", "rows", "behind in", "mean"], [
+            [link(plain(result.title), f"../benchmarks/{result.page}"), result.date, str(result.rows),
+             number(result.behind), number(result.ratio)] for result in found], right=2)  # fmt: skip
 
 
 def _in_order(archs: set[str]) -> list[str]:
@@ -211,38 +214,3 @@ def _range(values: Iterable[int]) -> str:
 def _extents(variants: list[Variant], key: str) -> str:
     """Threads of a CTA, or CTAs of a cluster."""
     return _range(x * y * z for x, y, z in (variant.launch[key] for variant in variants))
-
-
-def _shape(shape: Sequence[Any]) -> str:
-    return code(f"[{', '.join(map(to_text, shape))}]")
-
-
-def _arguments(family: Mapping[str, Any]) -> str:
-    return table(["argument", "", "dtype", "shape", "aligned to", "meaning"], [
-        [code(argument["name"]), argument["direction"] + (", optional" if argument["optional"] else ""),
-         codes(argument["dtypes"]), _shape(argument["shape"]), str(argument["alignment"]), plain(argument["doc"])]
-        for argument in family["arguments"]])  # fmt: skip
-
-
-def _scalars(family: Mapping[str, Any]) -> str:
-    return table(["scalar", "dtype", "values", "default", "meaning"], [
-        [code(scalar["name"]), code(scalar["dtype"]), codes(scalar.get("choices", [])) or "numbers",
-         code(scalar["default"]) if "default" in scalar else "none", plain(scalar["doc"])]
-        for scalar in family["scalars"]])  # fmt: skip
-
-
-def _constraints(family: Mapping[str, Any]) -> str:
-    skip = [] if family["skip"] is None else [f"where {code(to_text(family['skip']))}, nothing is launched"]
-    return bullets([*(code(constraint["text"]) for constraint in family["constraints"]), *skip])
-
-
-def _values(family: Mapping[str, Any]) -> str:
-    lines = []
-    for rule in family["values"]:
-        words = [f"from {code(to_text(rule['minimum']))} to {code(to_text(rule['maximum']))}"]
-        words += [f"multiples of {code(to_text(rule['multiple']))}"] if rule["multiple"] != 1 else []
-        words += ["none less than the one before"] if rule["ascending"] else []
-        words += [f"where the rows of {code(rule['extents'])} begin"] if "extents" in rule else []
-        words += [f"those within {code(rule['within'])}"] if "within" in rule else []
-        lines.append(f"{code(rule['argument'])}: {', '.join(words)}")
-    return bullets(lines)

@@ -109,7 +109,9 @@ class Record:
         if not rows:
             return None
         ratios = [ratio for row in rows if (ratio := self.kind.ratio(row)) is not None]
-        return Result(self.name, self.title, len(rows), sum(ratio > 1 for ratio in ratios) if ratios else None)
+        behind = sum(ratio > 1 for ratio in ratios) if ratios else None
+        mean = statistics.geometric_mean(ratios) if ratios else None
+        return Result(self.name, self.title, self.environment["date"], len(rows), behind, mean)
 
     def page(self, benchmarks: Path, known: set[str]) -> str:
         source = (benchmarks / f"{self.benchmark}.py").read_text()

@@ -1,11 +1,17 @@
 """What the documents promise of the tree: commands, links and paths."""
 
+import ast
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import loader
+from generator import matrix
+from loader.manifest import KEYWORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -17,6 +23,35 @@ def test_links_lead_somewhere(document):
     """Relative links name files of the tree."""
     links = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert not [link for link in links if not (document.parent / link).exists()]
+
+
+def calls(document: Path) -> Iterator[tuple[str, set[str]]]:
+    """Kernel and keywords of every launch or plan in a document's Python; ``SyntaxError`` where it is none."""
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("loader.launch", "loader.plan"):
+                name = ast.literal_eval(node.args[0])
+                if name in kernels():  # others are of a reader's own matrix
+                    yield name, {keyword.arg for keyword in node.keywords if keyword.arg}
+
+
+@cache
+def kernels() -> dict[str, dict[str, Any]]:
+    expansion = matrix.load(ROOT / "kernels.yaml")
+    return {**expansion.families, **expansion.composites}
+
+
+@each_document
+def test_calls_name_arguments_of_the_kernel(document):
+    """Python in a document is Python, and a launch in it gives what kernels.yaml has."""
+    for name, keywords in calls(document):
+        items = (*kernels()[name]["arguments"], *kernels()[name]["scalars"])
+        assert keywords <= {item["name"] for item in items} | set(KEYWORDS), f"{document.name}: {name}"
+
+
+def test_calls_are_found():
+    """In the README and in the pages of docs/."""
+    assert {name for document in DOCUMENTS for name, _ in calls(document)} >= {"grouped_fp4", "moe_fp4", "gemm_fp4"}
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/design.md"])
