@@ -22,11 +22,11 @@ def result_count(instruction: Instruction) -> int:
     """How many leading operands are results."""
     opcode, modifiers = instruction.opcode, instruction.modifiers
     if opcode == "mbarrier":
-        return int(modifiers[0] in ("arrive", "arrive_drop", "test_wait", "try_wait", "pending_count")) * (
+        return int(instruction.form in ("arrive", "arrive_drop", "test_wait", "try_wait", "pending_count")) * (
             len(instruction.operands) and not isinstance(instruction.operands[0], Address)
         )
     if opcode == "tcgen05":
-        return int(modifiers[0] == "ld")
+        return int(instruction.form == "ld")
     if opcode in ("bar", "barrier"):
         return int("red" in modifiers)
     if opcode == "clusterlaunchcontrol":
@@ -41,19 +41,19 @@ def is_terminator(i: Instruction) -> bool:
     if opcode in ("bar", "barrier"):
         return modifiers[:2] not in (("warp", "sync"),)
     if opcode == "mbarrier":
-        return modifiers[0] in ("test_wait", "try_wait")
+        return i.form in ("test_wait", "try_wait")
     if opcode == "cp":
         return "wait_group" in modifiers or "wait_all" in modifiers
     if opcode == "wgmma":
-        return modifiers[0] == "wait_group"
-    return opcode == "tcgen05" and modifiers[0] == "alloc"
+        return i.form == "wait_group"
+    return opcode == "tcgen05" and i.form == "alloc"
 
 
 def is_convergent(i: Instruction) -> bool:
     if i.opcode in ("bar", "barrier"):
         return "cluster" not in i.modifiers or "aligned" in i.modifiers
     if i.opcode == "tcgen05":
-        return i.modifiers[0] in _TCGEN05_CONVERGENT
+        return i.form in _TCGEN05_CONVERGENT
     return i.opcode in _CONVERGENT or "aligned" in i.modifiers
 
 
@@ -111,19 +111,27 @@ def blocks_of(function: Function) -> list[Block]:
         block.warpgroup = body[0].opcode == "wgmma"
         last = body[-1]
         if last.opcode == "bra":
-            block.taken = _target(number, last, last.operands[0].name, count)
+            block.taken = _target(number, last, _label(last, 0), count)
             if last.guard is None:
                 block.following = None
         elif last.opcode == "brx":
-            table = last.scope.table(last.operands[1].name)
+            table = last.scope.table(_label(last, 1))
             if table is None:
-                raise UnsupportedInstruction(f"PTX line {last.line}: no branch targets {last.operands[1].name}")
+                raise UnsupportedInstruction(f"PTX line {last.line}: no branch targets {_label(last, 1)}")
             block.targets = tuple(_target(number, last, name, count) for name in table)
             block.following = None if last.guard is None else block.following
         elif last.opcode in ("ret", "exit", "trap") and last.guard is None:
             block.following = None
         blocks.append(block)
     return blocks
+
+
+def _label(instruction: Instruction, position: int) -> str:
+    """The name that an instruction has as this operand."""
+    operands = instruction.operands[position : position + 1]
+    if not operands or not isinstance(operands[0], Symbol):
+        raise UnsupportedInstruction(f"PTX line {instruction.line}: no label: {instruction.text}")
+    return operands[0].name
 
 
 def _target(number: dict[int, int], instruction: Instruction, name: str, count: int) -> int:

@@ -113,7 +113,7 @@ class Emitter:
                 emit(self, instruction)
             except IllegalInstruction as error:
                 raise self.fail(str(error)) from None
-            except (ValueError, AttributeError, IndexError) as error:  # such as one operand too many to unpack
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # one too many, say
                 raise self.fail(f"operands that {instruction.name} does not take ({error})") from error
         if not self.finished:
             self.leave(str(self.block.following) if self.block.following is not None else f"({EXIT!r}, m)")

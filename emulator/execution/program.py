@@ -13,9 +13,11 @@ from .emitter import NUMPY, Emitter, Kernel
 from .liveness import solve, storage
 from .opcodes import EMITTERS
 
-# What generated code sees, besides constants: the arithmetic of PTX, numpy, and the types of registers.
+# What generated code sees, besides constants: the arithmetic of PTX, numpy, and the types of registers. Not Python's
+# own functions, of which it needs none.
 _NAMESPACE = {
     **vars(types), **vars(integers), **vars(floats), **{kind.__name__: kind for kind in NUMPY.values()}, "mma": mma,
+    "__builtins__": {},
 }  # fmt: skip
 
 
@@ -29,7 +31,7 @@ class Program:
         self.storage = storage(function)
         self.symbols = symbols_of(function)
         self.fences_tensor_memory = any(
-            i.opcode == "tcgen05" and i.modifiers[0].startswith("fence") for i in function.instructions
+            i.opcode == "tcgen05" and i.form.startswith("fence") for i in function.instructions
         )
         self._kernel = Kernel(function, self.storage, dict(_NAMESPACE))
 

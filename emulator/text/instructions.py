@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 WIDTHS = {
@@ -85,6 +84,11 @@ class Instruction:
     def name(self) -> str:
         return ".".join((self.opcode, *self.modifiers))
 
+    @property
+    def form(self) -> str:
+        """The first modifier, empty where there is none."""
+        return self.modifiers[0] if self.modifiers else ""
+
 
 @dataclass(slots=True)
 class Variable:
@@ -97,7 +101,14 @@ class Variable:
     references: tuple[tuple[int, str], ...] = ()  # byte offset -> symbol whose address is stored there
 
 
-_FAMILY = re.compile(r"^(.*?)(0|[1-9]\d*)$")
+_DIGITS = "0123456789"
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """`%r10` as `%r` and 10; the number has no zero in front."""
+    stem = name.rstrip(_DIGITS)
+    number = name[len(stem) :].lstrip("0") or name[-1:]
+    return (name[: len(name) - len(number)], int(number)) if 0 < len(number) < 10 and number[0] in _DIGITS else ("", -1)
 
 
 class Scope:
@@ -114,10 +125,11 @@ class Scope:
         while scope is not None:
             if (found := scope.registers.get(name)) is not None:
                 return found
-            if scope.families and (match := _FAMILY.match(name)):
-                family = scope.families.get(match[1])
-                if family is not None and int(match[2]) < family[1]:
-                    found = scope.registers[name] = Reg(family[2] + int(match[2]), family[0])
+            if scope.families:
+                prefix, number = _numbered(name)
+                family = scope.families.get(prefix)
+                if family is not None and number < family[1]:
+                    found = scope.registers[name] = Reg(family[2] + number, family[0])
                     return found
             scope = scope.parent
         return None

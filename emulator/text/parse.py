@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import struct
-from bisect import bisect_right
 
 from ..checks.faults import PtxSyntaxError
 from .instructions import (
@@ -28,13 +27,14 @@ from .instructions import (
     Vector,
 )
 
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?(?:\*/|\Z)", re.S)
 _SPACE = re.compile(r"\s*")
 _LABEL = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)[^\n]*\n")
 _GUARD = re.compile(r"@(!?)\s*([\w$%]+)\s*")
 _OPCODE = re.compile(r"[\w.:]*")
 _INTEGER = re.compile(r"^-?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
+_FLOAT = re.compile(r"^0([fF])([0-9a-fA-F]{8})$|^0([dD])([0-9a-fA-F]{16})$")
 _SPECIAL = re.compile(r"^%[a-z_]\w*(\.[xyzw])?$")
 _NAME = re.compile(r"^[A-Za-z_$%][\w$]*$")
 _DIRECTIVES = (
@@ -42,13 +42,31 @@ _DIRECTIVES = (
     "maxclusterrank", "blocksareclusters", "noreturn",
 )  # fmt: skip
 
+# What a module may have, several times what the largest kernels do: more would fill memory and explain nothing.
+MAX_STATEMENTS = 100_000  # instructions, variables, scopes and entry points
+MAX_REGISTERS = 100_000
+MAX_DEPTH = 100  # of scopes in each other
+MAX_VARIABLE = 64 << 20  # bytes
+MAX_ALIGNMENT = 1 << 12
+
 
 def parse(text: str) -> Source:
     """Parses a PTX module. Raises PtxSyntaxError with the line."""
-    return _Parser(text).module()
+    parser = _Parser(text)
+    try:
+        return parser.module()
+    except (ValueError, OverflowError) as error:  # a number that is none, or that does not fit
+        raise parser.fail(str(error)) from None
 
 
 def integer(text: str) -> int:
+    value = _integer(text)
+    if value.bit_length() > 64:
+        raise ValueError(f"an integer has at most 64 bits, got {value.bit_length()}")
+    return value
+
+
+def _integer(text: str) -> int:
     digits = text.rstrip("U")
     sign, digits = (-1, digits[1:]) if digits.startswith("-") else (1, digits)
     if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
@@ -60,7 +78,8 @@ class _Parser:
     def __init__(self, text: str):
         blank = lambda match: re.sub(r"[^\n]", " ", match[0])  # noqa: E731
         self.text = _COMMENT.sub(blank, text)
-        self.newlines = [match.start() for match in re.finditer("\n", text)]
+        self.counted, self.lines = 0, 1  # a position, and the line that it is on
+        self.statements = 0
         self.position = 0
         self.target = ""
         self.entries: dict[str, Function] = {}
@@ -68,12 +87,21 @@ class _Parser:
         self.files: dict[int, str] = {}
 
     def line(self, position: int) -> int:
-        return bisect_right(self.newlines, position - 1) + 1 if position else 1
+        if position < self.counted:
+            self.counted, self.lines = 0, 1
+        self.lines += self.text.count("\n", self.counted, position)
+        self.counted = position
+        return self.lines
 
     def fail(self, message: str, position: int | None = None) -> PtxSyntaxError:
         position = self.position if position is None else position
         line = self.text[position : position + 80].split("\n")[0]
         return PtxSyntaxError(f"PTX line {self.line(position)}: {message}: {line!r}")
+
+    def count(self) -> None:
+        self.statements += 1
+        if self.statements > MAX_STATEMENTS:
+            raise self.fail(f"over {MAX_STATEMENTS} statements")
 
     def skip_space(self) -> bool:
         self.position = _SPACE.match(self.text, self.position).end()
@@ -90,6 +118,8 @@ class _Parser:
     def braces(self) -> str:
         """The text between the next `{` and the `}` that closes it."""
         start = self.text.find("{", self.position)
+        if start < 0:
+            raise self.fail("no '{' after this")
         depth = 0
         for match in re.compile(r'[{}]|"[^"]*"').finditer(self.text, start):
             depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -97,6 +127,16 @@ class _Parser:
                 self.position = match.end()
                 return self.text[start + 1 : match.start()]
         raise self.fail("unbalanced braces", start)
+
+    def parentheses(self) -> str:
+        """The text between the `(` here and the `)` that closes it."""
+        start, depth = self.position, 0
+        for match in re.compile(r"[()]").finditer(self.text, start):
+            depth += {"(": 1, ")": -1}[match[0]]
+            if not depth:
+                self.position = match.end()
+                return self.text[start + 1 : match.start()]
+        raise self.fail("unbalanced parentheses", start)
 
     # Module scope
 
@@ -153,7 +193,8 @@ class _Parser:
                 self.variables[variable.name] = variable
 
     def variable(self, statement: str, start: int) -> list[Variable]:
-        match = re.match(r"\s*((?:\.[\w:]+(?:\s+\d+)?\s*)+)([^.\s].*)$", statement, re.S)
+        statement = " ".join(statement.split())
+        match = re.match(r"((?:\.[\w:]+(?:\s+\d+)?\s*)+)([^.\s].*)$", statement)
         if match is None:
             raise self.fail("malformed variable", start)
         words = re.findall(r"\.(\w+(?:::\w+)?)(?:\s+(\d+))?", match[1])
@@ -163,8 +204,11 @@ class _Parser:
             raise self.fail("unknown variable declaration", start)
         width = WIDTHS[kind] * next((int(w[1]) for w, _ in words if w in ("v2", "v4")), 1)
         align = next((int(n) for w, n in words if w == "align" and n), width)
+        if not 1 <= align <= MAX_ALIGNMENT or align & (align - 1):
+            raise self.fail(f"alignment {align}, expected a power of two up to {MAX_ALIGNMENT}", start)
         found = []
         for part in _split(match[2]):
+            self.count()
             name, _, init = part.partition("=")
             name = name.strip()
             bracket = name.find("[")
@@ -175,6 +219,8 @@ class _Parser:
             for item in counts:
                 count *= int(item) if item else 0
             size = max(width * count, len(data))
+            if size > MAX_VARIABLE:
+                raise self.fail(f"a variable of over {MAX_VARIABLE} bytes", start)
             found.append(
                 Variable(name, space.split("::")[0], size, align, dynamic="" in counts and not data, data=data,
                          references=references)
@@ -182,19 +228,18 @@ class _Parser:
         return found
 
     def entry(self) -> None:
+        self.count()
         self.skip_space()
-        name = re.compile(r"[\w$]+").match(self.text, self.position)[0]
-        self.position += len(name)
+        match_name = re.compile(r"[\w$]+").match(self.text, self.position)
+        if match_name is None:
+            raise self.fail("an entry without a name")
+        name = match_name[0]
+        self.position = match_name.end()
         self.skip_space()
         parameters: list[Variable] = []
-        if self.text[self.position] == "(":
+        if self.text.startswith("(", self.position):
             start = self.position + 1
-            depth, end = 1, start
-            while depth:
-                depth += {"(": 1, ")": -1}.get(self.text[end], 0)
-                end += 1
-            self.position = end
-            for part in _split(self.text[start : end - 1]):
+            for part in _split(self.parentheses()):
                 part = re.sub(r"\.ptr(\s*\.(global|shared|const|local|generic))?(\s*\.align\s+\d+)?", " ", part)
                 parameters += self.variable(part, start)
         offsets, offset = {}, 0
@@ -230,6 +275,9 @@ class _Parser:
                 raise self.fail(f"entry {function.name} has no end")
             character = text[position]
             if character == "{":
+                self.count()
+                if depth == MAX_DEPTH:
+                    raise self.fail(f"scopes lie over {MAX_DEPTH} deep in each other")
                 scope, depth = Scope(scope), depth + 1
                 self.position += 1
                 continue
@@ -262,6 +310,7 @@ class _Parser:
                     raise self.fail(f"label {match[1]} is defined twice", position)
                 scope.labels[match[1]] = len(function.instructions)
                 continue
+            self.count()
             statement = self.until(";")
             function.instructions.append(self.instruction(scope, statement, position, location))
 
@@ -278,6 +327,8 @@ class _Parser:
                 first = len(function.registers)
                 if family := re.match(r"^([\w$%]+)<(\d+)>$", item):
                     count = int(family[2])
+                    if first + count > MAX_REGISTERS:
+                        raise self.fail(f"over {MAX_REGISTERS} registers", start)
                     scope.families[family[1]] = (kinds[0], count, first)
                     function.registers += [kinds[0]] * count
                     function.register_names += [f"{family[1]}{n}" for n in range(count)]
@@ -322,14 +373,18 @@ class _Parser:
         return Instruction(parts[0], tuple(parts[1:]), operands, guard, self.line(position), text, location, scope)
 
     def operand(self, scope: Scope, text: str) -> object:
+        if not text:
+            raise ValueError("an operand is missing")
         if (register := scope.register(text)) is not None:
             return register
         if _INTEGER.match(text):
             return Imm(integer(text), "int")
         first = text[0]
         if first == "{":
-            return Vector(tuple(self.operand(scope, item) for item in _split(text[1:-1])))
+            return Vector(self.items(scope, text))
         if first == "[":
+            if not text.endswith("]"):
+                raise ValueError(f"cannot read address {text!r}")
             return self.address(scope, text[1:-1].strip())
         if text == "_":
             return Sink()
@@ -339,12 +394,10 @@ class _Parser:
                 raise ValueError(f"unknown register {text}")
             return Negated(register)
         if "|" in text:
-            one, two = text.split("|")
-            return Pair(self.operand(scope, one.strip()), self.operand(scope, two.strip()))
-        if text[:2] in ("0f", "0F"):
-            return Imm(int(text[2:], 16), "f32")
-        if text[:2] in ("0d", "0D"):
-            return Imm(int(text[2:], 16), "f64")
+            one, _, two = text.partition("|")
+            return Pair(self.inner(scope, one.strip()), self.inner(scope, two.strip()))
+        if match := _FLOAT.match(text):
+            return Imm(int(match[2] or match[4], 16), "f32" if match[1] else "f64")
         if re.match(r"^-?\d+\.\d*([eE][-+]?\d+)?$", text):
             return Imm(struct.unpack("<Q", struct.pack("<d", float(text)))[0], "f64")
         if first == "%" and _SPECIAL.match(text):
@@ -359,20 +412,34 @@ class _Parser:
             return Imm(integer(match[1]), "int")
         raise ValueError(f"cannot read operand {text!r}")
 
+    def inner(self, scope: Scope, text: str) -> object:
+        """An operand that is part of one: brackets and pairs hold no other ones."""
+        if text.startswith(("{", "[")) or "|" in text:
+            raise ValueError(f"cannot read operand {text!r} in another one")
+        return self.operand(scope, text)
+
+    def items(self, scope: Scope, text: str) -> tuple:
+        """The operands between braces."""
+        if not text.startswith("{") or not text.endswith("}"):
+            raise ValueError(f"cannot read vector {text!r}")
+        return tuple(self.inner(scope, item) for item in _split(text[1:-1]))
+
     def address(self, scope: Scope, text: str) -> Address:
         parts = _split(text)
+        if not parts:
+            raise ValueError("an address is missing")
         coordinates: tuple = ()
         if len(parts) > 1:
-            if len(parts) > 2 or parts[1][0] != "{":
+            if len(parts) > 2:
                 # clusterlaunchcontrol and tcgen05 take one address only; anything else is not PTX
                 raise ValueError(f"cannot read address [{text}]")
-            coordinates = tuple(self.operand(scope, item) for item in _split(parts[1][1:-1]))
+            coordinates = self.items(scope, parts[1])
         base = parts[0]
         if match := re.match(r"^(.+?)\s*\+\s*(-?\w+)$", base):
-            inner = self.operand(scope, match[1].strip())
+            inner = self.inner(scope, match[1].strip())
             offset = integer(match[2])
         else:
-            inner, offset = self.operand(scope, base), 0
+            inner, offset = self.inner(scope, base), 0
         if isinstance(inner, Symbol):
             return Address(Symbol(inner.name, inner.offset + offset), 0, coordinates)
         return Address(inner, offset, coordinates)
@@ -403,8 +470,8 @@ def _initializer(text: str, width: int) -> tuple[bytes, tuple[tuple[int, str], .
         if match := re.match(r"^(?:generic\()?\s*([A-Za-z_$][\w$]*)\s*\)?(?:\s*\+\s*(\d+))?$", item):
             references.append((len(data), match[1]))
             data += int(match[2] or 0).to_bytes(width, "little")
-        elif item[:2] in ("0f", "0F", "0d", "0D"):
-            data += int(item[2:], 16).to_bytes(width, "little")
+        elif match := _FLOAT.match(item):
+            data += int(match[2] or match[4], 16).to_bytes(width, "little")
         else:
             data += (integer(item) & ((1 << 8 * width) - 1)).to_bytes(width, "little")
     return bytes(data), tuple(references)
