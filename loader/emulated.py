@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from . import arch, signature, values
 from .errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
 from .geometry import Geometry
-from .manifest import MAX_FILE_BYTES, Artifact, Family
+from .manifest import MAX_PTX_BYTES, Artifact, Family
 from .registry import Candidate, Registry
 from .select import Decision, DeviceFacts, Selection
 from .signature import Problem
@@ -199,7 +199,7 @@ def ptx_text(candidate: Candidate) -> str:
     artifact: Artifact = candidate.artifact
     stream = zlib.decompressobj(wbits=31)
     try:
-        text = stream.decompress(candidate.pack.read(artifact.ptx), MAX_FILE_BYTES)
+        text = stream.decompress(candidate.pack.read(artifact.ptx), MAX_PTX_BYTES)
         if stream.eof and not stream.unused_data:
             return text.decode("utf-8")
         why = "it is cut off, too long, or something follows it"

@@ -63,36 +63,52 @@ LAZY_OPERATORS: dict[str, int] = {"and": 2, "or": 2, "if": 3}
 
 MAX_DEPTH = 100  # of lists in lists, so that no walk over an expression gets near Python's limit of recursion
 MAX_BITS = 64  # of an integer that is written out: what shapes and scalars hold
+MAX_NODES = 1000  # of operators, names and numbers together, so that no product of all of them takes long
 
 # What the operators raise; of a float that overflows, of text among the axes, of an integer too long to be shown.
 _FAILURES = (ArithmeticError, TypeError, ValueError)
 
 
-def validate(expression: Any, depth: int = 0) -> None:
-    """Raise ``ExpressionError`` unless ``expression`` is well formed: operators known, operand counts right, numbers
-    finite and of at most ``MAX_BITS``, lists at most ``MAX_DEPTH`` deep. ``depth`` counts the lists around it."""
+def validate(expression: Any) -> None:
+    """Raise ``ExpressionError`` unless ``expression`` is well formed: operators known, operand counts right, names
+    identifiers, numbers finite and of at most ``MAX_BITS``, lists at most ``MAX_DEPTH`` deep, and all of it at most
+    ``MAX_NODES`` nodes."""
+    nodes = _count(expression, 0)
+    if nodes > MAX_NODES:
+        raise ExpressionError(f"an expression has at most {MAX_NODES} operators, names and numbers, got {nodes}")
+
+
+def _count(expression: Any, depth: int) -> int:
+    """How many nodes a well-formed expression has; ``depth`` counts the lists around it."""
     if isinstance(expression, bool) or not isinstance(expression, (int, float, str, list)):
         raise ExpressionError(f"an expression is a number, a name or a list, got {type(expression).__name__}")
+    if isinstance(expression, list):
+        if depth == MAX_DEPTH:
+            raise ExpressionError(f"an expression is at most {MAX_DEPTH} operators deep")
+        return 1 + sum([_count(operand, depth + 1) for operand in _operands(expression)])
+    if isinstance(expression, str) and not expression.isidentifier():
+        raise ExpressionError(f"a name of an expression is an identifier, got {expression!r}")
     if isinstance(expression, int) and expression.bit_length() > MAX_BITS:
         raise ExpressionError(f"an integer of an expression has at most {MAX_BITS} bits, got "
                               f"{expression.bit_length()}")
     if isinstance(expression, float) and not math.isfinite(expression):
         raise ExpressionError(f"a number of an expression is finite, got {expression}")
-    if isinstance(expression, list):
-        if depth == MAX_DEPTH:
-            raise ExpressionError(f"an expression is at most {MAX_DEPTH} operators deep")
-        if not expression or not isinstance(expression[0], str):
-            got = type(expression[0]).__name__ if expression else "an empty list"
-            raise ExpressionError(f"an expression list starts with an operator name, got {got}")
-        name, operands = expression[0], expression[1:]
-        expected = LAZY_OPERATORS.get(name) or OPERATORS.get(name, (None, None))[0]
-        if expected is None:
-            known = ", ".join([*OPERATORS, *LAZY_OPERATORS])
-            raise ExpressionError(f"unknown operator {name!r}; known are {known}")
-        if len(operands) != expected:
-            raise ExpressionError(f"operator {name!r} takes {expected} operands, got {len(operands)}")
-        for operand in operands:
-            validate(operand, depth + 1)
+    return 1
+
+
+def _operands(expression: list[Any]) -> list[Any]:
+    """Those of a list that starts with an operator and has as many as it takes."""
+    if not expression or not isinstance(expression[0], str):
+        got = type(expression[0]).__name__ if expression else "an empty list"
+        raise ExpressionError(f"an expression list starts with an operator name, got {got}")
+    name, *operands = expression
+    expected = LAZY_OPERATORS.get(name) or OPERATORS.get(name, (None, None))[0]
+    if expected is None:
+        known = ", ".join([*OPERATORS, *LAZY_OPERATORS])
+        raise ExpressionError(f"unknown operator {name!r}; known are {known}")
+    if len(operands) != expected:
+        raise ExpressionError(f"operator {name!r} takes {expected} operands, got {len(operands)}")
+    return operands
 
 
 def names(expression: Expression) -> set[str]:
@@ -245,16 +261,17 @@ def solving_order(
     dimensions that no entry gives.
     """
     given, order = set(known), []
-    pending, unsolved = list(enumerate(shapes)), set().union(*map(names, shapes)) - set(known)
+    pending = [(index, entry, names(entry)) for index, entry in enumerate(shapes)]
+    unsolved = set().union(*(used for _, _, used in pending)) - given
     while True:
         later = []
-        for index, entry in pending:
-            missing = names(entry) - given
+        for index, entry, used in pending:
+            missing = used - given
             if not missing or (len(missing) == 1 and solvable(entry, *missing)):
                 given |= missing
                 order.append((index, next(iter(missing), None)))
             else:
-                later.append((index, entry))
+                later.append((index, entry, used))
         if len(later) == len(pending):
             return order, unsolved - given
         pending = later

@@ -35,8 +35,9 @@ class Fields:
 
     def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
         value = self.take(key)
-        if type(value) is not str or (pattern is not None and not pattern.fullmatch(value)):
-            kind = "text" if pattern is None else f"text that matches {pattern.pattern}"
+        # What is printed somewhere holds nothing that moves a cursor, nor half a character.
+        if type(value) is not str or not (pattern.fullmatch(value) if pattern else value.isprintable()):
+            kind = "printable text" if pattern is None else f"text that matches {pattern.pattern}"
             raise wrong(f"{self.where}.{key}", kind, value)
         return value
 
@@ -81,19 +82,24 @@ class Fields:
 
     def done(self) -> None:
         if self._taken != len(self._values):
-            names = ", ".join(sorted(self._values))
-            raise ManifestError(f"{self.where}: unknown key among {names}", where=self.where, got=names, expected=None)
+            names = sorted(self._values)
+            raise ManifestError(f"{self.where}: unknown key among {shown(names)}", where=self.where, got=names,
+                                expected=None)
 
 
 _SHOWN = reprlib.Repr()  # of lists in lists only what is shown, however deep they are
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = 80
 
 
+def shown(value: Any, length: int = 80) -> str:
+    """A value for a message: short, and without control characters."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= length else text[:length - 3] + "..."
+
+
 def wrong(where: str, expected: str, got: Any) -> ManifestError:
     """The error of a value; what it shows of it is short."""
-    shown = _SHOWN.repr(got)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ManifestError(f"{where}: expected {expected}, got {shown}", where=where, expected=expected, got=got)
+    return ManifestError(f"{where}: expected {expected}, got {shown(got)}", where=where, expected=expected, got=got)
 
 
 def to_integer(value: Any, where: str, low: int, high: int) -> int:
@@ -128,7 +134,7 @@ def unique(names: Iterable[str], where: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise DuplicateError(f"{where}: {name!r} appears twice", where=where, got=name)
+            raise DuplicateError(f"{where}: {shown(name)} appears twice", where=where, got=name)
         seen.add(name)
 
 
@@ -139,14 +145,23 @@ def _no_constant(text: str) -> None:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError(f"a key appears twice among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"a key appears twice among {shown([key for key, _ in pairs])}")
     return value
 
 
+# Of the marks that stand between values. A value of three bytes may take a hundred of memory, so bytes alone bound it
+# badly; what a pack says of a thousand artifacts has half a million marks.
+MAX_MARKS = 2_000_000
+
+
 def decode(data: bytes, file: str, limit: int) -> Any:
-    """The value of a document, of at most ``limit`` bytes."""
+    """The value of a document, of at most ``limit`` bytes and ``MAX_MARKS`` marks."""
     if len(data) > limit:
         raise ManifestSyntaxError(f"{file}: {len(data)} bytes, at most {limit} are read", expected=limit, got=len(data))
+    marks = len(data) - len(data.translate(None, b",:[{"))
+    if marks > MAX_MARKS:
+        raise ManifestSyntaxError(f"{file}: {marks} values and keys, at most {MAX_MARKS} are read", expected=MAX_MARKS,
+                                  got=marks)
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

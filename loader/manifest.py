@@ -9,8 +9,9 @@ from . import expression
 from .expression import Expression
 
 MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 32 << 20
+MAX_MANIFEST_BYTES = 24 << 20
 MAX_FILE_BYTES = 64 << 20
+MAX_PTX_BYTES = 8 << 20  # of the text, unpacked
 
 # Bytes of one element as it is stored; `e2m1x2` is two E2M1 values in a byte.
 DTYPE_BYTES: dict[str, int] = {

@@ -20,7 +20,7 @@ from .errors import (
     PackPathError,
     SchemaError,
 )
-from .fields import Fields, decode, to_expression, to_integer, to_number, unique, wrong
+from .fields import Fields, decode, shown, to_expression, to_integer, to_number, unique, wrong
 from .manifest import (
     DTYPE_BYTES,
     MANIFEST_NAME,
@@ -62,22 +62,26 @@ DIRECTIONS = ("in", "out", "inout")
 FORMATS = ("cubin", "fatbin")
 L2_PROMOTIONS = (0, 64, 128, 256)
 
+# Several times what a signature needs: the order in which shapes are solved takes the square of their number.
+MAX_ARGUMENTS = 100
+MAX_RANK = 8
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_ANY = re.compile(r".*", re.DOTALL)  # a path has an error of its own
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,199}")  # of one part of a path
 
 
 def _relative_path(value: str, where: str) -> str:
-    parts = value.split("/")
-    if not value or value.startswith("/") or "\\" in value or "\0" in value or ":" in value \
-            or any(part in ("", ".", "..") for part in parts):
-        raise PackPathError(f"{where}: {value!r} is no relative path inside the pack", where=where, file=value)
+    if len(value) > 1000 or not all(map(_FILE_NAME.fullmatch, value.split("/"))):
+        raise PackPathError(f"{where}: {shown(value)} is no relative path inside the pack", where=where, file=value)
     return value
 
 
 def _stored_file(fields: Fields) -> StoredFile:
     return StoredFile(
-        _relative_path(fields.text("file"), f"{fields.where}.file"),
+        _relative_path(fields.text("file", _ANY), f"{fields.where}.file"),
         fields.text("sha256", _SHA256),
         fields.integer("size", 1, MAX_FILE_BYTES),
     )
@@ -97,6 +101,8 @@ def _argument(fields: Fields) -> Argument:
         raise wrong(f"{fields.where}.dtypes", "at least one dtype", dtypes)
     unique(dtypes, f"{fields.where}.dtypes")
     shape = fields.items("shape")
+    if len(shape) > MAX_RANK:
+        raise wrong(f"{fields.where}.shape", f"at most {MAX_RANK} dimensions", shape)
     for i, entry in enumerate(shape):
         try:
             expression.validate(entry)
@@ -213,6 +219,9 @@ def _signature(name: str, fields: Fields) -> Family:
     """What families and composites have in common; selection is left empty."""
     arguments = tuple(map(_argument, fields.objects("arguments")))
     scalars = tuple(map(_scalar, fields.objects("scalars")))
+    if len(arguments) + len(scalars) > MAX_ARGUMENTS:
+        raise wrong(f"{fields.where}.arguments", f"at most {MAX_ARGUMENTS} arguments and scalars",
+                    len(arguments) + len(scalars))
     scalar_names = [scalar.name for scalar in scalars]
     unique([argument.name for argument in arguments] + scalar_names, f"{fields.where}.arguments")
     dimensions = _dimensions(arguments, scalar_names, fields.where)
@@ -379,7 +388,11 @@ def _launch(fields: Fields, known: frozenset[str]) -> Launch:
 def _axes(fields: Fields, family: Family) -> dict[str, int | str]:
     axes = fields.mapping("axes")
     for axis, value in axes.items():
-        if not _IDENTIFIER.fullmatch(axis) or type(value) not in (int, str):
+        if not _IDENTIFIER.fullmatch(axis):
+            raise wrong(f"{fields.where}.axes", "names of axes", axis)
+        if type(value) is int:
+            to_integer(value, f"{fields.where}.axes.{axis}", -(1 << 31), 1 << 31)
+        elif type(value) is not str or not value.isprintable():
             raise wrong(f"{fields.where}.axes.{axis}", "an integer or text", value)
     for axis in family.match:
         if axis not in axes:
@@ -431,8 +444,17 @@ def _check_artifacts(artifacts: Iterable[Artifact]) -> None:
 def _in_range(fields: Fields, key: str, accepted: tuple[int, int]) -> int:
     value = fields.take(key)
     if type(value) is not int or not accepted[0] <= value <= accepted[1]:
-        raise SchemaError(f"{MANIFEST_NAME}: {key} {value!r}, this loader reads {accepted[0]} to {accepted[1]}",
+        raise SchemaError(f"{MANIFEST_NAME}: {key} {shown(value)}, this loader reads {accepted[0]} to {accepted[1]}",
                           where=key, expected=accepted, got=value)
+    return value
+
+
+def _toolchain(value: dict[str, Any]) -> dict[str, Any]:
+    """Words, and lists of words."""
+    for key, said in value.items():
+        for word in (key, *(said if type(said) is list else [said])):
+            if type(word) is not str or not word.isprintable():
+                raise wrong("manifest.toolchain", "words and lists of words", {key: said})
     return value
 
 
@@ -444,7 +466,7 @@ def parse(data: bytes) -> Manifest:
     """
     fields = Fields(decode(data, MANIFEST_NAME, MAX_MANIFEST_BYTES), "manifest")
     schema, abi = _in_range(fields, "schema", SCHEMAS), _in_range(fields, "abi", ABIS)
-    toolchain = fields.mapping("toolchain")
+    toolchain = _toolchain(fields.mapping("toolchain"))
     digest = fields.text("source_digest", _SHA256)
     families = {}
     for name, value in fields.mapping("families").items():
