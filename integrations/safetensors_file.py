@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ NUMPY = {
     "I64": np.dtype("<i8"),
 }  # fmt: skip
 HEADER_LIMIT = 100 << 20  # bytes, as the format has it
+MAX_RANK = 32  # of what every numpy can view
 
 
 class SafetensorsError(ValueError):
@@ -123,7 +125,9 @@ def _parse(path: Path, text: bytes, size: int) -> tuple[dict[str, str], dict[str
 
     try:
         header = json.loads(text.decode(), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except SafetensorsError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise refuse(f"the header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise refuse("the header is not a JSON object")
@@ -142,15 +146,19 @@ def _parse(path: Path, text: bytes, size: int) -> tuple[dict[str, str], dict[str
     return metadata, tensors
 
 
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
+
+
 def _entry(refuse, name: str, entry: object, start: int) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise refuse(f"{name} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
-        raise refuse(f"{name} is of a dtype {dtype!r} that is no word")
+        raise refuse(f"{name} is of a dtype {reprlib.repr(dtype)} that is no word")
     for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
-            raise refuse(f"{name} has {numbers!r} where a list of sizes belongs")
+        if not isinstance(numbers, list) or len(numbers) > MAX_RANK or not all(map(_is_size, numbers)):
+            raise refuse(f"{name} has {reprlib.repr(numbers)} where a list of sizes belongs")
     fits = len(offsets) == 2 and offsets[0] <= offsets[1]
     if fits and dtype in ITEM_BITS:
         fits = (offsets[1] - offsets[0]) * 8 == math.prod(shape) * ITEM_BITS[dtype]
