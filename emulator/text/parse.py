@@ -96,7 +96,7 @@ class _Parser:
     def fail(self, message: str, position: int | None = None) -> PtxSyntaxError:
         position = self.position if position is None else position
         line = self.text[position : position + 80].split("\n")[0]
-        return PtxSyntaxError(f"PTX line {self.line(position)}: {message}: {line!r}")
+        return PtxSyntaxError(f"PTX line {self.line(position)}: {message[:200]}: {line!r}")
 
     def count(self) -> None:
         self.statements += 1
