@@ -408,7 +408,8 @@ def _artifact(fields: Fields, families: Mapping[str, Family], same: _SameParamet
     clash = problem.intersection(axes)
     if clash:
         raise wrong(f"{fields.where}.axes", "names that mean nothing else", sorted(clash))
-    known = problem.union(axes)
+    # Text is no number: Python would repeat it, or format it, to any length.
+    known = problem.union(axis for axis, value in axes.items() if type(value) is int)
     ptx = fields.object("ptx")
     ptx_file = _stored_file(ptx)
     ptx.done()
