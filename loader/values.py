@@ -7,6 +7,7 @@ there only ``loader.check`` does.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 
 from . import expression
@@ -39,21 +40,39 @@ def check(family: Family, problem: Problem, pointers: Sequence[int], read: Read 
 
 
 def _check_rule(kernel: str, rule: Values, problem: Problem, known: dict[str, Sequence[int]]) -> None:
-    low, high, multiple = (int(expression.evaluate(bound, problem.values))
-                           for bound in (rule.minimum, rule.maximum, rule.multiple))
+    low, high, multiple = _bounds(kernel, rule, problem)
     entries = known[rule.argument]
     if rule.extents is not None:
+        if len(known[rule.extents]) != len(entries) + 1:
+            raise _unusable(kernel, rule, f"{len(entries)} entries and {len(known[rule.extents])} extents")
         _check_extents(kernel, rule.argument, entries, known[rule.extents], (low, high, multiple))
         return
     which = range(len(entries))
     if rule.within is not None:
-        which = range(known[rule.within][0], known[rule.within][-1])
+        begin, end = (known[rule.within][0], known[rule.within][-1]) if len(known[rule.within]) else (0, 0)
+        if not 0 <= begin <= end <= len(entries):
+            raise _wrong(kernel, rule.within, 0, begin, f"the first of entries {begin} to {end} of {len(entries)}")
+        which = range(begin, end)
     for index in which:
         value = entries[index]
         if not low <= value <= high or value % multiple:
             raise _wrong(kernel, rule.argument, index, value, f"{_multiple(multiple)}{low} to {high}")
         if rule.ascending and index and value < entries[index - 1]:
             raise _wrong(kernel, rule.argument, index, value, f"at least {entries[index - 1]}, the entry before it")
+
+
+def _bounds(kernel: str, rule: Values, problem: Problem) -> tuple[int, int, int]:
+    """Minimum, maximum and multiple of a rule, which are what a manifest says."""
+    bounds = [expression.evaluate(bound, problem.values) for bound in (rule.minimum, rule.maximum, rule.multiple)]
+    if not all(map(math.isfinite, bounds)) or bounds[2] < 1:
+        raise _unusable(kernel, rule, f"minimum, maximum and multiple {bounds}")
+    low, high, multiple = map(int, bounds)
+    return low, high, multiple
+
+
+def _unusable(kernel: str, rule: Values, got: str) -> ValuesError:
+    return ValuesError(f"{kernel}: the rule about {rule.argument} cannot be followed: {got}", kernel=kernel,
+                       argument=rule.argument, expected="a rule that fits the call", got=got)
 
 
 def _check_extents(kernel: str, name: str, firsts: Sequence[int], offsets: Sequence[int],

@@ -46,6 +46,29 @@ def test_what_a_kernel_can_follow(given):
     check([OFFSETS, SCALES, SLOTS], **given)
 
 
+BAD_RULES = {
+    "no multiple": (OFFSETS._replace(multiple=0), "minimum, maximum and multiple [0, 140, 0]"),
+    "negative multiple": (OFFSETS._replace(multiple=-1), "minimum, maximum and multiple [0, 140, -1]"),
+    "no number": (OFFSETS._replace(maximum=["*", 1e308, 10.0]), "minimum, maximum and multiple [0, inf, 1]"),
+    "extents of others": (SCALES._replace(extents="slots"), "3 entries and 3 extents"),
+}
+
+
+@pytest.mark.parametrize("rule, message", BAD_RULES.values(), ids=BAD_RULES)
+def test_rules_that_fit_no_call(rule, message):
+    """A manifest may say them, and the call that they are about is refused."""
+    with pytest.raises(loader.ValuesError) as caught:
+        check([rule], slots=[0, 9, -1])
+    assert str(caught.value) == f"f: the rule about {rule.argument} cannot be followed: {message}"
+
+
+@pytest.mark.parametrize("offsets", [[0, 0, 0, 5], [-1, 0, 0, 1], [3, 0, 0, 1]])
+def test_entries_that_count_are_there(offsets):
+    """Offsets that no rule has looked at do not lead out of the entries."""
+    with pytest.raises(loader.ValuesError, match=r"entry 0 of offsets is -?\d, expected the first of entries .* of 3"):
+        check([OWNED], offsets=offsets, slots=[0, 1, 2])
+
+
 BAD_CALLS = {
     "decreasing": ({"offsets": [0, 9, 8, 10]}, "entry 2 of offsets is 8, expected at least 9, the entry before it"),
     "negative": ({"offsets": [-1, 0, 1, 2]}, "entry 0 of offsets is -1, expected 0 to 140"),
