@@ -18,6 +18,7 @@ MARKERS = {
     "build": "the generator: matrix, templates, nvcc",
     "emulated": "shipped kernels on the emulated device",
     "oracle": "the emulator against kernels of other compilers",
+    "fuzz": "whatever comes from outside, mutated",
     "hopper": "the emulator against what an H200 answered",
     "teeth": "faults planted in the emulator and in the kernels, each of which something has to notice",
     "gpu": "needs a CUDA device",
