@@ -30,6 +30,7 @@ NUMPY = {
 }  # fmt: skip
 HEADER_LIMIT = 100 << 20  # bytes, as the format has it
 MAX_RANK = 32  # of what every numpy can view
+MAX_ITEMS = 1 << 59  # empty dimensions aside, as numpy counts them even where there is nothing
 
 
 class SafetensorsError(ValueError):
@@ -159,6 +160,8 @@ def _entry(refuse, name: str, entry: object, start: int) -> Tensor:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or len(numbers) > MAX_RANK or not all(map(_is_size, numbers)):
             raise refuse(f"{name} has {reprlib.repr(numbers)} where a list of sizes belongs")
+    if math.prod(size or 1 for size in shape) > MAX_ITEMS:
+        raise refuse(f"{name} has a shape {reprlib.repr(shape)} of more than any array")
     fits = len(offsets) == 2 and offsets[0] <= offsets[1]
     if fits and dtype in ITEM_BITS:
         fits = (offsets[1] - offsets[0]) * 8 == math.prod(shape) * ITEM_BITS[dtype]
