@@ -25,7 +25,7 @@ from emulator.execution.program import Program
 from emulator.text.parse import parse as parse_ptx
 from generator.expression import parse as parse_text
 from integrations.safetensors_file import SafetensorsError, SafetensorsFile
-from loader import api, driver, emulated, expression, fields, module, registry
+from loader import api, driver, emulated, expression, fields, module, registry, trust
 from loader.errors import ExpressionError, LoaderError
 from loader.reader import parse as parse_manifest
 
@@ -45,7 +45,7 @@ def manifest(data: bytes) -> None:
     """The bytes of ``manifest.json``; what is read can be combined with itself."""
     try:
         read = parse_manifest(data)
-        registry.Registry([registry.Pack("one", read), registry.Pack("two", read)], "fuzz")
+        registry.Registry([registry.Pack("one", read, ""), registry.Pack("two", read, "")], "fuzz")
     except LoaderError:
         pass
 
@@ -97,6 +97,15 @@ def safetensors(data: bytes) -> None:
             file.read(name)
     except SafetensorsError:
         pass
+
+
+def signature(data: bytes) -> None:
+    """The signatures beside a manifest: what is read is written as it was, but for its order."""
+    try:
+        found = trust.from_text(data, "fuzz")
+    except LoaderError:
+        return
+    assert sorted(trust.to_text(found).splitlines()) == sorted(data.splitlines())
 
 
 def entry_points(data: bytes) -> None:
@@ -152,7 +161,7 @@ def launch(data: bytes) -> None:
     if not directory.exists():
         sample_pack.write(directory)
     (directory / "manifest.json").write_bytes(data)
-    for remembered in (registry._registries, api._calls, module._libraries, module._functions):
+    for remembered in (registry._registries, api._calls, module._libraries):
         remembered.clear()
     driver._driver, driver.open_library = None, fake_cuda.FakeCuda
     try:
@@ -189,6 +198,8 @@ TARGETS = {
     "safetensors": Target(safetensors, (
         *_JSON, b"\0" * 8, b"\xff" * 8, b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"', b'"U8"', b'"F32"',
         b'"F4"', b'"BF16"')),
+    "signature": Target(signature, (
+        b"ed25519 ", b"0" * 64, b"a" * 128, b"\n", b"\r\n", b"\x85", b"\0", b" ", b"ed25519 " + b"1" * 64, b"A" * 64)),
     "entry_points": Target(entry_points, (
         b"[loader.artifacts]", b"\n", b"\r", b"=", b"#", b";", b"[", b"]", b"\0", b"\xff", b"\xe2\x80\xa8", b" : ")),
     "ptx": Target(ptx, _PTX),
