@@ -60,6 +60,8 @@ def cvt(e: Emitter, i: Instruction) -> None:
     flags = {name: m.flag(name) for name in ("relu", "satfinite", "sat", "ftz")}
     m.done()
     d, *sources = i.operands
+    if not sources:
+        raise e.fail("cvt without a source")
     integer_source, integer_result = (
         source[0] in "us" and source != "ue8m0x2",
         result[0] in "us" and result != "ue8m0x2",

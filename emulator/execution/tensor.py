@@ -168,6 +168,8 @@ def _commit(e: Emitter, i: Instruction) -> None:
 
 
 def _tensor_mma(e: Emitter, i: Instruction) -> None:
+    if not i.operands:
+        raise e.fail("tcgen05.mma without operands")
     operands = []
     for o in i.operands:
         if isinstance(o, Address):

@@ -112,6 +112,8 @@ REFUSED = {
     BODY + "bra 1; }": "no label: bra 1",
     BODY + "brx.idx 1; }": "no label: brx.idx 1",
     BODY + "tcgen05; }": "operands that tcgen05 does not take",
+    BODY + "tcgen05.mma.cta_group::1.kind::f16; }": "tcgen05.mma without operands",
+    BODY + ".reg .b16 %h; cvt.rn.satfinite.e4m3x2.f32 %h; }": "cvt without a source",
     BODY + "wgmma; }": "operands that wgmma does not take",
     BODY + "mbarrier; }": "operands that mbarrier does not take",
     BODY + ".reg .b64 %d; mov.b64 %d, {}; }": "operands that mov.b64 does not take",
