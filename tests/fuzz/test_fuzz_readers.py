@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus"
 TARGETS = sorted(path.name for path in CORPUS.iterdir())
-PLAIN, GUIDED = 3, 2  # seconds of each target; what is guided also takes some to start
+PLAIN, GUIDED = 2, 2  # seconds of each target; what is guided also takes some to start
 
 
 def fuzz(*arguments: object) -> subprocess.CompletedProcess:

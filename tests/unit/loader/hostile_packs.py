@@ -270,7 +270,7 @@ def kernels(random_: random.Random) -> Iterator[Hostile]:
         yield file(label, PTX, data, loader.EmulatedFaultError, honest=True)._replace(place="PTX line")
     whole = ENTRY + ".reg .b32 %r<4>; .reg .pred %p; add.s32 %r1, %r2, 3; @%p bra L; L: ret; }"
     for _ in range(20):
-        data = gzip.compress(whole[:random_.randint(3, len(whole) - 1)].encode(), mtime=0)
+        data = gzip.compress(whole[:random_.randint(len(ENTRY), len(whole) - 1)].encode(), mtime=0)
         yield file("cut off", PTX, data, loader.EmulatedFaultError, honest=True)._replace(place="PtxSyntaxError")
 
 

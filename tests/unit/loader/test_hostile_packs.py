@@ -55,8 +55,8 @@ def is_inside(path: str, directory: Path) -> bool:
 @pytest.mark.filterwarnings("ignore:host buffers")
 @pytest.mark.parametrize("category", hostile_packs.CATEGORIES, ids=lambda category: category.__name__)
 def test_hostile_pack(cuda, tmp_path, seed, category):
-    """Refused with the error and the place that belong to it; no image is loaded, no file outside is opened, and memory
-    stays small."""
+    """Refused with the error and the place that belong to it: of a manifest before any call of the driver, of a file
+    before its image is loaded. No file outside is opened, and memory stays small."""
     on_host = category in (hostile_packs.listings, hostile_packs.kernels)
     for number, hostile in enumerate(category(random.Random(seed))):
         directory = tmp_path / str(number) / "pack"
@@ -65,10 +65,12 @@ def test_hostile_pack(cuda, tmp_path, seed, category):
         assert type(error) is hostile.error, f"{hostile.label}: {error!r}"
         assert hostile.place in str(error), f"{hostile.label}: {error}"
         assert len(str(error)) < 2_000 + len(str(directory)) and str(error).isprintable(), hostile.label
+        assert not cuda.calls or not isinstance(error, (loader.ManifestError, loader.DuplicateError)), hostile.label
         assert "cuLibraryLoadData" not in cuda.calls and not cuda.launches, hostile.label
         assert not [path for path in files if not is_inside(path, directory)], hostile.label
         assert memory < MEMORY, f"{hostile.label}: {memory}"
         registry._registries.clear()
+        cuda.calls.clear()
 
 
 def test_there_are_enough_of_them(seed):
