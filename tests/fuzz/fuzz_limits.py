@@ -6,6 +6,7 @@ Time is that of the processor, so a busy machine finds nothing more than an idle
 from __future__ import annotations
 
 import atexit
+import difflib  # noqa: F401 (the loader imports it late, and its named tuple is made by exec)
 import os
 import resource
 import shutil
