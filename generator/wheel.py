@@ -25,7 +25,7 @@ PARTS = ("loader", "emulator", "integrations")
 # One image serves a family of GPUs: 100f the B200, B300 and GB300, 120f RTX PRO 6000, 5090 and GB10.
 ARCHS = "90a,100f,120f"
 EXTRAS = {"emulator": ["numpy>=1.26"], "checkpoints": ["numpy>=1.26", "rich>=13.7"],
-          "signing": ["cryptography>=42"]}  # fmt: skip
+          "oci": ["requests>=2.31", "urllib3>=2"], "signing": ["cryptography>=42"]}  # fmt: skip
 INIT = '''"""Ahead-of-time compiled kernels for block-scaled numbers, and what launches them."""
 
 from .loader import __version__ as __version__

@@ -1,10 +1,11 @@
-"""``python -m loader list | inspect | verify | sign | explain | diff | doctor``."""
+"""``python -m loader list | inspect | verify | sign | explain | diff | doctor | push | pull``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from . import __version__, api, changes, driver, expression, registry, select, signing
 from .errors import LoaderError
@@ -144,6 +145,36 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if healthy and cuda.device_count else 1
 
 
+def _push(options: argparse.Namespace) -> int:
+    from . import oci  # only these two commands open connections
+
+    with _progress() as say:
+        pushed = oci.push(options.pack, options.reference, plain_http=options.plain_http, say=say)
+    print(pushed)
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from . import oci
+
+    with _progress() as say:
+        directory = oci.pull(options.reference, options.store, plain_http=options.plain_http, say=say)
+    print(directory)
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that is written over and goes in the end, on a terminal alone."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    try:
+        yield lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description="Kernel packs and what runs them.")
     parser.add_argument("--packs", action="append", metavar="DIR", help="pack to use instead of the default ones; "
@@ -172,8 +203,22 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("after", metavar="AFTER")
     diff.add_argument("--html", metavar="FILE", help="write it as a page, too")
     diff.set_defaults(run=_diff)
+    _add_transfers(commands)
     commands.add_parser("doctor", help="driver, devices, packs, and what would run").set_defaults(run=_doctor)
     return parser
+
+
+def _add_transfers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    push = commands.add_parser("push", help="put a pack into an OCI registry; prints its reference by digest")
+    push.add_argument("pack", metavar="DIR", help="the pack")
+    push.add_argument("reference", metavar="REGISTRY/REPOSITORY:TAG")
+    push.set_defaults(run=_push)
+    pull = commands.add_parser("pull", help="bring a pack from an OCI registry; prints its directory")
+    pull.add_argument("reference", metavar="REFERENCE", help="REGISTRY/REPOSITORY, and :TAG or @sha256:...")
+    pull.add_argument("--store", metavar="DIR", help="where packs lie; LOADER_STORE, else the user's cache")
+    pull.set_defaults(run=_pull)
+    for command in (push, pull):
+        command.add_argument("--plain-http", action="store_true", help="speak HTTP, not HTTPS")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

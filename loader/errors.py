@@ -15,6 +15,8 @@ in its message. Where Python has a class of the same meaning, the error is also 
                      ReadOnlyError, OverlapError, ScalarError, ConstraintError, ValuesError, StreamError
       DriverError: DriverNotFoundError, DriverTooOldError, CudaError, ParameterLayoutError
       CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError)
+      TransferError: ReferenceFormatError, ExtraMissingError, UnreachableError, UnauthorizedError, AbsentError,
+                     RegistryAnswerError, StoreError
 """
 
 from __future__ import annotations
@@ -252,6 +254,41 @@ class EmulationError(LoaderError, RuntimeError):
 
 class EmulatedFaultError(EmulationError):
     """A kernel went wrong on the emulated device. Facts: ``kernel``, ``variant``, ``text``; the cause is the fault."""
+
+
+# Push and pull
+
+
+class TransferError(LoaderError):
+    """A pack cannot be pushed or pulled. Fact: ``registry`` where one was asked."""
+
+
+class ReferenceFormatError(TransferError, ValueError):
+    """A text names no pack in a registry. Fact: ``reference``."""
+
+
+class ExtraMissingError(TransferError, ImportError):
+    """A library that push and pull need is not installed. Fact: ``extra``, which brings it."""
+
+
+class UnreachableError(TransferError, ConnectionError):
+    """The registry does not answer, or stopped in the middle. Facts: ``registry``, ``url``."""
+
+
+class UnauthorizedError(TransferError, PermissionError):
+    """The registry wants other credentials than it got, or cannot be given those there are. Fact: ``registry``."""
+
+
+class AbsentError(TransferError, LookupError):
+    """The registry has no such tag, digest or blob. Facts: ``registry``, ``url``."""
+
+
+class RegistryAnswerError(TransferError):
+    """The registry gave an answer that the protocol does not allow here. Facts: ``registry``, ``url``, ``status``."""
+
+
+class StoreError(TransferError, OSError):
+    """The store cannot be written. Fact: ``file``."""
 
 
 __all__ = sorted(

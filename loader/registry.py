@@ -61,7 +61,7 @@ class Pack(NamedTuple):
 
     def read(self, stored: StoredFile) -> bytes:
         """The bytes of a file, after its size and sha256 were checked."""
-        data = _read(self.directory, stored.file, stored.size)
+        data = read_file(self.directory, stored.file, stored.size)
         if len(data) != stored.size:
             raise IntegrityError(f"{stored.file} in pack {self.directory} has {len(data)} bytes or more, "
                                  f"the manifest says {stored.size}",
@@ -176,7 +176,7 @@ def closest_names(name: str, known: Iterable[str]) -> list[str]:
 # Files
 
 
-def _read(directory: str, file: str, limit: int) -> bytes:
+def read_file(directory: str, file: str, limit: int) -> bytes:
     """At most ``limit + 1`` bytes of a regular file that lies, links resolved, inside ``directory``."""
     path = os.path.join(directory, *file.split("/"))
     root = os.path.realpath(directory)
@@ -202,14 +202,14 @@ def _open(path: str, flags: int) -> int:
 
 def open_pack(directory: str, trust: Trust | None = None) -> Pack:
     """Read the manifest of one pack, check who signed it, then what it says."""
-    data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    data = read_file(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     signed_by = _signers(directory, data, pinned(asked(trust)))
     return _parsed(directory, data, signed_by)
 
 
 def read_pack(directory: str) -> tuple[Pack, bytes]:
     """A pack, whoever signed it, and the bytes of its manifest."""
-    data = _read(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    data = read_file(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
     return _parsed(directory, data), data
 
 
