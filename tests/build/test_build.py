@@ -6,13 +6,13 @@ import gzip
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from generator import cli, files, lock, pack, toolchain
 from generator.errors import ToolchainError
 from generator.matrix import load
 from loader import reader, trust
+from loader.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).resolve().parent / "data"
@@ -40,6 +41,24 @@ EAGER_WGMMA = """{
 }"""
 # A body whose array cannot be kept in registers.
 LOCAL_ARRAY = "{ float v[64] = {}; for (int i = 0; i < 64; i++) v[(int)a[i]] = b[i]; out[0] = v[(int)c[0]]; }"
+
+# A build that ends by SIGKILL, its compilers too, right before the event of the given number among those that Python
+# tells its auditors of files that are written and of processes. Number 0 ends nothing; the last line is their number.
+BUILD = """
+import os, signal, sys
+from generator import cli
+last, events = int(sys.argv.pop(1)), 0
+KINDS = ("os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.", "fcntl.", "subprocess.")
+def hook(event, arguments):
+    global events
+    if event.startswith(KINDS) or event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        events += 1
+        if events == last:
+            os.killpg(0, signal.SIGKILL)
+sys.addaudithook(hook)
+assert cli.main(sys.argv[1:]) == 0
+print(events)
+"""
 
 try:
     toolchain.find_toolchain()
@@ -92,14 +111,20 @@ def built(tmp_path_factory):
     return project
 
 
-def test_the_loader_reads_what_was_written(built):
+def check_files(project: Project) -> Manifest:
     """The manifest keeps its contract, and every file has the digest and size that it names."""
-    manifest = reader.parse((built.out / "manifest.json").read_bytes())
-    assert len(manifest.artifacts) == 10
+    manifest = reader.parse((project.out / "manifest.json").read_bytes())
     for artifact in manifest.artifacts:
         for stored in (artifact.binary, artifact.ptx):
-            content = (built.out / stored.file).read_bytes()
+            content = (project.out / stored.file).read_bytes()
             assert (hashlib.sha256(content).hexdigest(), len(content)) == (stored.sha256, stored.size)
+    return manifest
+
+
+def test_the_loader_reads_what_was_written(built):
+    """All of it, by its own reader."""
+    manifest = check_files(built)
+    assert len(manifest.artifacts) == 10
     assert manifest.toolchain["nvcc"] == toolchain.find_toolchain().version
 
 
@@ -368,28 +393,36 @@ def test_local_memory_is_allowed_by_name(project, capsys):
     assert project.manifest["artifacts"][0]["local_bytes"] == 256
 
 
-def test_a_killed_build_leaves_the_old_pack(project):
-    """Killed at any moment, the manifest in place names files that are there; the next build finishes the work."""
-    assert project.build("--arch", "120a") == 0
-    project.edit(project.templates / "scale" / "convert.cuh", "return value;", "return value + 0.0f;")
+def killed_build(project: Project, last: int, *options: str) -> int | None:
+    """Run ``BUILD`` with the project's arguments; the number of its events, or None where it was killed."""
+    command = [sys.executable, "-c", BUILD, str(last), *project.arguments(*options, "--jobs", "1")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, start_new_session=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def test_a_killed_build_leaves_the_old_pack(project, tmp_path, seed):
+    """Killed at 20 random points, its manifest names files that are there; the next build finishes the work."""
+    options = ("--arch", "120a", "--kernel", "nop9")
+    assert project.build(*options) == 0
+    shutil.copytree(project.out, tmp_path / "before")
     project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = 1.0f; }")
-    command = [sys.executable, str(ROOT / "build.py"), *project.arguments("--arch", "120a", "--jobs", "1")]
-    for delay in (0.3, 0.6, 0.9, 1.2):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, start_new_session=True, **quiet)
-        time.sleep(delay)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for artifact in reader.parse((project.out / "manifest.json").read_bytes()).artifacts:
-            for stored in (artifact.binary, artifact.ptx):
-                assert hashlib.sha256((project.out / stored.file).read_bytes()).hexdigest() == stored.sha256
-    assert project.build("--arch", "120a") == 0
-    assert project.build("--arch", "120a") == 0  # files of the manifest before the last one go
+    before = project.files()
+    events = killed_build(project, 0, *options)
     finished = project.files()
-    assert not [path for path in project.out.rglob("*tmp*")]
-    shutil.rmtree(project.out)
-    assert project.build("--arch", "120a") == 0
-    assert project.files() == finished
+    assert finished.items() > {name: before[name] for name in before.keys() - {"manifest.json"}}.items()
+    points = random.Random(seed).sample(range(1, events + 1), 20)
+    print(f"points {points} of {events}, seed {seed}")
+    for point in points:
+        shutil.rmtree(project.out)
+        shutil.copytree(tmp_path / "before", project.out)
+        assert killed_build(project, point, *options) is None
+        assert project.files()["manifest.json"] in (before["manifest.json"], finished["manifest.json"])
+        check_files(project)
+        assert project.build(*options) == 0
+        check_files(project)
+        assert project.manifest == json.loads(finished["manifest.json"])
+        assert not [path for path in project.out.rglob("*tmp*")]
 
 
 def test_a_damaged_pack_is_mended(project, capsys):
