@@ -31,6 +31,15 @@ _RETRIES = Retry(total=2, backoff_factor=0.5, status_forcelist=(502, 503, 504), 
 _HOSTS = {"docker.io": "registry-1.docker.io"}
 
 
+class _Session(requests.Session):
+    """One that says to nobody but a registry who one is, and that by docker's configuration alone."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Where a redirect leads elsewhere nothing goes along, nor does what ``~/.netrc`` has for that place."""
+        if self.should_strip_auth(response.request.url, prepared_request.url):
+            prepared_request.headers.pop("Authorization", None)
+
+
 class Client:
     """A repository. ``plain_http`` speaks HTTP where HTTPS is the rule; ``connections`` are kept for threads."""
 
@@ -39,10 +48,10 @@ class Client:
         host = _HOSTS.get(reference.registry, reference.registry)
         self._base = f"{self._scheme}://{host}/v2/{reference.repository}/"
         self._authorization: str | None = None
-        self._session = requests.Session()
+        self._session = _Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES, pool_maxsize=connections))
-        self._session.auth = lambda request: request  # or credentials of ~/.netrc would replace ours
+        self._session.auth = lambda request: request  # or those of ~/.netrc would replace our own
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def manifest(self, media_type: str) -> bytes:
@@ -101,10 +110,11 @@ class Client:
         """An answer of one of the ``expected`` statuses; who one is, is said where the registry asks for it."""
         options["allow_redirects"] = method in ("GET", "HEAD")  # an upload goes where it was told, and nowhere else
         for last in (False, True):
-            ours = self._authorization and urlsplit(url).netloc == urlsplit(self._base).netloc
-            given = {**(headers or {}), **({"Authorization": self._authorization} if ours else {})}
+            given = dict(headers or {})
+            if self._authorization and self._is_ours(url):
+                given["Authorization"] = self._authorization
             response = self._send(method, url, headers=given, **options)
-            if response.status_code != 401 or last:
+            if response.status_code != 401 or last or not self._is_ours(response.url):
                 break
             response.close()
             self._authorization = self._answer(response.headers.get("WWW-Authenticate", ""))
@@ -117,6 +127,10 @@ class Client:
             raise AbsentError(f"registry {self._reference.registry} has no {urlsplit(url).path.removeprefix('/v2/')}: "
                               f"{_said(response)}", registry=self._reference.registry, url=url)
         raise self._unexpected(response, f"answers {response.status_code} to {method} {url}: {_said(response)}")
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether an address is of the registry itself: storage to which it leads us learns nothing of who we are."""
+        return urlsplit(url)[:2] == urlsplit(self._base)[:2]
 
     def _send(self, method: str, url: str, **options: Any) -> requests.Response:
         try:

@@ -223,7 +223,7 @@ def _parsed(directory: str, data: bytes, signed_by: tuple[str, ...] = ()) -> Pac
 def read_signature(directory: str) -> bytes | None:
     """The bytes of a pack's signature file, None where it has none."""
     try:
-        return _read(directory, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
+        return read_file(directory, SIGNATURE_NAME, MAX_SIGNATURE_BYTES)
     except MissingFileError:
         return None
 

@@ -102,7 +102,7 @@ def token_server(folder):
             self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     realm = f"http://127.0.0.1:{server.server_port}/token"
     try:
         yield (f"auth: {{token: {{realm: '{realm}', service: packs, issuer: tokens, rootcertbundle: {certificate}}}}}",
