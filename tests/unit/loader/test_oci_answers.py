@@ -148,6 +148,20 @@ def test_passwords_are_for_the_registry(monkeypatch, tmp_path):
     assert storage_saw == [("/blob", None)]
 
 
+def test_storage_names_no_server_of_tokens(monkeypatch, tmp_path):
+    """For that one would get the password that is for the registry."""
+    def storage_answer(path, headers):
+        return 401, {"WWW-Authenticate": f'Bearer realm="http://{headers["Host"]}/token"'}, b""
+
+    with serve(storage_answer) as (storage, saw), \
+            serve(lambda *_: (307, {"Location": f"http://{storage}/blob"}, b"")) as (host, _):
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": "dXNlcjpzZWNyZXQ="}}}))
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        with pytest.raises(loader.UnauthorizedError):
+            read(host)
+    assert saw == [("/blob", None)]
+
+
 def test_a_password_stays_on_https(monkeypatch, tmp_path):
     """A registry on HTTPS cannot send it to a server of tokens on HTTP."""
     (tmp_path / "config.json").write_text(json.dumps({"auths": {"registry.example": {"auth": "dXNlcjpzZWNyZXQ="}}}))
