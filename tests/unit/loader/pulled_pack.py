@@ -93,9 +93,10 @@ def check_kills(tmp_path, seed, name, pull, files, pack=""):
     events = pull_in_process(0, name, tmp_path / "whole", pack)
     points = random.Random(seed).sample(range(1, events + 1), 20)
     print(f"points {points} of {events}, seed {seed}")
+    killed = 0
     for point in points:
         store = tmp_path / str(point)
-        if pull_in_process(point, name, store, pack) is not None:
-            assert point > 0.8 * events  # threads meet in another order every time, which costs or saves a few events
+        killed += pull_in_process(point, name, store, pack) is None
         check_consistent(store)
         check_finished(store, pull(store), files)
+    assert killed >= 15  # threads meet in another order every time, so the last events may not come
