@@ -50,8 +50,7 @@ def push(directory: str, name: str, *, plain_http: bool = False, say: Say = lamb
     if target.tag is None or target.sha256 is not None:
         raise ReferenceFormatError(f"{name!r}: a pack is pushed under a tag; its digest follows from its content",
                                    reference=name)
-    manifest = registry.read_file(directory, MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    pack = registry.Pack(directory, parse(manifest))
+    pack, manifest = registry.read_pack(directory)
     beside = {file: registry.read_file(directory, file, MAX_FILE_BYTES)
               for file in sorted(os.listdir(directory)) if _BESIDE.fullmatch(file)}
     contents = {MANIFEST_NAME: manifest, **beside}

@@ -15,6 +15,7 @@ from memory_registry import CHUNK_BYTES, MemoryRegistry
 import loader
 from loader import oci, reference, store
 from loader.__main__ import main
+from loader.manifest import MAX_MANIFEST_BYTES
 
 NAME = "registry.example/kernels/fp4:v1"
 
@@ -264,7 +265,7 @@ def _large(document, layers):
     (_exchange, loader.IntegrityError, r"scale_rows/\S+ is sha256:\w+ of \d+ bytes in .*, the pack's manifest says"),
     (_resize, loader.IntegrityError, r"scale_rows/sm_90a/m16_f32.cubin is sha256:\w+ of"),
     (_retype, loader.ManifestError, "artifactType: expected application/vnd.block-scaled.pack.v1, got"),
-    (_large, loader.ManifestError, "size: expected an integer in 0 .. 33554432"),
+    (_large, loader.ManifestError, f"size: expected an integer in 0 .. {MAX_MANIFEST_BYTES}, got"),
     (lambda document, layers: layers.pop("manifest.json"), loader.MissingFileError, "has no manifest.json"),
 ], ids=["up", "root", "beside", "twice", "missing", "exchanged", "size", "type", "large", "none"])  # fmt: skip
 def test_registry_and_pack_have_to_agree(memory, files, tmp_path, change, error, text):

@@ -236,7 +236,7 @@ def test_every_signature_of_a_pinned_key_must_hold(cuda, signed):
 
 def test_what_was_checked_is_what_is_parsed(cuda, monkeypatch, signed):
     """The manifest is read once: what lies there a moment later is neither trusted nor used."""
-    read = registry._read
+    read = registry.read_file
     names = []
 
     def replace_after_reading(directory, file, limit):
@@ -246,7 +246,7 @@ def test_what_was_checked_is_what_is_parsed(cuda, monkeypatch, signed):
             signed.paths[0].write_bytes(b"{}")
         return data
 
-    monkeypatch.setattr(registry, "_read", replace_after_reading)
+    monkeypatch.setattr(registry, "read_file", replace_after_reading)
     launch(signed)
     assert len(cuda.launches) == 1 and names[:2] == ["manifest.json", trust.SIGNATURE_NAME]
     assert names.count("manifest.json") == 1
