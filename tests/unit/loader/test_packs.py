@@ -219,6 +219,17 @@ def test_command_line(cuda, pack, capsys):
         assert text in capsys.readouterr().out
 
 
+def test_doctor_wants_a_kernel_for_each_device(cuda, tmp_path, capsys):
+    """Not every kernel: some have no variant for some devices. A device for which there is none is what it reports."""
+    manifest, files = sample_pack.build()
+    other = copy.deepcopy(manifest["families"]["scale_rows"])
+    manifest["families"]["scale_columns"] = other
+    sample_pack.write(tmp_path / "all", manifest, files)
+    assert main(["--packs", str(tmp_path / "all"), "doctor"]) == 0
+    assert "scale_columns: no variant runs here" in capsys.readouterr().out
+    assert main(["--packs", write(tmp_path / "one", ["90a"]), "doctor"]) == 1
+
+
 def test_command_line_with_packs(tmp_path, capsys):
     """Packs named before the command combine."""
     packs = [write(tmp_path / arch, [arch]) for arch in ("90a", "120a")]
