@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"also make a wheel in DIR (dist/), of {wheel.ARCHS} if not said otherwise")  # fmt: skip
     output.add_argument("--pack-only", nargs="?", const="pack", metavar="NAME",
                         help="the wheel holds these kernels alone: block_scaled_NAME (block_scaled_pack)")  # fmt: skip
+    output.add_argument("--sign", metavar="PRIVATE.pem", help="the pack of the wheel is signed by this Ed25519 key")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list the variants and stop")
     action.add_argument("--dry-run", action="store_true", help="show the commands that would run, and stop")
@@ -89,8 +90,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise BuildError("--locked and --update-lock need --lock FILE where --matrix is given")
     if options.jobs < 1:
         raise BuildError(f"--jobs must be at least 1, got {options.jobs}")
-    if options.pack_only is not None and options.wheel is None:
-        raise BuildError("--pack-only says what --wheel makes; it is missing")
+    if options.wheel is None and (options.pack_only or options.sign):
+        raise BuildError("--pack-only and --sign say what --wheel makes; it is missing")
     package = wheel.package(options.pack_only)
     expansion = load(matrix)
     wanted = options.arch or ([wheel.ARCHS] if options.wheel else [])
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain, digest)}")
         status = _show_outcome(options, result, time.perf_counter() - start, console)
         if options.wheel is not None and not result.failures:
-            made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels))
+            made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels), options.sign)
             console.print(f"{made}: {made.stat().st_size:,} bytes", markup=False, soft_wrap=True)
         if lock_path is not None:
             status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)

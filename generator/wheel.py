@@ -13,11 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from generator.errors import BuildError
-from loader import __version__
+from generator.pack import MANIFEST
+from loader import __version__, signing
+from loader.errors import LoaderError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "block_scaled"
@@ -30,7 +33,7 @@ INIT = '''"""Ahead-of-time compiled kernels for block-scaled numbers, and what l
 
 from .loader import __version__ as __version__
 '''
-EPOCH = "315532800"  # 1980-01-01, the first day that a zip can name
+EPOCH = 315532800  # 1980-01-01, the first day that a zip can name
 
 
 def package(pack_name: str | None) -> str:
@@ -42,22 +45,32 @@ def package(pack_name: str | None) -> str:
     return name
 
 
-def write(destination: Path, package: str, make_pack: Callable[[Path], None]) -> Path:
-    """Make the wheel of ``package`` in ``destination``; ``make_pack`` writes the pack into a directory."""
+def write(destination: Path, package: str, make_pack: Callable[[Path], None], key: str | None) -> Path:
+    """Make the wheel of ``package`` in ``destination``; ``make_pack`` writes the pack into a directory.
+
+    ``key``: file of the private key that signs it, None to leave it unsigned.
+    """
+    from generator import sbom  # which takes as long to import as the rest
+
     with tempfile.TemporaryDirectory() as name:
         stage = Path(name)
         settings = _whole(stage) if package == PACKAGE else _pack_alone(stage, package)
         pack = stage / settings["pack"].replace(".", "/")
         make_pack(pack)
         shutil.rmtree(pack / ".build", ignore_errors=True)
+        if key is not None:
+            _sign(pack, key)
         _copy(ROOT / "LICENSE", stage / "LICENSE")
         _write(stage / "pyproject.toml", _project(settings))
+        _copy(Path(__file__).parent / "wheel_setup.py", stage / "setup.py")
+        bill = sbom.document(package, __version__, settings["dependencies"], (pack / MANIFEST).read_bytes(), EPOCH)
+        _write(stage / "sboms" / f"{package}.cdx.json", bill.decode())
         for path in stage.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         return _archive(stage, destination)
 
 
-def _whole(stage: Path) -> dict[str, object]:
+def _whole(stage: Path) -> dict[str, Any]:
     packages = [PACKAGE]
     for source in (path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))):
         _copy(source, stage / PACKAGE / source.relative_to(ROOT))
@@ -74,7 +87,7 @@ def _whole(stage: Path) -> dict[str, object]:
                            "launches them from any framework"}  # fmt: skip
 
 
-def _pack_alone(stage: Path, package: str) -> dict[str, object]:
+def _pack_alone(stage: Path, package: str) -> dict[str, Any]:
     text = "Kernels for the loader of block_scaled"
     _write(stage / package / "__init__.py", '"""A pack: files and their manifest, no code."""\n')
     _write(stage / package / "py.typed", "")
@@ -83,7 +96,14 @@ def _pack_alone(stage: Path, package: str) -> dict[str, object]:
             "description": text}  # fmt: skip
 
 
-def _project(settings: dict[str, object]) -> str:
+def _sign(pack: Path, key: str) -> None:
+    try:
+        signing.sign(str(pack), key)
+    except LoaderError as error:
+        raise BuildError(f"--sign: {error}") from None
+
+
+def _project(settings: dict[str, Any]) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True,
                                      undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # fmt: skip
     return environment.get_template("wheel.toml.j2").render(version=__version__, **settings)
@@ -106,7 +126,7 @@ def _archive(stage: Path, destination: Path) -> Path:
     program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, str(made)], cwd=stage, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, umask=0o022,
-                          env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH})  # fmt: skip
+                          env={**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)})  # fmt: skip
     wheels = list(made.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise BuildError(f"setuptools made no wheel:\n{done.stdout.rstrip()}")

@@ -15,8 +15,8 @@ in its message. Where Python has a class of the same meaning, the error is also 
                      ReadOnlyError, OverlapError, ScalarError, ConstraintError, ValuesError, StreamError
       DriverError: DriverNotFoundError, DriverTooOldError, CudaError, ParameterLayoutError
       CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError)
-      TransferError: ReferenceFormatError, ExtraMissingError, UnreachableError, UnauthorizedError, AbsentError,
-                     RegistryAnswerError, StoreError
+      TransferError: ReferenceFormatError, UnreachableError, UnauthorizedError, AbsentError, RegistryAnswerError,
+                     StoreError
 """
 
 from __future__ import annotations
@@ -265,10 +265,6 @@ class TransferError(LoaderError):
 
 class ReferenceFormatError(TransferError, ValueError):
     """A text names no pack in a registry. Fact: ``reference``."""
-
-
-class ExtraMissingError(TransferError, ImportError):
-    """A library that push and pull need is not installed. Fact: ``extra``, which brings it."""
 
 
 class UnreachableError(TransferError, ConnectionError):

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from . import reference, registry
-from .errors import DuplicateError, ExtraMissingError, IntegrityError, MissingFileError, ReferenceFormatError
+from .errors import DuplicateError, IntegrityError, MissingFileError, MissingPackageError, ReferenceFormatError
 from .fields import Fields, decode, unique, wrong
 from .manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Manifest, StoredFile
 from .reader import parse
@@ -98,8 +98,9 @@ def connect(target: reference.Reference, plain_http: bool) -> Client:
     try:
         from .oci_client import Client
     except ImportError as error:
-        raise ExtraMissingError(f"push and pull need {error.name}, which the extra oci installs "
-                                "(pip install 'block-scaled[oci]')", extra="oci") from error
+        raise MissingPackageError(f"push and pull need the package {error.name}, which cannot be imported ({error}); "
+                                  "the extra `oci` brings it: pip install 'block-scaled[oci]'", missing=error.name,
+                                  extra="oci") from error
     return Client(target, plain_http, WORKERS)
 
 

@@ -1,15 +1,19 @@
 """The wheel: the same bytes from anywhere, nothing generic in it, and launches where nothing else is installed."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import key_files
 import pytest
 from environments import Environment
 from packs import ARCHS, CACHE, turn
 
+import loader
 from generator.errors import ToolchainError
 from generator.toolchain import find_toolchain
 
@@ -108,6 +112,19 @@ def test_what_is_in_it(wheel):
     assert wheel.stat().st_size < MAX_BYTES
 
 
+def test_bill_of_materials(wheel):
+    """It stands where PEP 770 has it, and names what was built, from what, and with what."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = f"{wheel.name.split('-py3')[0]}.dist-info/sboms/block_scaled.cdx.json"
+        bill, manifest = json.loads(archive.read(name)), archive.read("block_scaled/kernels/manifest.json")
+        assert f"\n{name},sha256=".encode() in archive.read(f"{wheel.name.split('-py3')[0]}.dist-info/RECORD")
+    assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["version"] == loader.__version__
+    (kernels,) = bill["components"]
+    assert kernels["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(manifest).hexdigest()}]
+    facts = {entry["name"]: entry["value"] for entry in kernels["properties"]}
+    assert facts["nvcc"] == json.loads(manifest)["toolchain"]["nvcc"] and facts["archs"] == "100a 120a 90a"
+
+
 def test_installed_where_nothing_is(environment, wheel):
     """Packs are found, told of and explained without numpy and a driver; with numpy, a launch."""
     environment.install(wheel)
@@ -164,8 +181,21 @@ def test_pack_of_ones_own(environment, wheel, tmp_path):
     assert done.stdout == "90a 100a 100f 120a\n", done.stderr
 
 
+def test_signed(tmp_path):
+    """The pack of a wheel can be signed as it is made; a key that is none is an error, and no wheel is left."""
+    keys = key_files.Owner(tmp_path, "release")
+    options = ("--arch", "90a", "--kernel", "nvfp4_global_scale", "--out", str(tmp_path / "pack"), "--pack-only")
+    signed = build(tmp_path / "dist", *options, "--sign", keys.private)
+    zipfile.ZipFile(signed).extractall(tmp_path / "site")
+    assert loader.verify(str(tmp_path / "site" / "block_scaled_pack"), trust=loader.Trust("require", keys.public))
+    command = [sys.executable, "build.py", "--wheel", str(tmp_path / "other"), *options, "--sign", keys.public]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "--sign: key file" in done.stderr and not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(("options", "message"), [
-    (["--pack-only"], "--pack-only says what --wheel makes; it is missing"),
+    (["--pack-only"], "--pack-only and --sign say what --wheel makes; it is missing"),
+    (["--sign", "key.pem"], "--pack-only and --sign say what --wheel makes; it is missing"),
     (["--wheel", "--pack-only", "No-Name"], "of lower-case letters, digits and underscores, got 'No-Name'"),
 ])
 def test_wrong_options(options, message):

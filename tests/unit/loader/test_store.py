@@ -365,7 +365,7 @@ def test_the_extra_is_named(monkeypatch):
     """Where requests is not installed, push and pull say what to install; nothing else of the loader needs it."""
     monkeypatch.setitem(sys.modules, "requests", None)
     monkeypatch.delitem(sys.modules, "loader.oci_client", raising=False)
-    with pytest.raises(loader.ExtraMissingError, match=r"pip install 'block-scaled\[oci\]'"):
+    with pytest.raises(loader.MissingPackageError, match=r"pip install 'block-scaled\[oci\]'"):
         oci.pull(NAME)
 
 
