@@ -137,13 +137,12 @@ def _doctor(options: argparse.Namespace) -> int:
         major, minor = facts.capability
         print(f"  cuda:{ordinal} {facts.name}, compute capability {major}.{minor}, {facts.sm_count} SMs, "
               f"{facts.shared_limit} bytes of shared memory a CTA")
-        some = False  # a pack may have kernels of other devices alone
-        for family in found.families.values() if found else ():
-            runs = select.runnable(found, family, facts)
-            archs = ", ".join(sorted({f"sm_{candidate.artifact.arch}" for candidate in runs}))
-            print(f"    {family.name}: {f'{len(runs)} variants for {archs}' if runs else 'no variant runs here'}")
-            some = some or bool(runs)
-        healthy = healthy and some
+        families = found.families.values() if found else ()
+        runs = {family.name: select.runnable(found, family, facts) for family in families}
+        for name, those in runs.items():
+            archs = ", ".join(sorted({f"sm_{candidate.artifact.arch}" for candidate in those}))
+            print(f"    {name}: {f'{len(those)} variants for {archs}' if those else 'no variant runs here'}")
+        healthy = healthy and any(runs.values())  # not all of them: a pack may have kernels of other devices alone
     return 0 if healthy and cuda.device_count else 1
 
 

@@ -60,9 +60,14 @@ def _limit(kernel: str, what: str, got: object, allowed: str) -> LaunchLimitErro
                             limit=allowed)
 
 
+def _is_whole(extent: Number, low: int, high: int) -> bool:
+    """Whether it is an integer from ``low`` to ``high``; an expression may also give a float."""
+    return type(extent) is int and low <= extent <= high
+
+
 def _check_grid(kernel: str, grid: tuple[int, ...], cluster: tuple[int, ...]) -> None:
     for axis, extent, limit, blocks in zip("xyz", grid, GRID_LIMITS, cluster, strict=True):
-        if type(extent) is not int or not 1 <= extent <= limit:
+        if not _is_whole(extent, 1, limit):
             raise _limit(kernel, f"grid.{axis}", extent, f"1 .. {limit}")
         if extent % blocks:
             raise _limit(kernel, f"grid.{axis}", extent, f"a multiple of the cluster's {blocks}")
@@ -73,15 +78,15 @@ def _check_map(kernel: str, m: TensorMap) -> None:
     size, unpacks = TENSOR_MAP_ELEMENTS[m.element], m.element == "u4_align16"
     granule = 32 if unpacks else 16
     for i, extent in enumerate(m.dims):
-        if type(extent) is not int or not 1 <= extent <= 1 << 32:
+        if not _is_whole(extent, 1, 1 << 32):
             raise _limit(kernel, f"{m.name}.dims[{i}]", extent, "1 .. 2^32")
     for i, stride in enumerate(m.strides):
-        if type(stride) is not int or not 0 < stride < 1 << 40 or stride % granule:
+        if not _is_whole(stride, 1, (1 << 40) - 1) or stride % granule:
             raise _limit(kernel, f"{m.name}.strides[{i}]", stride, f"a multiple of {granule} below 2^40")
     if unpacks and (m.dims[0] % 128 or m.box[0] != 128):
         raise _limit(kernel, f"{m.name}: dims[0] and box[0]", (m.dims[0], m.box[0]), "a multiple of 128, and 128")
     for i, extent in enumerate(m.box):
-        if type(extent) is not int or not 1 <= extent <= 256:
+        if not _is_whole(extent, 1, 256):
             raise _limit(kernel, f"{m.name}.box[{i}]", extent, "1 .. 256")
     if m.box[0] * size % 16 or (m.swizzle and m.box[0] * size > m.swizzle):
         span = f", at most {m.swizzle}" if m.swizzle else ""
