@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,11 +71,12 @@ class Build:
         return result
 
     def write_pack(self, out: Path, kernels: list[Kernel]) -> None:
-        """A pack of ``kernels`` and nothing else."""
+        """A pack of ``kernels`` and nothing else, in a directory that no other build knows."""
         with pack.locked(out):
             writer = pack.Writer(out, self.toolchain)
             digest = pack.source_digest(self.matrix, self.templates, self.expansion.measured)
             writer.finish(self.expansion, digest, writer.add(kernels, self.file_format), [])
+        shutil.rmtree(out / pack.STORE)
 
     def _render(self, variants: list[Variant], result: Result) -> list[Source]:
         sources = []

@@ -17,7 +17,13 @@ from typing import Any
 
 import jinja2
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from generator.errors import BuildError
+from generator.files import replace
 from generator.pack import MANIFEST
 from loader import __version__, signing
 from loader.errors import LoaderError
@@ -27,8 +33,7 @@ PACKAGE = "block_scaled"
 PARTS = ("loader", "emulator", "integrations")
 # One image serves a family of GPUs: 100f the B200, B300 and GB300, 120f RTX PRO 6000, 5090 and GB10.
 ARCHS = "90a,100f,120f"
-EXTRAS = {"emulator": ["numpy>=1.26"], "checkpoints": ["numpy>=1.26", "rich>=13.7"],
-          "oci": ["requests>=2.31", "urllib3>=2"], "signing": ["cryptography>=42"]}  # fmt: skip
+EXTRAS = ("checkpoints", "emulator", "oci", "signing")  # of those that a checkout has
 INIT = '''"""Ahead-of-time compiled kernels for block-scaled numbers, and what launches them."""
 
 from .loader import __version__ as __version__
@@ -57,7 +62,6 @@ def write(destination: Path, package: str, make_pack: Callable[[Path], None], ke
         settings = _whole(stage) if package == PACKAGE else _pack_alone(stage, package)
         pack = stage / settings["pack"].replace(".", "/")
         make_pack(pack)
-        shutil.rmtree(pack / ".build", ignore_errors=True)
         if key is not None:
             _sign(pack, key)
         _copy(ROOT / "LICENSE", stage / "LICENSE")
@@ -81,10 +85,10 @@ def _whole(stage: Path) -> dict[str, Any]:
     _write(stage / PACKAGE / "py.typed", "")
     _write(stage / PACKAGE / "kernels" / "__init__.py", '"""A pack: files and their manifest, no code."""\n')
     _copy(ROOT / "README.md", stage / "README.md")
+    checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"distribution": PACKAGE, "packages": [*packages, f"{PACKAGE}.kernels"], "pack": f"{PACKAGE}.kernels",
-            "dependencies": [], "extras": EXTRAS,
-            "description": "Ahead-of-time compiled CUDA kernels for NVFP4, MXFP4, MXFP8 and FP8, and a loader that "
-                           "launches them from any framework"}  # fmt: skip
+            "dependencies": checkout["dependencies"], "description": checkout["description"],
+            "extras": {name: checkout["optional-dependencies"][name] for name in EXTRAS}}  # fmt: skip
 
 
 def _pack_alone(stage: Path, package: str) -> dict[str, Any]:
@@ -131,7 +135,6 @@ def _archive(stage: Path, destination: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         raise BuildError(f"setuptools made no wheel:\n{done.stdout.rstrip()}")
     destination.mkdir(parents=True, exist_ok=True)
-    partial, target = destination / f".{wheels[0].name}.tmp", destination / wheels[0].name
-    shutil.copyfile(wheels[0], partial)
-    os.replace(partial, target)
+    target = destination / wheels[0].name
+    replace(target, wheels[0].read_bytes())
     return target

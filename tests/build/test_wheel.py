@@ -19,9 +19,10 @@ from generator.toolchain import find_toolchain
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 40e6
+DIST_INFO = f"block_scaled-{loader.__version__}.dist-info"
 # What a build reads.
 SOURCES = ("LICENSE", "README.md", "build.py", "kernels.yaml", "benchmarks/results", "emulator", "generator",
-           "integrations", "loader", "templates")  # fmt: skip
+           "integrations", "loader", "pyproject.toml", "templates")  # fmt: skip
 
 # grouped_fp4 by the loader of the wheel, with whose numbers examples/ compares.
 LAUNCH = f"""
@@ -104,7 +105,7 @@ def test_a_checkout_is_no_distribution(tmp_path):
 def test_what_is_in_it(wheel):
     """One package and no other name, no generator, every kernel once, and not more than its budget."""
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"block_scaled", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"block_scaled", DIST_INFO}
     assert {name.split("/")[1] for name in names if name.startswith("block_scaled/")} == {
         "__init__.py", "py.typed", "kernels", "loader", "emulator", "integrations"}  # fmt: skip
     kernels = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith((".cubin", ".ptx.gz"))]
@@ -115,9 +116,9 @@ def test_what_is_in_it(wheel):
 def test_bill_of_materials(wheel):
     """It stands where PEP 770 has it, and names what was built, from what, and with what."""
     with zipfile.ZipFile(wheel) as archive:
-        name = f"{wheel.name.split('-py3')[0]}.dist-info/sboms/block_scaled.cdx.json"
+        name = f"{DIST_INFO}/sboms/block_scaled.cdx.json"
         bill, manifest = json.loads(archive.read(name)), archive.read("block_scaled/kernels/manifest.json")
-        assert f"\n{name},sha256=".encode() in archive.read(f"{wheel.name.split('-py3')[0]}.dist-info/RECORD")
+        assert f"\n{name},sha256=".encode() in archive.read(f"{DIST_INFO}/RECORD")
     assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["version"] == loader.__version__
     (kernels,) = bill["components"]
     assert kernels["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(manifest).hexdigest()}]
@@ -129,7 +130,7 @@ def test_installed_where_nothing_is(environment, wheel):
     """Packs are found, told of and explained without numpy and a driver; with numpy, a launch."""
     environment.install(wheel)
     installed = {path.name for path in environment.packages.iterdir()}
-    assert installed == {"block_scaled", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert installed == {"block_scaled", DIST_INFO}
     done = environment.run("-c", "import numpy")
     assert "No module named 'numpy'" in done.stderr
     done = environment.run("-m", "block_scaled.loader", "list")
