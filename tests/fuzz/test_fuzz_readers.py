@@ -24,7 +24,6 @@ def fuzz(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_every_target_has_a_corpus() -> None:
     """And every corpus a target; all of them together are small."""
-    import run  # noqa: F401 - which knows where modules of other tests are
     from fuzz_targets import TARGETS as KNOWN
 
     assert sorted(KNOWN) == TARGETS

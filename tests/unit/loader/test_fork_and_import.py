@@ -1,17 +1,10 @@
 """What a whole process shows: a light import, and a fork that is refused."""
 
 import os
-import subprocess
 import sys
 
 import pytest
-
-ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
-
-
-def run(code, *options):
-    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True,
-                          env={**os.environ, "PYTHONPATH": ROOT}, timeout=60).stdout
+from own_process import run, run_with_pack
 
 
 def test_import_is_standard_library_and_opens_nothing():
@@ -42,34 +35,22 @@ def test_public_names():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_real_fork_is_refused(tmp_path):
     """A child forked after the driver was opened gets ForkError; one forked before does not."""
-    code = f"""
-import os, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from pathlib import Path
-import sample_pack
-from fake_cuda import FakeCuda
-from sample_call import arguments
-import loader
-from loader import driver
-fake = FakeCuda()
-driver.open_library = lambda: fake
-sample_pack.write(Path({str(tmp_path)!r}))
-
+    code = """
 def child():
     pid = os.fork()
     if pid == 0:
         try:
-            loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
+            loader.launch("scale_rows", packs=pack, **arguments())
             os._exit(0)
         except loader.ForkError:
             os._exit(7)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 before = child()
-loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
+loader.launch("scale_rows", packs=pack, **arguments())
 print(before, child())
 """
-    assert run(code).split() == ["0", "7"]
+    assert run_with_pack(tmp_path, code).split() == ["0", "7"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

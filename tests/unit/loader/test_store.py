@@ -333,10 +333,11 @@ def test_a_pack_is_pushed_under_a_tag(memory, tmp_path):
 
 def test_where_the_store_is(monkeypatch, tmp_path):
     """LOADER_STORE, else the user's cache, of which a relative directory does not count."""
-    monkeypatch.setenv("HOME", "/home/somebody")
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
     for variables, expected in (
-        ({}, "/home/somebody/.cache/block_scaled"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/somebody/.cache/block_scaled"),
+        ({}, f"{home}/.cache/block_scaled"),
+        ({"XDG_CACHE_HOME": "relative"}, f"{home}/.cache/block_scaled"),
         ({"XDG_CACHE_HOME": "/cache"}, "/cache/block_scaled"),
         ({"XDG_CACHE_HOME": "/cache", "LOADER_STORE": "/store"}, "/store"),
     ):  # fmt: skip

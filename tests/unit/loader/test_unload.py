@@ -1,7 +1,6 @@
 """How long kernels stay in the driver, and packs in memory."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -10,14 +9,13 @@ from ctypes import CFUNCTYPE, c_int
 import pytest
 import sample_pack
 from device_buffers import FastTensor
+from own_process import run_with_pack
 from sample_call import arguments
 from test_composite import arguments as composite_arguments
 from test_composite import write as write_composite
 
 import loader
 from loader import api, registry
-
-ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 
 
 def loads(cuda):
@@ -233,19 +231,8 @@ def test_a_reload_while_another_thread_reads(cuda, pack, monkeypatch, module, re
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_frees_nothing(tmp_path):
     """Modules are its parent's: ForkError, and the driver is not called."""
-    code = f"""
-import os, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from pathlib import Path
-import sample_pack
-from fake_cuda import FakeCuda
-from sample_call import arguments
-import loader
-from loader import driver
-fake = FakeCuda()
-driver.open_library = lambda: fake
-sample_pack.write(Path({str(tmp_path)!r}))
-loader.launch("scale_rows", packs={str(tmp_path)!r}, **arguments())
+    code = """
+loader.launch("scale_rows", packs=pack, **arguments())
 pid = os.fork()
 if pid == 0:
     try:
@@ -255,9 +242,7 @@ if pid == 0:
     os._exit(9)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), len(loader.unload()))
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
-                         env={**os.environ, "PYTHONPATH": ROOT})
-    assert run.stdout.split() == ["7", "1"]
+    assert run_with_pack(tmp_path, code).split() == ["7", "1"]
 
 
 def test_idle_memory_of_a_launch_keeps_no_kernel(cuda, pack):
