@@ -12,7 +12,7 @@ CHECKS = {
     "warps": "accesses of two warps to a word of shared memory that no barrier separates",
     "lanes": "accesses of two lanes of a warp to a word of shared memory that no barrier of the warp separates",
     "proxy-fence": "reads of the asynchronous proxy of what was written without a proxy fence",
-    "wgmma-fence": "wgmma before its first fence, or with accumulators that were changed since",
+    "wgmma-fence": "wgmma before its first fence, with accumulators changed since, or fragments changed while it reads",
     "tcgen05-fence": "accesses of two warps to tensor memory without tcgen05.fence on both sides of what orders them",
     "tcgen05-wait": "writes to tensor memory that a tcgen05.ld reads which tcgen05.wait::ld has not waited for",
     "tcgen05-lanes": "tcgen05.ld and st at lanes that are not the warp's own",

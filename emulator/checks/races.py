@@ -306,48 +306,59 @@ class Races:
 
 
 class TensorOrder:
-    """Which agent last wrote each column of a CTA's tensor memory, when, and when each agent last read it.
+    """Which agent last wrote each cell of a CTA's tensor memory, a column of 32 lanes, when, and when each agent last
+    read it. A warp loads and stores those of 32 lanes, and no other warp of its four reaches them.
 
     An access is a race where no tcgen05.fence::before_thread_sync (or commit) of the one side, and then
     fence::after_thread_sync of the other, lies between.
     """
 
-    def __init__(self, races: Races, columns: int):
+    def __init__(self, races: Races, lanes: int, columns: int):
         self._races = races
-        self._writer = np.zeros(columns, np.int16)
-        self._wrote = np.zeros(columns, np.int32)
-        self._read = np.zeros((len(races.seen), columns), np.int32)
+        self._columns = columns
+        cells = lanes // 32 * columns
+        self._writer = np.zeros(cells, np.int16)
+        self._wrote = np.zeros(cells, np.int32)
+        self._read = np.zeros((len(races.seen), cells), np.int32)
 
-    def read(self, agent: int, columns: np.ndarray) -> None:
-        self._after_writes(agent, columns, "read")
-        self._read[agent, columns] = self._races.seen[agent, agent]
+    def cells(self, lanes: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The cells in which these words lie."""
+        return np.unique(lanes // 32 * self._columns + columns)
 
-    def write(self, agent: int, columns: np.ndarray) -> None:
-        self._after_writes(agent, columns, "write")
-        late = self._read[:, columns] > self._races.tensor_ordered[agent][:, None]
+    def marked(self, words: np.ndarray) -> np.ndarray:
+        """The cells of a mask of words, bool [lanes, columns]."""
+        return np.flatnonzero(words.reshape(-1, 32, self._columns).any(1))
+
+    def read(self, agent: int, cells: np.ndarray) -> None:
+        self._after_writes(agent, cells, "read")
+        self._read[agent, cells] = self._races.seen[agent, agent]
+
+    def write(self, agent: int, cells: np.ndarray) -> None:
+        self._after_writes(agent, cells, "write")
+        late = self._read[:, cells] > self._races.tensor_ordered[agent][:, None]
         late[agent] = False
         if late.any():
             other, k = (int(i[0]) for i in np.nonzero(late))
-            raise self._fault("write", agent, "read", other, int(columns[k]))
-        self._writer[columns] = agent
-        self._wrote[columns] = self._races.seen[agent, agent]
+            raise self._fault("write", agent, "read", other, int(cells[k]))
+        self._writer[cells] = agent
+        self._wrote[cells] = self._races.seen[agent, agent]
 
     def forget(self, columns: slice) -> None:
         """Columns that are allocated anew."""
-        self._wrote[columns] = 0
-        self._read[:, columns] = 0
+        self._wrote.reshape(-1, self._columns)[:, columns] = 0
+        self._read.reshape(len(self._read), -1, self._columns)[:, :, columns] = 0
 
-    def _after_writes(self, agent: int, columns: np.ndarray, what: str) -> None:
-        writer = self._writer[columns]
-        late = (self._wrote[columns] > self._races.tensor_ordered[agent, writer]) & (writer != agent)
+    def _after_writes(self, agent: int, cells: np.ndarray, what: str) -> None:
+        writer = self._writer[cells]
+        late = (self._wrote[cells] > self._races.tensor_ordered[agent, writer]) & (writer != agent)
         if late.any():
             k = int(np.argmax(late))
-            raise self._fault(what, agent, "written", int(writer[k]), int(columns[k]))
+            raise self._fault(what, agent, "written", int(writer[k]), int(cells[k]))
 
-    def _fault(self, what: str, agent: int, before: str, other: int, column: int) -> RaceFault:
+    def _fault(self, what: str, agent: int, before: str, other: int, cell: int) -> RaceFault:
         names = self._races.name(agent), self._races.name(other)
         return RaceFault(
-            f"{what} by {names[0]} of column {column} of tensor memory that {names[1]} has {before}, without a "
-            "tcgen05.fence on both sides of what orders them",
+            f"{what} by {names[0]} of column {cell % self._columns} of tensor memory that {names[1]} has {before}, "
+            "without a tcgen05.fence on both sides of what orders them",
             check="tcgen05-fence",
         )

@@ -47,6 +47,11 @@ class Kernel:
     def __init__(self, function: Function, storage: list[type], namespace: dict[str, object]):
         self.function, self.storage, self.namespace = function, storage, namespace
         self.constants: dict[tuple, str] = {}
+        # That a wgmma reads while it is in flight.
+        self.fragments = frozenset(
+            r.index for i in function.instructions if i.opcode == "wgmma" and i.form.startswith("mma_async")
+            if isinstance(i.operands[1], Vector) for r in i.operands[1].items if isinstance(r, Reg)
+        )  # fmt: skip
 
     def constant(self, value: int | float, kind: type) -> str:
         """Name of a numpy scalar in the namespace of the generated code."""
@@ -283,6 +288,8 @@ class Emitter:
                 lanes += "[..., None]"
             value = f"where({lanes}, {value}, {old})"
         self.line(f"{name} = {value}")
+        if operand.index in self.kernel.fragments:
+            self.line(f"C.overwrite_fragment({operand.index}, {self.mask(i)})")
         self.loaded.add(operand.index)
         self.written.add(operand.index)
         for key in [key for key in self.cached if key[0] == operand.index]:

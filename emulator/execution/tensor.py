@@ -89,8 +89,9 @@ def wgmma(e: Emitter, i: Instruction) -> None:
             numbers = [r.index for r in d.items]
             values = "[" + ", ".join(f"({e.read(r, 'b' + r.type[1:])})" for r in d.items) + "]"
             left = list_of(e, a) if isinstance(a, Vector) else e.array(a, "b64")
+            fragments = [r.index for r in a.items if isinstance(r, Reg)] if isinstance(a, Vector) else []
             e.line(
-                f"C.wgmma({i.modifiers!r}, {numbers}, {values}, {left}, {e.array(b, 'b64')}, "
+                f"C.wgmma({i.modifiers!r}, {numbers}, {values}, {fragments}, {left}, {e.array(b, 'b64')}, "
                 f"{e.read(scale_d, 'pred')}, {tuple(o.value for o in immediates)}, {mask}, {i.line})"
             )
             _set_in_flight(e, d.items, mask)
@@ -119,7 +120,7 @@ def _dealloc(e: Emitter, i: Instruction) -> None:
 
 
 def _relinquish(e: Emitter, i: Instruction) -> None:
-    e.line(f"C.tmem_relinquish({e.mask(i)})")
+    e.line(f"C.tmem_relinquish({i.modifiers!r}, {e.mask(i)})")
 
 
 def _tensor_fence(e: Emitter, i: Instruction) -> None:

@@ -320,10 +320,17 @@ class Cohort:
         """bool [warps, 32]: the lanes that execute."""
         return self._all(mask)
 
-    def has_whole_warpgroups(self, mask: np.ndarray | None) -> bool:
-        warps = self.warps if mask is None else self.warps[self.active(mask).any(1)]
-        groups, counts = np.unique(warps // 4, return_counts=True)
-        return bool((counts == 4).all())
+    def in_whole_warpgroups(self, mask: np.ndarray | None) -> bool | np.ndarray:
+        """Those of `mask` whose warpgroup is there with all of its warps; a bool where that is all of them, or none."""
+        active = self.active(mask)
+        present = active.any(1)
+        groups, of_warp, counts = np.unique(self.warps[present] // 4, return_inverse=True, return_counts=True)
+        whole = (counts == 4)[of_warp]
+        if whole.all() or not whole.any():
+            return bool(whole.all())
+        rows = np.zeros(len(self.warps), bool)
+        rows[present] = whole
+        return active & rows[:, None]
 
     def converged(self, mask: np.ndarray | None) -> None:
         """Faults unless each warp takes part with all of its lanes or with none."""

@@ -16,7 +16,7 @@ import numpy as np
 from ..checks.faults import DeadlockFault, EmulatorFault, IllegalInstruction, UnsupportedInstruction
 from ..text.instructions import Instruction
 from .code import EXIT, SWITCH, Block
-from .cohort import Cohort, Entry
+from .cohort import Cohort, Entry, Wait
 from .cta import Cluster, Cta
 from .operation import Operation
 from .polling import LIMIT, TimeLimits
@@ -205,10 +205,7 @@ class Launch(LaunchState):
             entry.blocked = True
             return False
         if ready is not True:
-            rest = cohort.split(entry, ready, entry.pc)
-            entry.wait, rest.wait = None, entry.wait
-            # `split` moved the ready lanes to the new entry: they go on, the others keep waiting
-            entry.mask, rest.mask = rest.mask, entry.mask
+            self._put_aside(cohort, entry, ready, entry.wait)
         entry.wait = None
         if len(cohort.entries) > 1:
             for other in cohort.entries:
@@ -219,13 +216,24 @@ class Launch(LaunchState):
             cohort.join(entry)
         return True
 
+    @staticmethod
+    def _put_aside(cohort: Cohort, entry: Entry, ready: np.ndarray, wait: Wait) -> None:
+        """The lanes of `ready` go on as the entry; its others wait."""
+        rest = cohort.split(entry, ready, entry.pc)
+        rest.wait = wait
+        entry.mask, rest.mask = rest.mask, entry.mask  # `split` moved the ready ones to the new entry
+
     def _code(self, cohort: Cohort, entry: Entry, block: Block) -> Callable | None:
         """The code of the block for an entry's lanes; None where others are needed that are not there."""
         if entry.mask is not None and block.convergent and not self._converge(cohort, entry, block):
             return None
-        if block.warpgroup and not cohort.has_whole_warpgroups(entry.mask):
-            entry.wait = WarpgroupWait(entry.pc)
-            return None
+        if block.warpgroup:
+            ready = cohort.in_whole_warpgroups(entry.mask)
+            if ready is False:
+                entry.wait = WarpgroupWait(entry.pc)
+                return None
+            if ready is not True:
+                self._put_aside(cohort, entry, ready, WarpgroupWait(entry.pc))
         if entry.mask is None:
             self.counts[entry.pc] += len(cohort.warps)
             return block.full or self.program.compile(block, False)

@@ -27,10 +27,13 @@ class SynchronizationOperations(Cohort):
         """The clock that an asynchronous operation of a warp carries to those who wait for it."""
         return None if self.cta.races is None else self.cta.races.release(np.array([self.agent(row)]))
 
-    def asynchronous_read(self, row: int, address: np.ndarray, mark: bool = True) -> None:
-        """Checks a read of shared addresses by the asynchronous proxy."""
+    def asynchronous_read(
+        self, row: int, address: np.ndarray, mark: bool = True, rank: int | None = None
+    ) -> None:
+        """Checks a read of shared addresses by the asynchronous proxy, of this CTA or that with the rank."""
         if self.cta.races is not None and len(address):
-            self.cta.races.asynchronous_read(self.agent(row), self.cta.rank, (address & 0xFFFFFF) >> 2, mark)
+            owner = self.cta.rank if rank is None else rank
+            self.cta.races.asynchronous_read(self.agent(row), owner, (address & 0xFFFFFF) >> 2, mark)
 
     def asynchronous_write(self, row: int, address: int, size: int, signal: int | None) -> None:
         if self.cta.races is None:

@@ -39,8 +39,11 @@ class MbarrierWait(Wait):
         return True if not (needed & ~ready).any() else ready & needed
 
     def register(self, cohort: Cohort) -> bool:
+        waiting = [cohort.active(entry.mask) for entry in cohort.entries if entry.wait is self]
         ready = False
-        for barrier, wanted, parity, _ in self.groups:
+        for barrier, wanted, parity, lanes in self.groups:
+            if lanes is not None and not any((mask & lanes).any() for mask in waiting):
+                continue  # these went on already
             if self.done(barrier, wanted, parity):
                 ready = True
             else:
@@ -177,11 +180,12 @@ class WarpgroupWait(Wait):
         self.pc = pc
         self.key = ("warpgroup", pc)
 
-    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool:
-        return cohort.has_whole_warpgroups(mask)
+    def poll(self, cohort: Cohort, mask: np.ndarray | None) -> bool | np.ndarray:
+        return cohort.in_whole_warpgroups(mask)
 
     def register(self, cohort: Cohort) -> bool:
-        return any(cohort.has_whole_warpgroups(entry.mask) for entry in cohort.entries if entry.wait is self)
+        waiting = [entry.mask for entry in cohort.entries if entry.wait is self]
+        return any(cohort.in_whole_warpgroups(mask) is not False for mask in waiting)
 
     def __str__(self) -> str:
         return "the other warps of the warpgroup"

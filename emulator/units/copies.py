@@ -380,8 +380,11 @@ class CopyOperations(SynchronizationOperations):
                 if targets is not None:
                     signal_rank = rank if group == 1 else rank & ~1 | mbar >> 24 & 1
                     signal = mbar & 0xFFFFFF | signal_rank << 24
-                elif group == 1 and mbar >> 24 != own >> 24:
-                    raise MemoryFault("mbarrier and destination of a tensor copy are in different CTAs", address=mbar)
+                elif mbar >> 24 ^ own >> 24 >= group:  # of cta_group::2 that of the peer, too (9.7.9.25.5.2)
+                    raise MemoryFault(
+                        f"mbarrier and destination of a tensor copy of cta_group::{group} are in CTA ranks "
+                        f"{mbar >> 24} and {own >> 24}", address=mbar
+                    )  # fmt: skip
                 self.asynchronous_write(row, own, size, signal)
                 self._load_tiles(own, tensor, tiles, size, self.mbarrier(signal), self.issued(row))
             self.launch.statistics.bytes_loaded += size

@@ -29,12 +29,14 @@ class TensorMemory(Unit):
     def __init__(self, cta: Cta):
         super().__init__(cta)
         ordered = "tcgen05-fence" in cta.launch.device.checks and cta.launch.program.fences_tensor_memory
-        self.order = TensorOrder(cta.races, tcgen05.COLUMNS) if ordered else None
+        self.order = TensorOrder(cta.races, tcgen05.LANES, tcgen05.COLUMNS) if ordered else None
         self.words = np.full((tcgen05.LANES, tcgen05.COLUMNS), 0x7FFFDEAD, np.uint32)
         self.written = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), bool)
         self.busy = np.zeros((tcgen05.LANES, tcgen05.COLUMNS), np.int16)
         self.allocated: dict[int, int] = {}  # first column -> columns
+        self.freed_by_peer: set[int] = set()  # first columns of what the other CTA of the pair has freed
         self.relinquished = False
+        self.group: int | None = None  # CTAs of every instruction so far
         self.waiters: list[Waiter] = []
         self.pair: PairAllocation | None = None  # of the even CTA: what one of a pair waits for the other with
         self.loads: dict[int, list[tuple]] = {}  # warp -> cells of its loads that it has not waited for
@@ -135,9 +137,17 @@ class TensorMemoryOperations(CopyOperations):
     def _tmem(self) -> TensorMemory:
         return self.cta.unit(TensorMemory)
 
+    def _is_pair(self, modifiers: tuple[str, ...]) -> bool:
+        """Whether it is an instruction of cta_group::2; all of a kernel are, or none is (9.7.16.7.1)."""
+        memory, count = self._tmem(), 2 if "cta_group::2" in modifiers else 1
+        memory.group = memory.group or count
+        if memory.group != count:
+            raise UnsupportedInstruction(f"tcgen05 with cta_group::{count} after one with cta_group::{memory.group}")
+        return count == 2
+
     def _group(self, modifiers: tuple[str, ...]) -> list[Cta]:
-        """The CTAs that an instruction works on, even rank first."""
-        if "cta_group::2" not in modifiers:
+        """The CTAs that an instruction works on, even rank first; neither has exited (9.7.16.5)."""
+        if not self._is_pair(modifiers):
             return [self.cta]
         even = self.cta.rank & ~1
         return [self.cta.peer(even), self.cta.peer(even + 1)]
@@ -173,17 +183,23 @@ class TensorMemoryOperations(CopyOperations):
         self, modifiers: tuple[str, ...], address: np.ndarray, count: np.ndarray, mask: np.ndarray | None
     ) -> None:
         self.converged(mask)
-        memory = self._tmem()
+        memory, is_pair = self._tmem(), self._is_pair(modifiers)
         for row in np.flatnonzero(self.active(mask).any(1)):
             first, columns = int(address[row, 0]), int(count[row, 0])
             if memory.allocated.get(first) != columns:
                 raise MemoryFault(
                     f"tcgen05.dealloc of {columns} columns at {first}: allocated are {memory.allocated}", address=first
                 )
+            if memory.busy[:, first : first + columns].any():
+                raise MemoryFault("tcgen05.dealloc while an mma or copy to the columns is in flight", address=first)
             del memory.allocated[first]
             memory.wake()
+            if is_pair and first not in memory.freed_by_peer:  # both are to free it: what is the other's goes with it
+                self.cta.cluster.ctas[self.cta.rank ^ 1].unit(TensorMemory).freed_by_peer.add(first)
+            memory.freed_by_peer.discard(first)
 
-    def tmem_relinquish(self, mask: np.ndarray | None) -> None:
+    def tmem_relinquish(self, modifiers: tuple[str, ...], mask: np.ndarray | None) -> None:
+        self._is_pair(modifiers)
         self._tmem().relinquished = True
 
     def tmem_fence(self, action: str, mask: np.ndarray | None) -> None:
@@ -201,9 +217,10 @@ class TensorMemoryOperations(CopyOperations):
 
     def _check_allocated(self, memory: TensorMemory, low: int, high: int) -> None:
         for first, columns in memory.allocated.items():
-            if first <= low and high < first + columns:
+            if first <= low and high < first + columns and first not in memory.freed_by_peer:
                 return
-        raise MemoryFault(f"columns {low} to {high} of tensor memory are not allocated: {memory.allocated}")
+        freed = f", of which the peer has freed {memory.freed_by_peer}" if memory.freed_by_peer else ""
+        raise MemoryFault(f"columns {low} to {high} of tensor memory are not allocated: {memory.allocated}{freed}")
 
     def _transfers(
         self, operation: str, modifiers: tuple[str, ...], address: np.ndarray, mask: np.ndarray | None, split: object
@@ -242,7 +259,7 @@ class TensorMemoryOperations(CopyOperations):
                     raise UninitializedRead("read of tensor memory that nothing has written", address=where, warp=row)
             warp = int(self.warps[row])
             if memory.order is not None:
-                memory.order.read(self.agent(row), np.unique(cells[1]))
+                memory.order.read(self.agent(row), memory.order.cells(*cells))
             if "tcgen05-wait" in self.device.checks:
                 memory.loads.setdefault(warp, []).append(cells)
             loaded[:, row] = tcgen05_moves.load(form, memory.words, where, warp, half).T
@@ -257,7 +274,7 @@ class TensorMemoryOperations(CopyOperations):
         stacked = np.stack(values, -1)
         for row, where, half, cells in self._transfers("st", modifiers, address, mask, split):
             if memory.order is not None:
-                memory.order.write(self.agent(row), np.unique(cells[1]))
+                memory.order.write(self.agent(row), memory.order.cells(*cells))
             memory.check_loads(cells)
             tcgen05_moves.store(form, memory.words, where, int(self.warps[row]), stacked[row], half)
             memory.written[cells] = True
@@ -298,17 +315,19 @@ class TensorMemoryOperations(CopyOperations):
         memories = [cta.unit(TensorMemory) for cta in ctas]
         footprint = tcgen05_mma.mma_footprint(modifiers, *place, **footprint_options) if self.device.checks else None
         if footprint is not None:
-            self.asynchronous_read(row, footprint.shared[0][::4])
+            for cta, where in zip(ctas, footprint.shared, strict=True):
+                self.asynchronous_read(row, where[::4], rank=cta.rank)
             for memory, reads, writes in zip(memories, footprint.reads, footprint.writes, strict=True):
                 columns = np.flatnonzero(writes.any(0))
                 self._check_allocated(memory, int(columns[0]), int(columns[-1]))
                 if memory.order is not None:
-                    memory.order.read(self.agent(row), np.flatnonzero(reads.any(0)))
-                    memory.order.write(self.agent(row), columns)
+                    memory.order.read(self.agent(row), memory.order.marked(reads))
+                    memory.order.write(self.agent(row), memory.order.marked(writes))
                 memory.check_loads(writes)
                 memory.busy += writes
 
         def run() -> None:
+            self._group(modifiers)  # still there
             if footprint is not None:
                 for cta, where, reads in zip(ctas, footprint.shared, footprint.reads, strict=True):
                     cta.require_written(where)
@@ -334,15 +353,19 @@ class TensorMemoryOperations(CopyOperations):
         for row, lane in self.lanes(mask):
             where, source = int(address[row, lane]), int(descriptor[row, lane])
             cells = tcgen05_moves.copy_cells(form, where)
-            self.asynchronous_read(row, tcgen05_moves.copy_addresses(form, source).reshape(-1)[::4])
             for cta in ctas:
+                self.asynchronous_read(
+                    row, tcgen05_moves.copy_addresses(form, source).reshape(-1)[::4], rank=cta.rank
+                )
                 self._check_allocated(cta.unit(TensorMemory), cells[1].start, cells[1].stop - 1)
-                if cta.unit(TensorMemory).order is not None:
-                    cta.unit(TensorMemory).order.write(self.agent(row), np.arange(cells[1].start, cells[1].stop))
+                if (order := cta.unit(TensorMemory).order) is not None:
+                    columns = np.arange(cells[1].start, cells[1].stop)
+                    order.write(self.agent(row), order.cells(cells[0].reshape(-1, 1), columns))
                 cta.unit(TensorMemory).check_loads(cells)
                 cta.unit(TensorMemory).busy[cells] += 1
 
             def run(where=where, source=source, cells=cells) -> None:
+                self._group(modifiers)  # still there
                 for cta in ctas:
                     cta.require_written(tcgen05_moves.copy_addresses(form, source).reshape(-1))
                 memories = [cta.unit(TensorMemory).words for cta in ctas]

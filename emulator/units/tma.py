@@ -31,7 +31,7 @@ import numpy as np
 
 from ..checks.faults import LaunchError, MemoryFault, UnsupportedInstruction
 from ..machine.memory import Region, Space
-from ..numbers import floats, swizzle
+from ..numbers import floats, formats, swizzle
 
 _LAYOUT = struct.Struct("<Q4s5B3x5I4Q5I5I16x")
 MAGIC = b"PTXM"
@@ -153,7 +153,7 @@ class TensorMap:
             tile.view(f"u{self.bits // 8}")[...] = _NAN[self.element]
         source, window = self._window(space, coordinates, False)
         if source is not None:
-            tile[window] = source
+            tile[window] = source if not self.element.startswith("tf32") else _rounded_to_tf32(source)
         if not self.element.endswith("align16"):
             return tile.reshape(-1)
         groups = tile.reshape(-1, 2 * self.bits)  # 16 elements
@@ -219,6 +219,11 @@ class TensorMap:
         data = region.data[self.address + offset - region.base :]
         view = np.lib.stride_tricks.as_strided(data, tuple(reversed(shape)), tuple(reversed(steps)), writeable=write)
         return view, tuple(reversed(window))
+
+
+def _rounded_to_tf32(data: np.ndarray) -> np.ndarray:
+    """fp32 as loads through tf32 maps change it, seen on an H200: as cvt.rn does, subnormals of tf32_ftz, too."""
+    return formats.convert("tf32", "f32", (np.ascontiguousarray(data).view("<u4"),), "rn").view(np.uint8)
 
 
 def swizzled_chunks(tensor: TensorMap, shared: int, size: int) -> np.ndarray:

@@ -25,6 +25,7 @@ class WarpgroupQueue:
         self.in_flight: set[int] = set()
         self.group = 0  # the open group
         self.written: dict[int, int] = {}  # register -> last group that writes it
+        self.reading: dict[int, int] = {}  # register of A -> last group that reads it
         self.ever_fenced = self.fenced = False  # by wgmma.fence; since the last wait
         self.delivered: dict[int, np.ndarray] = {}  # register -> its accumulator at the last wait
 
@@ -61,8 +62,8 @@ class WarpgroupOperations(SynchronizationOperations):
             yield queues.setdefault(int(group), WarpgroupQueue()), slice(int(rows[0]), int(rows[0]) + 4)
 
     def wgmma(
-        self, modifiers: tuple[str, ...], registers: list[int], values: list[np.ndarray], a: object, b: np.ndarray,
-        scale_d: np.ndarray, immediates: tuple[int, ...], mask: np.ndarray | None, line: int,
+        self, modifiers: tuple[str, ...], registers: list[int], values: list[np.ndarray], fragments: list[int],
+        a: object, b: np.ndarray, scale_d: np.ndarray, immediates: tuple[int, ...], mask: np.ndarray | None, line: int,
     ) -> None:  # fmt: skip
         self.converged(mask)
         modifiers = tuple(m for m in modifiers if m != "mma_async")
@@ -86,6 +87,7 @@ class WarpgroupOperations(SynchronizationOperations):
             }
             if "wgmma-fence" in self.device.checks:
                 queue.check_fence(initial, bool(scale[first, 0]))
+                queue.reading.update(dict.fromkeys(fragments, queue.group))
             if self.cta.races is not None:
                 extra = {k: v for k, v in options.items() if k.startswith("transpose")}
                 where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
@@ -112,6 +114,17 @@ class WarpgroupOperations(SynchronizationOperations):
         poison = self.launch.poison_of(register, len(self.warps))
         return poison if mask is None else np.where(self.active(mask), poison, value)
 
+    def overwrite_fragment(self, register: int, mask: np.ndarray | None) -> None:
+        """A register gets another value that some wgmma reads: RaceFault where it is in flight (9.7.15.7.3)."""
+        if not any(register in queue.reading for queue in self.cta.unit(Warpgroups).queues.values()):
+            return
+        for queue, _ in self._warpgroups(mask):
+            if register in queue.reading:
+                raise RaceFault(
+                    "a register is written that a wgmma.mma_async in flight reads as a fragment of A",
+                    check="wgmma-fence",
+                )
+
     def wgmma_fence(self, mask: np.ndarray | None) -> None:
         self.converged(mask)
         for queue, _ in self._warpgroups(mask):
@@ -129,6 +142,7 @@ class WarpgroupOperations(SynchronizationOperations):
         for queue, rows in self._warpgroups(mask):
             last = queue.group - 1 - count
             self._carry_out(queue, last)
+            queue.reading = {register: group for register, group in queue.reading.items() if group > last}
             for register in [r for r, group in queue.written.items() if group <= last]:
                 old = self.registers[register]
                 new = old.copy()

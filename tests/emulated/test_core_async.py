@@ -9,7 +9,7 @@ import pytest
 from ptx import launch, module
 
 import emulator
-from emulator.machine.memory import Space
+from emulator.machine.memory import Region, Space
 from emulator.units.tma import TensorMap
 
 SCHEDULES = pytest.mark.parametrize("seed, lazy", [(0, False), (1, True), (2, True), (3, True)])
@@ -188,6 +188,21 @@ def test_packed_elements(element: str, rng: np.random.Generator) -> None:
         groups = want.reshape(-1, pitch // 8)  # 16 elements
         want = np.pad(groups, ((0, 0), (0, 16 - groups.shape[1])))
     assert out.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("element", ["tf32", "tf32_ftz"])
+def test_loads_round_to_tf32(element: str) -> None:
+    """To nearest, ties to even; past the largest value to infinity, any NaN to one, subnormals as others: as an H200
+    answered for each of these words, and for a million others."""
+    pairs = {0x7F800000: 0x7F800000, 0xFF800000: 0xFF800000, 0x7F800001: 0x7FFFE000, 0xFFC01234: 0x7FFFE000,
+             0x7F7FFFFF: 0x7F800000, 0x7F7FF000: 0x7F800000, 0x7F7FEFFF: 0x7F7FE000, 0x1001: 0x2000, 0x1000: 0,
+             0x3000: 0x4000, 0xFFF: 0, 0x80001000: 0x80000000, 0x7FFFFF: 0x800000, 0x3F801000: 0x3F800000,
+             0x3F803000: 0x3F804000, 0xBF801001: 0xBF802000}  # fmt: skip
+    memory = np.array([*pairs, *[0] * 16], np.uint32)
+    space = Space()
+    space.map(Region("words", memory.ctypes.data, memory.view(np.uint8), False))
+    tensor = TensorMap(memory.ctypes.data, element, (16,), (), (16,), element_strides=(1,))
+    assert tensor.load(space, (0,)).view(np.uint32).tolist() == list(pairs.values())
 
 
 @SCHEDULES

@@ -4,6 +4,8 @@ own.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from ptx import launch, module
@@ -144,6 +146,12 @@ def test_lanes_of_another_warp() -> None:
     assert run_tensor(body, checks=set(emulator.CHECKS) - {"tcgen05-lanes"}).tolist() == list(range(128))
 
 
+def test_warps_have_lanes_of_their_own() -> None:
+    """Four warps store to and load from one column, 32 lanes each: nothing has to order one against another."""
+    body = LOAD + "[%r2]; tcgen05.wait::ld.sync.aligned; tcgen05.fence::before_thread_sync;"
+    assert run_tensor(body, checks=True).tolist() == list(range(128))
+
+
 @SCHEDULES
 def test_an_allocation_writes_for_its_warp(seed: int, lazy: bool) -> None:
     """One lane arrives after tcgen05.alloc; another warp that waits for it reads the address."""
@@ -235,6 +243,27 @@ def test_wgmma_groups(seed: int, lazy: bool) -> None:
             assert np.isnan(place[1]).all()
         else:
             assert (place[1] == -want).all()
+
+
+def test_fragments_belong_to_wgmma_until_it_is_waited_for() -> None:
+    """A register of A that is written before the wait is a fault, behind it none (ISA 9.7.15.7.3)."""
+    wait = "wgmma.wait_group.sync.aligned {};"
+    body = """
+        .reg .b32 %a<4>; .reg .b32 %f<4>;
+        mov.u32 %r50, buffer; and.b32 %r4, %r50, 0x3FFFF; shr.u32 %r4, %r4, 4; cvt.u64.u32 %d2, %r4;
+        mad.lo.u32 %r5, %tid, 4, %r50; st.shared.u32 [%r5], 0; st.shared.u32 [%r5+512], 0;
+        fence.proxy.async.shared::cta; bar.sync 0;
+        mov.b32 %f0, 0; mov.b32 %f1, 0; mov.b32 %f2, 0; mov.b32 %f3, 0;
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {{%a0, %a1, %a2, %a3}}, {{%f0, %f1, %f2, %f3}}, %d2, 0, 1, 1;
+        wgmma.commit_group.sync.aligned;
+        {before} mov.b32 %f2, 1; {behind}"""
+    orders = {before: body.format(before=before, behind=behind) for before, behind in (
+        ("", wait.format(0)), (wait.format(1), wait.format(0)), (wait.format(0), ""))}  # fmt: skip
+    for before, text in orders.items():
+        done = before == wait.format(0)
+        with contextlib.nullcontext() if done else pytest.raises(emulator.EmulatorFault, match="in flight reads"):
+            launch(module(text, 0, shared=1024), [], 128)
 
 
 def test_wgmma_waits_for_the_whole_warpgroup() -> None:

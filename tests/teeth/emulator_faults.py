@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ _FORMATS, _LDMATRIX, _MMA, _SWIZZLE, _TCGEN05, _WGMMA = map(
 
 SMALL = Problem((0, 1, 11, 0, 7, 0), 136, 352)
 ON_90, ON_100, ON_120 = (_kernel(arch, SMALL) for arch in ("90a", "100a", "120a"))
+ON_PAIRS = Check(kernel=Kernel("100a", "m128n256k256_f32"), problem=Problem((0, 19, 0), 136, 352))
 
 FP4 = "m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::4X.f32.e2m1.e2m1.f32.ue4m3"
 FP8 = "m16n8k32.row.col.kind::mxf8f6f4.block_scale.f32.e4m3.e4m3.f32.ue8m0"
@@ -655,6 +657,27 @@ FAULTS = [
             ON_100,
         ),
         ("commit arrives twice", "units/tensor_memory.py", "barrier.arrive(1)", "barrier.arrive(2)", ON_100),
+        (
+            "commit of a pair in its own CTA",
+            "units/tensor_memory.py",
+            "places = [rank << 24 | where & 0xFFFFFF for rank",
+            "places = [where for rank",
+            ON_PAIRS,
+        ),
+        (
+            "tokens of a pair from one CTA",
+            "units/tcgen05_mma.py",
+            'i.b, _read(i, "B", s, b)) for s in shared]',
+            'i.b, _read(i, "B", shared[0], b)) for s in shared]',
+            ON_PAIRS,
+        ),
+        (
+            "scales of a pair from one CTA",
+            "units/tcgen05_moves.py",
+            "data = descriptors.gather(memory, where)",
+            "data = descriptors.gather(shared[0], where)",
+            ON_PAIRS,
+        ),
         (
             "products after the wait",
             "units/warpgroups.py",
