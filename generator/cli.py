@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("how")
     output.add_argument("--out", type=Path, default=ROOT / "artifacts", metavar="DIR", help="the pack (artifacts/)")
     output.add_argument("--format", choices=("cubin", "fatbin"), default="cubin", help="one file an arch, or for all")
-    output.add_argument("--jobs", type=int, default=_default_jobs(), metavar="N", help="compilers at once")
+    output.add_argument("--jobs", type=int, default=_default_jobs(), metavar="N", help="tools at once")
     output.add_argument("--launcher", default="", metavar="COMMAND", help="put before nvcc, e.g. ccache")
     output.add_argument("--report", action="store_true", help="write report.html, a static profile of each kernel")
     output.add_argument("--lock", type=Path, metavar="FILE", help="instead of artifacts/lock.json")
@@ -113,7 +113,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             from generator.report import write_report
 
             digest = pack.source_digest(matrix, templates, expansion.measured)
-            console.print(f"report: {write_report(options.out / 'report.html', result.kernels, toolchain, digest)}")
+            page = write_report(options.out / "report.html", result.kernels, toolchain, digest, options.jobs)
+            console.print(f"report: {page}")
         status = _show_outcome(options, result, time.perf_counter() - start, console)
         if options.wheel is not None and not result.failures:
             made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels), options.sign)

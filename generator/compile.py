@@ -6,8 +6,8 @@ go into a store that is keyed by ``Source.digest``; a folder of the store is com
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import os
 import re
 import shlex
@@ -52,7 +52,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled kernel in the store: ``kernel.cubin``, ``kernel.ptx.gz`` and their facts."""
+    """A compiled kernel in the store: ``kernel.cubin``, ``kernel.ptx.xz`` and their facts."""
 
     source: Source
     folder: Path
@@ -65,7 +65,7 @@ class Kernel:
     @property
     def ptx(self) -> bytes:
         """The stored, compressed form."""
-        return (self.folder / "kernel.ptx.gz").read_bytes()
+        return (self.folder / "kernel.ptx.xz").read_bytes()
 
     @property
     def ptx_digest(self) -> str:
@@ -97,8 +97,8 @@ class Compiler:
         try:
             kernel = Kernel(source, folder, Facts(**json.loads((folder / "facts.json").read_text())))
             intact = sha256(kernel.cubin) == kernel.facts.cubin_sha256
-            intact = intact and sha256(gzip.decompress(kernel.ptx)) == kernel.facts.ptx_sha256
-        except (OSError, ValueError, TypeError, EOFError):
+            intact = intact and sha256(lzma.decompress(kernel.ptx)) == kernel.facts.ptx_sha256
+        except (OSError, ValueError, TypeError, EOFError, lzma.LZMAError):
             intact = False
         return kernel if intact else None
 
@@ -124,7 +124,7 @@ class Compiler:
                 raise
             result = folder / "result"
             result.mkdir()
-            for file, content in (("kernel.cubin", cubin), ("kernel.ptx.gz", gzip.compress(ptx, 9, mtime=0)),
+            for file, content in (("kernel.cubin", cubin), ("kernel.ptx.xz", lzma.compress(ptx)),
                                   ("facts.json", json.dumps(asdict(facts)).encode())):  # fmt: skip
                 write_synced(result / file, content)
             destination = self.store / source.digest

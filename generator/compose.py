@@ -107,7 +107,8 @@ class _Composer:
                               f"{len(argument.shape)}")
         if buffer in set(self.signature.arguments) - self.signature.required and not argument.optional:
             self.problems.add(at, f"{buffer!r} may be left out, which the kernel does not take")
-        if argument.direction != "out" and buffer not in self.written:
+        # What a kernel reads and writes it may have to write alone, as its scalars say.
+        if argument.direction == "in" and buffer not in self.written:
             self.problems.add(at, f"no step before this one writes {buffer!r}")
         outer = self.signature.arguments.get(buffer)
         if argument.direction != "in" and outer is not None and outer.direction == "in":

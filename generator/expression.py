@@ -104,7 +104,11 @@ def fold(expression: Expression, values: Mapping[str, Number]) -> Expression:
     folded = [operator, *(fold(operand, values) for operand in operands)]
     if not all(isinstance(operand, (int, float)) for operand in folded[1:]):
         return folded
-    result = evaluate(folded, {})
+    try:
+        result = evaluate(folded, {})
+    except ExpressionError as error:
+        advice = "; use // or fdiv where rounding is meant" if operator == "/" and folded[2] else ""
+        raise ExpressionError(f"{error}{advice}") from None
     result = int(result) if isinstance(result, bool) else result
     validate(result)
     return result

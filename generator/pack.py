@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from loader.errors import LoaderError
 from loader.reader import parse
 from loader.trust import SIGNATURE_NAME
 
-SCHEMA = 4
+SCHEMA = 5
 ABI = 1
 MANIFEST = "manifest.json"
 STORE = ".build"
@@ -102,7 +101,7 @@ def artifact(variant: Variant, stored: Mapping[str, Any]) -> dict[str, Any]:
         "family": variant.family, "variant": variant.variant, "arch": variant.arch, "tile": variant.tile,
         "axes": variant.axes, "symbol": variant.symbol,
         "parameters": variant.parameters, "parameter_bytes": variant.parameter_bytes,
-        "launch": variant.launch, "cost": variant.cost,
+        "launch": variant.launch, "cost": variant.cost, "requires": variant.requires,
         **{name: stored[name] for name in (*FILE_KEYS, *FACT_KEYS)},
     }  # fmt: skip
 
@@ -127,7 +126,7 @@ class Writer:
             code = self._write(f"{family}/{'.'.join(stem)}", file_format, content)
             for kernel in group:
                 variant = kernel.source.variant
-                ptx = self._write(f"{family}/{variant.variant}.{variant.arch}", "ptx.gz", kernel.ptx)
+                ptx = self._write(f"{family}/{variant.variant}.{variant.arch}", "ptx.xz", kernel.ptx)
                 stored = {**code, "format": file_format, "ptx": ptx, **_facts(kernel.facts)}
                 artifacts.append(artifact(variant, stored))
         return artifacts
@@ -142,7 +141,7 @@ class Writer:
         built = {entry["family"] for entry in artifacts}
         manifest = {
             "schema": SCHEMA, "abi": ABI, "source_digest": source_digest,
-            "toolchain": {"nvcc": self.toolchain.version, "flags": list(FLAGS), "zlib": zlib.ZLIB_RUNTIME_VERSION},
+            "toolchain": {"nvcc": self.toolchain.version, "flags": list(FLAGS)},
             "families": {name: expansion.families[name] for name in built},
             "composites": {name: composite for name, composite in expansion.composites.items()
                            if built.issuperset(step["kernel"] for step in composite["steps"])},
@@ -187,7 +186,7 @@ class Writer:
     def _remove_unnamed(self, artifacts: Sequence[Mapping[str, Any]]) -> None:
         """Files of this pack's naming that no artifact names."""
         named = {entry["file"] for entry in artifacts} | {entry["ptx"]["file"] for entry in artifacts}
-        for suffix in ("cubin", "fatbin", "ptx.gz"):
+        for suffix in ("cubin", "fatbin", "ptx.xz"):
             for path in self.out.glob(f"*/*-{'[0-9a-f]' * 12}.{suffix}"):
                 if path.relative_to(self.out).as_posix() not in named:
                     path.unlink()

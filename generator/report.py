@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -96,10 +97,20 @@ MAIN_LOOP = (
 )
 
 
-def write_report(path: Path, kernels: Sequence[Kernel], toolchain: Toolchain, source_digest: str) -> Path:
-    """Disassemble ``kernels`` and write the page; ``ToolchainError`` where nvdisasm is missing."""
+def profiles(kernels: Sequence[Kernel], jobs: int) -> list[sass.Profile]:
+    """Of every kernel, each cubin disassembled once, ``jobs`` of them at a time: families may have kernels in common.
+    ``ToolchainError`` where nvdisasm is missing."""
     disassembler = find_disassembler()
-    rows = [Row(kernel, sass.profile(kernel.folder / "kernel.cubin", disassembler)) for kernel in kernels]
+    folders = list(dict.fromkeys(kernel.folder for kernel in kernels))
+    with ThreadPoolExecutor(jobs) as pool:
+        made = pool.map(lambda folder: sass.profile(folder / "kernel.cubin", disassembler), folders)
+        of_folder = dict(zip(folders, made, strict=True))
+    return [of_folder[kernel.folder] for kernel in kernels]
+
+
+def write_report(path: Path, kernels: Sequence[Kernel], toolchain: Toolchain, source_digest: str, jobs: int) -> Path:
+    """Disassemble ``kernels``, ``jobs`` at a time, and write the page; errors as of ``profiles``."""
+    rows = [Row(kernel, profile) for kernel, profile in zip(kernels, profiles(kernels, jobs), strict=True)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, autoescape=True,
         trim_blocks=True, lstrip_blocks=True,

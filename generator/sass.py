@@ -65,7 +65,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Loop(Mix):
-    """An innermost loop that holds matrix instructions; addresses in bytes, the last one included."""
+    """A loop; addresses in bytes, the last one included."""
 
     first: int
     last: int
@@ -73,10 +73,14 @@ class Loop(Mix):
 
 @dataclass(frozen=True)
 class Profile(Mix):
-    """A whole kernel. ``loops`` has the one with most matrix instructions first."""
+    """A whole kernel. ``loops`` are the innermost ones that hold matrix instructions, that with most of them first;
+    ``others`` are innermost loops without any, the longest first; ``around`` is what the loop over tiles has beside
+    ``loops``, nothing where there is no such loop."""
 
     symbol: str
     loops: tuple[Loop, ...]
+    others: tuple[Loop, ...] = ()
+    around: Mix = Mix(Counter())
 
     @cached_property
     def main_loop(self) -> Loop | None:
@@ -106,8 +110,10 @@ def parse(text: str) -> Profile:
     instructions, labels = _read(text[section.end():].splitlines())
     # The compiler pads the end of a kernel with a branch to itself and NOPs.
     counts = Counter(instruction.opcode for instruction in instructions if instruction.opcode != "NOP")
-    loops = sorted(_tensor_loops(instructions, labels), key=lambda loop: (-loop.tensor, loop.first))
-    return Profile(counts, section[1], tuple(loops))
+    found = list(_loops(instructions, labels))
+    loops = sorted(_innermost(found, tensor=True), key=lambda loop: (-loop.tensor, loop.first))
+    others = sorted(_innermost(found, tensor=False), key=lambda loop: (-loop.instructions, loop.first))
+    return Profile(counts, section[1], tuple(loops), tuple(others), _around(loops, [loop for _, loop in found]))
 
 
 def _read(lines: Iterable[str]) -> tuple[list[Instruction], dict[str, int]]:
@@ -201,16 +207,32 @@ def _natural_loops(successors: list[list[int]]) -> Iterator[tuple[int, int, set[
         yield header, max(sources), body
 
 
-def _tensor_loops(instructions: list[Instruction], labels: dict[str, int]) -> list[Loop]:
-    """The innermost loops that hold matrix instructions."""
+def _loops(instructions: list[Instruction], labels: dict[str, int]) -> Iterator[tuple[set[int], Loop]]:
+    """Body, in blocks, and mix of every loop."""
     if not instructions:
-        return []
+        return
     blocks, successors = _blocks(instructions, labels)
-    found = []
     for header, latch, body in _natural_loops(successors):
         inside = [index for block in sorted(body) if header <= block <= latch for index in blocks[block]]
         counts = Counter(instructions[index].opcode for index in inside)
-        loop = Loop(counts, instructions[inside[0]].address, instructions[inside[-1]].address)
-        if loop.tensor:
-            found.append((body, loop))
-    return [loop for body, loop in found if not any(other < body for other, _ in found)]
+        yield body, Loop(counts, instructions[inside[0]].address, instructions[inside[-1]].address)
+
+
+def _innermost(found: list[tuple[set[int], Loop]], tensor: bool) -> list[Loop]:
+    """The loops that hold matrix instructions, or that hold none, without those around another one of them."""
+    alike = [(body, loop) for body, loop in found if bool(loop.tensor) == tensor]
+    return [loop for body, loop in alike if not any(other < body for other, _ in alike)]
+
+
+def _around(loops: list[Loop], found: list[Loop]) -> Mix:
+    """The shortest loop around all of ``loops``, less these."""
+    if not loops:
+        return Mix(Counter())
+    first, last = min(loop.first for loop in loops), max(loop.last for loop in loops)
+    wider = [loop for loop in found if loop not in loops and loop.first <= first and last <= loop.last]
+    if not wider:
+        return Mix(Counter())
+    counts = Counter(min(wider, key=lambda loop: loop.instructions).counts)
+    for loop in loops:
+        counts.subtract(loop.counts)
+    return Mix(+counts)

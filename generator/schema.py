@@ -15,7 +15,7 @@ from loader.errors import ExpressionError
 
 DType = Literal["e2m1x2", "ue4m3", "ue8m0", "e4m3", "u8", "i32", "i64", "f32", "f16", "bf16"]
 ScalarDType = Literal["i32", "i64", "u32", "f32"]
-ElementType = Literal["u8", "u16", "u32", "f32", "bf16", "f16", "u4_align16"]
+ElementType = Literal["u8", "u16", "u32", "f32", "tf32", "bf16", "f16", "u4_align16"]
 
 
 def _expression(value: Any) -> Any:
@@ -160,6 +160,7 @@ class Target(Model):
     parameters: list[Parameter] = []  # in place of the family's of the same name, or behind them
     launch: Launch
     cost: Expr | None = None
+    requires: list[Expr] = []
     flags: list[str] = []
     local_memory: list[str] = []
 

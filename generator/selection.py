@@ -5,13 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 from loader.errors import ExpressionError
 from loader.expression import Expression, Number, function, names
 
 
+class Priced(NamedTuple):
+    """A variant: its cost, ``None`` where measured rows decide, and what it requires of a problem."""
+
+    cost: Expression | None
+    requires: Sequence[Expression] = ()
+
+
 def unreachable(
-    costs: Mapping[str, Expression | None],
+    costs: Mapping[str, Priced],
     features: Mapping[str, Expression],
     domain: Mapping[str, Sequence[Number]],
     constraints: Sequence[Expression],
@@ -19,7 +27,7 @@ def unreachable(
 ) -> list[str]:
     """The variants of one arch and output type that win nowhere.
 
-    costs: variant -> cost (``None``: decided by measured rows). domain: name -> values; its cross product, less the
+    costs: of each variant. domain: name -> values; its cross product, less the
     points that break a constraint, is searched. measured: variant -> microseconds, a row each. As in the loader,
     measured rows leave costs without a say, and among equals the name that sorts first wins. Raises
     ``ExpressionError`` where a cost has no value at a point.
@@ -35,7 +43,8 @@ def unreachable(
 @cache
 def _cheapest(costs: tuple, features: tuple, domain: tuple, constraints: tuple) -> frozenset[str]:
     """Cached because archs and output types usually share their costs."""
-    priced = [(name, function(_thawed(cost))) for name, cost in costs if cost is not None]
+    priced = [(name, function(_thawed(cost)), [function(_thawed(rule)) for rule in requires])
+              for name, (cost, requires) in costs if cost is not None]
     if len(costs) == 1:  # the only one needs no estimate
         return frozenset({costs[0][0]})
     if not priced:
@@ -44,7 +53,8 @@ def _cheapest(costs: tuple, features: tuple, domain: tuple, constraints: tuple) 
     winners = set()
     for point in _points(domain, [_thawed(constraint) for constraint in constraints]):
         values = {**point, **{name: feature(point) for name, feature in feature_functions}}
-        winners.add(min(priced, key=lambda item: item[1](values))[0])  # noqa: B023
+        fitting = [item for item in priced if all(holds(values) for holds in item[2])]
+        winners |= {min(fitting, key=lambda item: item[1](values))[0]} if fitting else set()  # noqa: B023
     return frozenset(winners)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from generator import schema
 from generator.declaration import declare
 from generator.expression import fold, is_name
-from generator.selection import unreachable
+from generator.selection import Priced, unreachable
 from generator.signature import DEVICE_NAMES, Signature
 from loader import arch as archs
 from loader.expression import Expression, to_text
@@ -50,6 +50,7 @@ class Variant:
     launch: dict[str, Any]
     choices: dict[str, dict[str, int]]
     cost: Expression | None
+    requires: list[dict[str, Any]]
     declaration: str
 
     @property
@@ -173,6 +174,8 @@ class TargetExpander:
         for index, value in enumerate(target.launch.grid):
             ok &= check(f"{where}.launch.grid[{index}]", value, runtime)
         ok &= check(f"{where}.cost", target.cost, runtime | self.parent.features)
+        for index, rule in enumerate(target.requires):
+            ok &= check(f"{where}.requires[{index}]", rule, runtime)
         if not self.parameters:
             self.problems.add(where, "no parameters: neither the target nor its family lists them")
             return False
@@ -248,6 +251,7 @@ class TargetExpander:
         dtypes = self._dtypes(point)
         parameters, parameter_bytes = self._pack_parameters(values, dtypes, variant)
         cost = None if target.cost is None else self._fold(f"{self.where}.cost", target.cost, values, variant)
+        rules = [self._fold(f"{self.where}.requires[{i}]", e, values, variant) for i, e in enumerate(target.requires)]
         inputs = [name for name, argument in self.parent.arguments.items() if argument.direction == "in"]
         declaration = declare(parameters, dtypes, inputs)
         return [
@@ -257,7 +261,8 @@ class TargetExpander:
                 flags=tuple(target.flags),
                 may_use_local_memory=variant in target.local_memory, axes=point.axes, constants=constants,
                 parameters=parameters, parameter_bytes=parameter_bytes, launch=launch, choices=self.parent.choices,
-                cost=cost, declaration=declaration,
+                cost=cost, requires=[{"text": to_text(rule), "expression": rule} for rule in rules],
+                declaration=declaration,
             )
             for arch in known_archs
         ]  # fmt: skip
@@ -370,11 +375,12 @@ class TargetExpander:
         # Ties go by the variant's name, which is the tile and, after an underscore, values that a group shares.
         mark = "_" if self.matched else ""
         for arch in dict.fromkeys(variant.arch for _, variant in variants):
-            costs: dict[str, dict[str, Expression | None]] = {}
+            costs: dict[str, dict[str, Priced]] = {}
             for _, variant in variants:
                 if variant.arch == arch:
                     matched = variant.variant.removeprefix(variant.tile)
-                    costs.setdefault(matched, {})[variant.tile + mark] = variant.cost
+                    costs.setdefault(matched, {})[variant.tile + mark] = Priced(
+                        variant.cost, [rule["expression"] for rule in variant.requires])
             rows = [{tile + mark: time for tile, time in row.microseconds.items()}
                     for _, row in self.parent.measured if row.arch == arch]  # fmt: skip
             for group in costs.values():

@@ -1,4 +1,4 @@
-"""Wheels: loader, emulator and integrations under one name with a pack of kernels, or a pack alone.
+"""Wheels: loader, emulator, integrations and headers under one name with a pack of kernels, or a pack alone.
 
 Nothing of them depends on where or when they are made: sources are copied with the same modes, and the archive has
 no times of its own.
@@ -81,6 +81,8 @@ def _whole(stage: Path) -> dict[str, Any]:
         package = f"{PACKAGE}.{'.'.join(source.relative_to(ROOT).parts[:-1])}"
         if package not in packages:
             packages.append(package)
+    for header in sorted((ROOT / "include").rglob("*.h")):
+        _copy(header, stage / PACKAGE / header.relative_to(ROOT))
     _write(stage / PACKAGE / "__init__.py", INIT)
     _write(stage / PACKAGE / "py.typed", "")
     _write(stage / PACKAGE / "kernels" / "__init__.py", '"""A pack: files and their manifest, no code."""\n')

@@ -13,6 +13,7 @@ from .api import (
     BufferSpec,
     Explanation,
     KernelInfo,
+    Launch,
     Loaded,
     PackInfo,
     Plan,
@@ -24,6 +25,7 @@ from .api import (
     explain,
     kernels,
     launch,
+    on_launch,
     outputs,
     packs,
     plan,
@@ -38,6 +40,7 @@ from .errors import __all__ as _error_names
 
 __version__ = "0.1.0"
 
-__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Trust", "Unloaded",
-           "Verified", "__version__", "buffers", "check", "errors", "explain", "kernels", "launch", "outputs", "packs",
-           "plan", "preload", "reload", "unload", "verify", "workspace_bytes", *_error_names]
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Launch", "Loaded", "PackInfo", "Plan", "Trust",
+           "Unloaded", "Verified", "__version__", "buffers", "check", "errors", "explain", "kernels", "launch",
+           "on_launch", "outputs", "packs", "plan", "preload", "reload", "unload", "verify", "workspace_bytes",
+           *_error_names]

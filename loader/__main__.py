@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -231,5 +232,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def program() -> int:
+    """``main`` of a process. Where nobody reads its output any more, as behind ``| head``, it ends by SIGPIPE, without
+    a word. Python ignores that signal, for sockets; what goes wrong with those are other errors."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
+        raise
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

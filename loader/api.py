@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import buffer_specs, driver, explanation, facts, module, registry, select
+from . import buffer_specs, driver, explanation, facts, module, observers, registry, select
 from .buffer_specs import BufferSpec
 from .call import Call, target
 from .composite import CompositeCall, CompositeCalls
@@ -15,15 +15,16 @@ from .explanation import Explanation
 from .facts import ArtifactInfo, KernelInfo, PackInfo
 from .manifest import Family
 from .module import Unloaded
+from .observe import Launch, on_launch
 from .overloads import OverloadedCall, overloads
 from .plan import Plan
 from .registry import Verified, verify
 from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
 from .trust import Trust, asked
 
-__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Loaded", "PackInfo", "Plan", "Trust", "Unloaded",
-           "Verified", "buffers", "check", "explain", "kernels", "launch", "outputs", "packs", "plan", "preload",
-           "reload", "unload", "verify", "workspace_bytes"]
+__all__ = ["ArtifactInfo", "BufferSpec", "Explanation", "KernelInfo", "Launch", "Loaded", "PackInfo", "Plan", "Trust",
+           "Unloaded", "Verified", "buffers", "check", "explain", "kernels", "launch", "on_launch", "outputs", "packs",
+           "plan", "preload", "reload", "unload", "verify", "workspace_bytes"]
 
 _modules = sys.modules
 _calls: dict[Any, Call | CompositeCalls | OverloadedCall] = {}
@@ -45,6 +46,7 @@ def _call(name: str, device: Any, variant: str | None, packs: Any,
 
 def _new_call(name: str, device: Any, variant: str | None,
               found: registry.Registry) -> Call | CompositeCalls | OverloadedCall:
+    observers.from_environment()
     if name not in found.composites:
         call, *others = [Call(each, device, variant, found) for each in (name, *overloads(found, name))]
         return OverloadedCall(call, others) if others else call
@@ -54,7 +56,7 @@ def _new_call(name: str, device: Any, variant: str | None,
     return CompositeCalls(name, device, found)
 
 
-def _call_of(name: str, device: Any, variant: str | None, packs: Any, trust: Trust | None,
+def call_of(name: str, device: Any, variant: str | None, packs: Any, trust: Trust | None,
              kwargs: Any) -> tuple[Call, Any]:
     """The one kernel or composite that takes these arguments, and the arguments for it."""
     call = _call(name, device, variant, packs, trust)
@@ -165,7 +167,7 @@ def explain(name: str, /, *args: Any, device: Any = None, variant: str | None = 
     """
     if isinstance(device, str) and (device[:1].isdigit() or device.startswith(("sm_", "compute_"))):
         device = f"emulated:{device}"  # an architecture, or one that is refused with those that are known
-    call, kwargs = _call_of(name, device, variant, packs, trust, kwargs)
+    call, kwargs = call_of(name, device, variant, packs, trust, kwargs)
     return explanation.explain(call, args, kwargs)
 
 
@@ -176,7 +178,7 @@ def workspace_bytes(name: str, /, *args: Any, packs: Sequence[str] | None = None
 
     A smaller one makes the call go in chunks.
     """
-    call, kwargs = _call_of(name, None, None, packs, trust, {**kwargs, "workspace": None})
+    call, kwargs = call_of(name, None, None, packs, trust, {**kwargs, "workspace": None})
     if not isinstance(call, CompositeCall):
         raise UnknownKernelError(f"{name} is one kernel and takes no workspace", name=name, known=[], closest=[])
     return call.workspace_bytes(explanation.problem_of(call, args, kwargs)[0].values)
@@ -203,7 +205,7 @@ def buffers(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust:
     dimensions as numbers. What the kernel writes need not be given, nor an input where no buffer is. Raises what a
     launch raises, and a ``MissingArgumentError`` that names a dimension that follows from nothing.
     """
-    call, kwargs = _call_of(name, None, None, packs, trust, kwargs)
+    call, kwargs = call_of(name, None, None, packs, trust, kwargs)
     return buffer_specs.buffers(call, args, kwargs)
 
 
@@ -211,7 +213,7 @@ def buffers(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust:
 def outputs(name: str, /, *args: Any, packs: Sequence[str] | None = None, trust: Trust | None = None,
             **kwargs: Any) -> dict[str, BufferSpec]:
     """Those of ``buffers`` that the call writes: results, their scales, room for tensor maps, workspace."""
-    call, kwargs = _call_of(name, None, None, packs, trust, kwargs)
+    call, kwargs = call_of(name, None, None, packs, trust, kwargs)
     return buffer_specs.written(call.family, buffer_specs.buffers(call, args, kwargs))
 
 

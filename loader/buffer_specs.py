@@ -158,10 +158,9 @@ def _check_dimensions(family: Family, found: Sequence[Buffer | _Shapeless], know
         if not isinstance(value, _Shapeless):
             continue
         for name in sorted(set().union(*map(expression.names, argument.shape)) - known.keys()):
-            rules = [rule.text for rule in family.constraints if name in expression.names(rule.expression)]
             raise MissingArgumentError(
                 f"{family.name}: dimension {name} of {argument.name} follows from nothing that was given; give it as a "
-                f"number, {name}=...{'; it requires ' + ', '.join(rules) if rules else ''}", kernel=family.name,
+                f"number, {name}=...{signature.requirements(family, {name})}", kernel=family.name,
                 argument=name, expected="a number", got=None)
 
 
@@ -171,7 +170,5 @@ def _shape(family: Family, argument: Argument, values: Mapping[str, Number]) -> 
         try:
             shape.append(expression.evaluate(entry, values))
         except ExpressionError as error:
-            raise ShapeError(f"{family.name}: {argument.name} dimension {axis} ({expression.to_text(entry)}): {error}",
-                             kernel=family.name, argument=argument.name, expected="a whole number", got=str(error)
-                             ) from None
+            raise signature.no_extent(family, argument, axis, "has no size", error, values) from None
     return tuple(shape)

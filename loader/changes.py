@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .emulated import ptx_text
+from .listing import ptx_text
 from .manifest import Artifact
 from .registry import Candidate, Pack
 

@@ -25,6 +25,7 @@ from .plan import Plan
 from .registry import Registry
 from .select import Decision, DeviceFacts
 from .signature import Problem
+from .values import named
 
 WORKSPACE = Argument("workspace", "out", ("u8",), ("workspace_bytes",), 256,
                      "memory for what the steps hand on; may be left out")
@@ -146,7 +147,9 @@ class CompositeCall(Call):
         for step, inner, sources in self.step_problems(problem, count, place):
             skip = step.call.family.skip
             if skip is None or not expression.evaluate(skip, inner.values):
-                resolved.append(_Resolved(step.call.resolve(inner, place, stream), sources))
+                prepared = step.call.resolve(inner, place, stream)
+                prepared.part_of = self.family.name
+                resolved.append(_Resolved(prepared, sources))
         return resolved
 
     def decide(self, facts: DeviceFacts, problem: Problem) -> tuple[str | None, str | None, tuple[Decision, ...]]:
@@ -222,14 +225,25 @@ class PreparedComposite:
         self._launches = [(step.prepared, tuple((index, offset + chunk.first * [*rows, 0][index])
                                                 for index, offset in step.sources))
                           for chunk in chunks for step in chunk.steps]
+        self._given = len(arguments)
+        self._ruled = [launch for launch in self._launches if self._has_rules_of_the_call(*launch)]
         self._checked: tuple[int, ...] | None = None  # the addresses that passed last
         self._bound: tuple[Any, list[Any]] = (None, [])
+
+    def _has_rules_of_the_call(self, step: Launchable, sources: Sequence[tuple[int, int]]) -> bool:
+        """Whether a step has a rule that is about what the call gives alone."""
+        given = {argument.name for argument, (index, _) in zip(step.family.arguments, sources, strict=True)
+                 if 0 <= index < self._given}
+        return any(named(rule) <= given for rule in step.family.values)
 
     def check(self, pointers: Sequence[int]) -> None:
         signature.check_addresses(self.family, pointers, self.problem.bytes)
 
-    def check_values(self, pointers: Sequence[int], stream: int) -> None:
-        """Nothing: its steps make all offsets and indices that its kernels follow."""
+    def check_values(self, pointers: Sequence[int | None], stream: int) -> None:
+        """Of the call's own buffers; what steps make for those behind them needs no check."""
+        for prepared, sources in self._ruled:
+            prepared.check_values([pointers[index] + offset if 0 <= index < self._given else None
+                                   for index, offset in sources], stream)
 
     def slot(self, pointers: tuple[int, ...]) -> _Slot:
         return _Slot(self, pointers)
@@ -255,6 +269,7 @@ class PreparedComposite:
                         for prepared, sources in self._launches]
             self._bound = bases, launches
         if self._emulated:
+            self.check_values(bases, stream)
             emulated.run_in_order(launches)
             return
         for prepared, pointers in launches:

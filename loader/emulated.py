@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from . import arch, signature, values
-from .errors import EmulatedFaultError, EmulationError, IntegrityError, UnknownArchError
+from . import arch, listing, signature, values
+from .errors import EmulatedFaultError, EmulationError, UnknownArchError
 from .geometry import Geometry
-from .manifest import MAX_PTX_BYTES, Artifact, Family
+from .manifest import Family
+from .observe import announced
 from .registry import Candidate, Registry
 from .select import Decision, DeviceFacts, Selection
 from .signature import Problem
@@ -68,6 +68,8 @@ class EmulatedPrepared:
     """One problem on the emulated device, addresses aside; stands where ``plan.Prepared`` stands for CUDA."""
 
     device = None
+    part_of: str | None = None
+    described: Any = None
 
     def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry,
                  arch_name: str) -> None:
@@ -91,7 +93,7 @@ class EmulatedPrepared:
     def slot(self, pointers: Sequence[int]) -> EmulatedSlot:
         return EmulatedSlot(self, pointers)
 
-    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+    def check_values(self, pointers: Sequence[int | None], stream: int) -> None:
         values.check(self.family, self.problem, pointers)
 
     def launch(self, pointers: Sequence[int], stream: int) -> None:
@@ -120,8 +122,10 @@ class EmulatedPrepared:
         for index, m in geometry.maps.items():
             fields[index] = device.encode_tensor_map(pointers[m.argument], m.element, m.dims, m.strides, m.box,
                                                      m.swizzle)
-        device.launch(_module(emulator, self._candidate), self.artifact.symbol, geometry.grid, geometry.block,
-                      geometry.cluster, geometry.shared, geometry.layout.pack(*fields), self.artifact.launch.pdl)
+        parameters = geometry.layout.pack(*fields)
+        with announced(self, pointers, None, parameters):
+            device.launch(_module(emulator, self._candidate), self.artifact.symbol, geometry.grid, geometry.block,
+                          geometry.cluster, geometry.shared, parameters, self.artifact.launch.pdl)
         for memory in ranges:
             device.unmap_buffer(memory.pointer)
         return device
@@ -187,23 +191,8 @@ def _emulator() -> Any:
 def _module(emulator: Any, candidate: Candidate) -> Any:
     """The translated kernel, kept while it is among the latest: each takes megabytes."""
     key = candidate.artifact.ptx.sha256
-    module = _modules.pop(key, None) or emulator.load(ptx_text(candidate))
+    module = _modules.pop(key, None) or emulator.load(listing.ptx_text(candidate))
     _modules[key] = module
     if len(_modules) > KEPT_MODULES:
         del _modules[next(iter(_modules))]
     return module
-
-
-def ptx_text(candidate: Candidate) -> str:
-    """The PTX of an artifact, its stored file verified first."""
-    artifact: Artifact = candidate.artifact
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        text = stream.decompress(candidate.pack.read(artifact.ptx), MAX_PTX_BYTES)
-        if stream.eof and not stream.unused_data:
-            return text.decode("utf-8")
-        why = "it is cut off, too long, or something follows it"
-    except (zlib.error, UnicodeDecodeError) as error:
-        why = str(error)
-    raise IntegrityError(f"{artifact.ptx.file} in pack {candidate.pack.directory} is no gzip of PTX: {why}",
-                         pack=candidate.pack.directory, file=artifact.ptx.file, expected="gzip", got=why)

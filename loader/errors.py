@@ -14,7 +14,7 @@ in its message. Where Python has a class of the same meaning, the error is also 
                      DtypeError, RankError, ShapeError, StrideError, AlignmentError, DeviceError (HostBufferError),
                      ReadOnlyError, OverlapError, ScalarError, ConstraintError, ValuesError, StreamError
       DriverError: DriverNotFoundError, DriverTooOldError, CudaError, ParameterLayoutError
-      CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError)
+      CaptureError, ForkError, LaunchLimitError, EmulationError (EmulatedFaultError), SettingError
       TransferError: ReferenceFormatError, UnreachableError, UnauthorizedError, AbsentError, RegistryAnswerError,
                      StoreError
 """
@@ -246,6 +246,10 @@ class ForkError(LoaderError, RuntimeError):
 
 class LaunchLimitError(LoaderError, ValueError):
     """Grid, block, cluster or shared memory exceed what the device can do. Facts: ``limit``, ``got``."""
+
+
+class SettingError(LoaderError, ValueError):
+    """A variable of the environment says what cannot be done. Facts: ``variable``, ``expected``, ``got``."""
 
 
 class EmulationError(LoaderError, RuntimeError):

@@ -21,10 +21,9 @@ Function = Callable[[Mapping[str, Number]], Number]
 
 
 def _exact_divide(a: Number, b: Number) -> Number:
-    quotient, remainder = divmod(a, b)
-    if remainder:
-        raise ExpressionError(f"{a} / {b} is not a whole number; use // or fdiv where rounding is meant")
-    return quotient
+    if a % b:
+        raise ExpressionError(f"{a} / {b} is not a whole number")
+    return a // b  # not divmod, which symbolic integers lack
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .driver import Device
-from .select import Decision
+from .manifest import Family
+from .select import Decision, Selection
+from .signature import Problem
 
 
 class Slot(Protocol):
@@ -21,6 +23,7 @@ class Launchable(Protocol):
     device: None on the emulated one. variant, grid: None of several kernels. steps: ``family/variant`` of each kernel.
     """
 
+    family: Family
     kernel: str
     variant: str | None
     arch: str
@@ -36,10 +39,27 @@ class Launchable(Protocol):
     def check(self, pointers: Sequence[int]) -> None:
         """What depends on addresses."""
 
-    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+    def check_values(self, pointers: Sequence[int | None], stream: int) -> None:
         """Of offsets, counts and indices, behind what is queued on ``stream``."""
 
     def slot(self, pointers: tuple[int, ...]) -> Slot: ...
 
     def launch(self, pointers: tuple[int, ...], stream: int) -> None:
         """Check the addresses where they are new, and launch."""
+
+
+class OneKernel(Protocol):
+    """A ``Launchable`` of one kernel, as those who watch launches know it.
+
+    part_of: the composite of which it is a step, None for a kernel's own call. described: what ``observe`` keeps of it.
+    """
+
+    family: Family
+    problem: Problem
+    selection: Selection
+    variant: str
+    arch: str
+    grid: tuple[int, int, int]
+    device: Device | None
+    part_of: str | None
+    described: Any

@@ -19,9 +19,10 @@ DTYPE_BYTES: dict[str, int] = {
 }
 # dtype of a scalar parameter -> (struct format, bytes)
 SCALAR_FORMATS: dict[str, tuple[str, int]] = {"i32": ("i", 4), "i64": ("q", 8), "u32": ("I", 4), "f32": ("f", 4)}
-# Bytes of one element in shared memory; `u4_align16` is packed in global memory, of which 16 elements become 16 bytes.
+# Bytes of one element in shared memory; `u4_align16` is packed in global memory, of which 16 elements become 16 bytes,
+# and `tf32` is fp32 there, rounded on its way.
 TENSOR_MAP_ELEMENTS: dict[str, int] = {
-    "u8": 1, "u16": 2, "u32": 4, "f32": 4, "bf16": 2, "f16": 2, "u4_align16": 1,
+    "u8": 1, "u16": 2, "u32": 4, "f32": 4, "tf32": 4, "bf16": 2, "f16": 2, "u4_align16": 1,
 }
 TENSOR_MAP_BYTES = 128
 TENSOR_MAP_ALIGNMENT = 64
@@ -212,6 +213,7 @@ class Artifact(NamedTuple):
     parameter_bytes: int
     launch: Launch
     cost: Expression | None
+    requires: tuple[Constraint, ...] = ()
 
 
 class Manifest(NamedTuple):

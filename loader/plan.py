@@ -21,6 +21,7 @@ from .errors import DeviceError, DtypeError, MissingArgumentError, ShapeError, U
 from .geometry import Geometry
 from .manifest import TENSOR_MAP_ALIGNMENT, Family
 from .module import Function
+from .observe import announced, watchers
 from .select import Decision, Selection
 from .signature import Problem
 from .tracing import COMPILER, breaks_graph, leave_alone, untraced, watched
@@ -34,6 +35,9 @@ MAX_PLAN_SLOTS = 64
 
 class Prepared:
     """One problem on one CUDA device. Its kernel stays loaded while this is referred to."""
+
+    part_of: str | None = None
+    described: Any = None
 
     def __init__(self, family: Family, problem: Problem, selection: Selection, geometry: Geometry, device: Device,
                  function: Function) -> None:
@@ -62,7 +66,7 @@ class Prepared:
         """What depends on addresses."""
         signature.check_addresses(self.family, pointers, self.problem.bytes)
 
-    def check_values(self, pointers: Sequence[int], stream: int) -> None:
+    def check_values(self, pointers: Sequence[int | None], stream: int) -> None:
         """Of offsets, counts and indices, behind what is queued on ``stream``."""
         values.check(self.family, self.problem, pointers,
                      lambda address, size: self.device.read(address, size, stream, kernel=self.kernel))
@@ -145,12 +149,20 @@ class Slot:
         prepared.geometry.layout.pack_into(self._buffer, self._start, *fields)
         self.pointers = pointers
 
-    def launch(self, stream: int) -> None:
+    def launch(self, stream: int, told: bool = False) -> None:
+        if watchers and not told:
+            with announced(self._prepared, self.pointers, stream, self._parameters()):
+                self.launch(stream, told=True)
+            return
         if stream != self._stream:
             self._config.stream = self._stream = stream
         status = self._driver.launch_kernel(self._config_address, self._function, self._parameters_address, None)
         if status:
             self._launch_in_context(status)
+
+    def _parameters(self) -> bytes:
+        """As they are packed."""
+        return self._buffer[self._start:self._start + self._prepared.geometry.layout.size]
 
     def _launch_in_context(self, status: int) -> None:
         """Launch again with the device's context current.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import arch, expression
@@ -55,7 +55,7 @@ from .manifest import (
 )
 
 # The schemas and parameter-passing rules that this loader reads, both ends included.
-SCHEMAS = (1, 4)
+SCHEMAS = (1, 5)
 ABIS = (1, 1)
 
 DIRECTIONS = ("in", "out", "inout")
@@ -215,6 +215,14 @@ def _dimensions(arguments: Sequence[Argument], scalars: Iterable[str], where: st
     return tuple(dimensions)
 
 
+def _constraints(fields: Fields, key: str, known: Collection[str]) -> tuple[Constraint, ...]:
+    found = []
+    for entry in fields.objects(key):
+        found.append(Constraint(entry.text("text"), entry.expression("expression", known)))
+        entry.done()
+    return tuple(found)
+
+
 def _signature(name: str, fields: Fields) -> Family:
     """What families and composites have in common; selection is left empty."""
     arguments = tuple(map(_argument, fields.objects("arguments")))
@@ -230,15 +238,11 @@ def _signature(name: str, fields: Fields) -> Family:
             raise wrong(f"{fields.where}.arguments", "names that the loader leaves to a signature", used)
     family = Family(name, fields.text("summary"), arguments, scalars, (), None, {}, {}, (), dimensions)
     known = _problem_names(family)
-    constraints = []
-    for entry in fields.objects("constraints"):
-        constraints.append(Constraint(entry.text("text"),
-                                      entry.expression("expression", known)))
-        entry.done()
+    constraints = _constraints(fields, "constraints", known)
     skip = fields.take("skip")
     if skip is not None:
         skip = to_expression(skip, f"{fields.where}.skip", known)
-    return family._replace(constraints=tuple(constraints), skip=skip)
+    return family._replace(constraints=constraints, skip=skip)
 
 
 # Composites
@@ -400,7 +404,7 @@ def _axes(fields: Fields, family: Family) -> dict[str, int | str]:
     return axes
 
 
-def _artifact(fields: Fields, families: Mapping[str, Family], same: _SameParameters) -> Artifact:
+def _artifact(fields: Fields, families: Mapping[str, Family], same: _SameParameters, schema: int) -> Artifact:
     family = families[fields.choice("family", families)]
     variant, architecture = fields.text("variant", _VARIANT), fields.choice("arch", arch.ARCHS)
     axes = _axes(fields, family)
@@ -423,6 +427,7 @@ def _artifact(fields: Fields, families: Mapping[str, Family], same: _SameParamet
         fields.integer("static_shared"),
         parameters, parameter_bytes, _launch(fields.object("launch"), known),
         None if cost is None else to_expression(cost, f"{fields.where}.cost", known.union(family.features)),
+        _constraints(fields, "requires", known) if schema >= 5 else (),
     )
     fields.done()
     return artifact
@@ -485,7 +490,7 @@ def parse(data: bytes) -> Manifest:
             raise wrong("manifest.composites", "names of composites, of no family", name)
         composites[name] = _composite(name, Fields(value, f"composites.{name}"), families)
     same = _SameParameters()
-    artifacts = tuple(_artifact(Fields(value, f"artifacts[{i}]"), families, same)
+    artifacts = tuple(_artifact(Fields(value, f"artifacts[{i}]"), families, same, schema)
                       for i, value in enumerate(fields.items("artifacts")))
     fields.done()
     _check_artifacts(artifacts)

@@ -29,6 +29,7 @@ from .errors import (
     UnknownKernelError,
     UnsignedError,
 )
+from .fields import without_collections
 from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -43,6 +44,8 @@ from .trust import MAX_SIGNATURE_BYTES, SIGNATURE_NAME, Pinned, Trust, asked, pi
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUPS = ("block_scaled.packs", "loader.artifacts")
+# Raised for a manifest before it is parsed, and for every other file before its bytes are used: path and sha256 (hex).
+AUDIT_EVENT = "loader.read"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # None where this package is installed: whoever put an `artifacts` beside it there, it is not ours.
 CHECKOUT_ARTIFACTS = os.path.join(_ROOT, "artifacts") if os.path.isfile(os.path.join(_ROOT, "kernels.yaml")) else None
@@ -60,7 +63,7 @@ class Pack(NamedTuple):
     signers: tuple[str, ...] = ()
 
     def read(self, stored: StoredFile) -> bytes:
-        """The bytes of a file, after its size and sha256 were checked."""
+        """The bytes of a file, after its size and sha256 were checked and audit hooks were told of both."""
         data = read_file(self.directory, stored.file, stored.size)
         if len(data) != stored.size:
             raise IntegrityError(f"{stored.file} in pack {self.directory} has {len(data)} bytes or more, "
@@ -71,6 +74,7 @@ class Pack(NamedTuple):
             raise IntegrityError(f"{stored.file} in pack {self.directory} has sha256 {digest}, "
                                  f"the manifest says {stored.sha256}",
                                  pack=self.directory, file=stored.file, expected=stored.sha256, got=digest)
+        sys.audit(AUDIT_EVENT, os.path.join(self.directory, stored.file), digest)
         return data
 
 
@@ -214,8 +218,11 @@ def read_pack(directory: str) -> tuple[Pack, bytes]:
 
 
 def _parsed(directory: str, data: bytes, signed_by: tuple[str, ...] = ()) -> Pack:
+    digest = hashlib.sha256(data).hexdigest()
+    sys.audit(AUDIT_EVENT, os.path.join(directory, MANIFEST_NAME), digest)
     try:
-        return Pack(directory, parse(data), hashlib.sha256(data).hexdigest(), signed_by)
+        with without_collections():
+            return Pack(directory, parse(data), digest, signed_by)
     except PackError as error:
         raise type(error)(f"pack {directory}: {error}", **{**error.facts, "pack": directory}) from None
 

@@ -12,6 +12,10 @@ from .expression import Number
 from .manifest import Artifact, Family, MeasuredRow
 from .registry import Candidate, Registry, closest_names
 
+# What may decide: the caller; a measured row of the very problem on a device of this name; another row; the manifest's
+# estimate; or that there is no choice.
+REASONS = ("named", "measured", "nearest", "estimated", "only")
+
 
 class DeviceFacts(NamedTuple):
     """What selection needs to know of a device; ``shared_limit`` is dynamic shared memory a CTA may opt in to."""
@@ -98,13 +102,15 @@ class Choice:
 
     def __init__(self, registry: Registry, family: Family, device: DeviceFacts, dtypes: Mapping[str, str],
                  variant: str | None) -> None:
-        self.family, self.device = family, device
+        self.family, self.device, self.variant = family, device, variant
         self.refusals = [(candidate, _refusal(candidate.artifact, family, device, dtypes, variant))
                          for candidate in _known_variant(registry, family, variant)]
         self.fitting = _best_archs([candidate for candidate, refusal in self.refusals if refusal is None])
         self._features = {key: expression.function(value) for key, value in family.features.items()}
         self._costs = {name: (expression.function(c.artifact.cost), c.artifact.axes)
                        for name, c in self.fitting.items() if c.artifact.cost is not None}
+        self._rules = {name: [(rule.text, expression.function(rule.expression)) for rule in c.artifact.requires]
+                       for name, c in self.fitting.items() if c.artifact.requires}
         self._rows = [(_point(row.features, self._features), row) for row in self._measured()]
 
     def _measured(self) -> list[MeasuredRow]:
@@ -120,39 +126,65 @@ class Choice:
         """
         values = {**values, "sm_count": self.device.sm_count}
         features = {key: feature(values) for key, feature in self._features.items()}
-        row = None
+        unfit = self._unfit(values)
+        row = there = here = None
         if self._rows:
             here = _point(features, features)
-            row = min(self._rows, key=lambda entry: math.dist(here, entry[0]))[1]
-            scores = {name: row.microseconds[c.artifact.tile] for name, c in self.fitting.items()
-                      if c.artifact.arch == row.arch and c.artifact.tile in row.microseconds}
+            rows = [entry for entry in self._rows if self._times(entry[1], unfit)] if unfit else self._rows
+            there, row = min(rows, key=lambda entry: math.dist(here, entry[0]), default=(None, None))
+            scores = self._times(row, unfit) if row else {}
         else:
             values.update(features)
-            scores = {name: cost({**values, **axes}) for name, (cost, axes) in self._costs.items()}
+            scores = {name: cost({**values, **axes}) for name, (cost, axes) in self._costs.items() if name not in unfit}
         chosen = min(scores, key=lambda name: (scores[name], name), default=None)
-        if chosen is None and len(self.fitting) == 1:  # the only one needs no estimate
-            chosen = next(iter(self.fitting))
+        left = self.fitting.keys() - unfit
+        if chosen is None and len(left) == 1:  # the only one needs no estimate
+            chosen = left.pop()
         if chosen is None:
-            raise _no_kernel(self.family, self.device, _decisions(self, None, scores, row))
-        return Selection(self, self.fitting[chosen], scores, row)
+            raise _no_kernel(self.family, self.device, _decisions(self, None, scores, row, unfit))
+        return Selection(self, self.fitting[chosen], scores, row, unfit, there == here)
+
+    def _times(self, row: MeasuredRow, unfit: Mapping[str, str]) -> dict[str, float]:
+        return {name: row.microseconds[c.artifact.tile] for name, c in self.fitting.items()
+                if c.artifact.arch == row.arch and c.artifact.tile in row.microseconds and name not in unfit}
+
+    def _unfit(self, values: Mapping[str, Number]) -> dict[str, str]:
+        """The candidates that require something else of a problem, and what."""
+        unfit = {}
+        for name, rules in self._rules.items():
+            of_variant = {**values, **self.fitting[name].artifact.axes}
+            if broken := [text for text, holds in rules if not holds(of_variant)]:
+                unfit[name] = f"requires {' and '.join(broken)}"
+        return unfit
 
 
 class Selection:
-    """The candidate chosen for a problem, and what it was chosen by."""
+    """The candidate chosen for a problem, and what it was chosen by; ``exact``: the row is one of this very problem."""
 
-    __slots__ = ("chosen", "_choice", "_scores", "_row")
+    __slots__ = ("chosen", "_choice", "_scores", "_row", "_unfit", "_exact")
 
-    def __init__(self, choice: Choice, chosen: Candidate, scores: Mapping[str, float], row: MeasuredRow | None) -> None:
-        self.chosen, self._choice, self._scores, self._row = chosen, choice, scores, row
+    def __init__(self, choice: Choice, chosen: Candidate, scores: Mapping[str, float], row: MeasuredRow | None,
+                 unfit: Mapping[str, str], exact: bool) -> None:
+        self.chosen, self._choice, self._scores, self._row, self._unfit = chosen, choice, scores, row, unfit
+        self._exact = exact
+
+    @property
+    def reason(self) -> str:
+        """What decided, in a word of ``REASONS``."""
+        if self._choice.variant is not None:
+            return "named"
+        if self._row is None:
+            return "estimated" if self._scores else "only"
+        return "measured" if self._exact and self._row.device == self._choice.device.name else "nearest"
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """Every candidate with its reason."""
-        return _decisions(self._choice, self.chosen, self._scores, self._row)
+        return _decisions(self._choice, self.chosen, self._scores, self._row, self._unfit)
 
 
 def _decisions(choice: Choice, chosen: Candidate | None, scores: Mapping[str, float],
-               row: MeasuredRow | None) -> tuple[Decision, ...]:
+               row: MeasuredRow | None, unfit: Mapping[str, str]) -> tuple[Decision, ...]:
     how, without = "estimated", "neither measured nor estimated"
     if row is not None:
         how = f"measured at {', '.join(f'{key} {value:g}' for key, value in row.features.items())} on {row.device}"
@@ -162,7 +194,7 @@ def _decisions(choice: Choice, chosen: Candidate | None, scores: Mapping[str, fl
         name = candidate.artifact.variant
         if refusal is None and choice.fitting[name] is not candidate:
             refusal = f"sm_{choice.fitting[name].artifact.arch} is more specific"
-        reason = refusal or (f"{scores[name]:g} us {how}" if name in scores else without)
+        reason = refusal or unfit.get(name) or (f"{scores[name]:g} us {how}" if name in scores else without)
         decisions.append(Decision(name, candidate.artifact.arch, candidate.pack.directory, candidate is chosen, reason))
     return tuple(decisions)
 

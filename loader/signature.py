@@ -247,6 +247,21 @@ def _known(values: Mapping[str, Number]) -> str:
     return f" (with {', '.join(f'{name} = {value}' for name, value in values.items())})" if values else ""
 
 
+def requirements(family: Family, dimensions: set[str]) -> str:
+    """The constraints on these dimensions, as the end of a message."""
+    rules = [rule.text for rule in family.constraints if dimensions & expression.names(rule.expression)]
+    return f"; it requires {', '.join(rules)}" if rules else ""
+
+
+def no_extent(family: Family, argument: Argument, axis: int, what: str, error: ExpressionError,
+              values: Mapping[str, Number]) -> ShapeError:
+    """Of a shape entry that cannot be computed, or solved, from the sizes of a call."""
+    entry = argument.shape[axis]
+    return ShapeError(f"{family.name}: {argument.name} dimension {axis} ({expression.to_text(entry)}) {what}: "
+                      f"{error}{_known(values)}{requirements(family, expression.names(entry))}",
+                      kernel=family.name, argument=argument.name, expected="whole dimensions", got=str(error))
+
+
 class _Step(NamedTuple):
     """One shape entry: it gives the dimension ``solves``, or where that is None its value is compared."""
 
@@ -319,7 +334,8 @@ class Checker:
                     solved = values[name] = expression.solve(entry, name, size, values)
                     expected = size if solved >= 0 else f"a size that gives {name} >= 0"
             except ExpressionError as error:
-                expected = str(error)
+                what = "has no size" if name is None else f"cannot be {size}"
+                raise no_extent(self.family, self.family.arguments[index], axis, what, error, values) from None
             if expected != size:
                 family, argument = self.family.name, self.family.arguments[index].name
                 raise ShapeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import registry, trust
+from . import files, registry, trust
 from .errors import PackError
 from .trust import SIGNATURE_NAME
 
@@ -25,25 +25,9 @@ def sign(directory: str, key_file: str) -> str:
     signatures = {} if before is None else trust.from_text(before, directory)
     content = trust.to_text({**signatures, signer: key.sign(data)})
     trust.from_text(content, directory)  # what a loader would refuse, such as too many, is not written
-    _replace(directory, content)
-    return signer
-
-
-def _replace(directory: str, content: bytes) -> None:
-    """Put a signature file in place in one step: a crash leaves the old bytes or the new ones."""
-    path = os.path.join(directory, SIGNATURE_NAME)
-    temporary = os.path.join(directory, f".{SIGNATURE_NAME}.{os.getpid()}.tmp")
     try:
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
-            raise
+        files.replace(os.path.join(directory, SIGNATURE_NAME), content)
     except OSError as error:
         raise PackError(f"{SIGNATURE_NAME} in pack {directory} cannot be written: {error.strerror}", pack=directory,
                         file=SIGNATURE_NAME) from error
+    return signer

@@ -31,7 +31,9 @@ MAX_SIGNERS = 64
 _LINE = re.compile(rb"ed25519 ([0-9a-f]{64}) ([0-9a-f]{128})\n")
 _LINE_TEXT = "ed25519 <64 hex digits> <128 hex digits>"
 MAX_SIGNATURE_BYTES = MAX_SIGNERS * (len("ed25519") + 64 + 128 + 3)
-MAX_KEY_BYTES = 64 << 10
+# Ed25519 takes about 120 of them. Numbers of other kinds of keys, Diffie-Hellman's among them, are looked at as they
+# are read, before anybody can ask for the kind: 512 bytes of them take half a second, 4 KiB over a minute.
+MAX_KEY_BYTES = 512
 
 
 class Trust(NamedTuple):
@@ -116,7 +118,7 @@ def read_private_key(file: str) -> Any:
 
 
 def _read_key(file: str, expected: str, load: Any, kind: type) -> Any:
-    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 
     facts = {"file": file, "expected": expected}
     try:
@@ -127,13 +129,13 @@ def _read_key(file: str, expected: str, load: Any, kind: type) -> Any:
     count = data.count(b"-----BEGIN ")
     if count != 1 or len(data) > MAX_KEY_BYTES:  # of several the reader would take the first and be silent
         got = f"{count} in the first {len(data)} bytes"
-        raise KeyFileError(f"key file {file}: expected one block of PEM, at most {MAX_KEY_BYTES} bytes, got {got}",
-                           **facts, got=got)
+        raise KeyFileError(f"key file {file}: expected {expected}, one block of PEM in at most {MAX_KEY_BYTES} bytes, "
+                           f"got {got}", **facts, got=got)
     try:
         key = load(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"key file {file}: expected {expected} in PEM, got none ({error})", **facts,
-                           got=None) from error
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:  # the last: a short Ed448
+        raise KeyFileError(f"key file {file}: expected {expected} in PEM, got none ({' '.join(str(error).split())})",
+                           **facts, got=None) from error
     if not isinstance(key, kind):
         got = type(key).__name__
         raise KeyFileError(f"key file {file}: expected {expected} in PEM, got {got}", **facts, got=got)

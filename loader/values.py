@@ -26,12 +26,21 @@ def read_host(address: int, size: int) -> bytes:
     return ctypes.string_at(address, size)
 
 
-def check(family: Family, problem: Problem, pointers: Sequence[int], read: Read = read_host) -> None:
-    """``ValuesError`` names the first entry that breaks a rule."""
+def named(rule: Values) -> set[str]:
+    """The arguments that a rule is about."""
+    return set(filter(None, (rule.argument, rule.extents, rule.within)))
+
+
+def check(family: Family, problem: Problem, pointers: Sequence[int | None], read: Read = read_host) -> None:
+    """``ValuesError`` names the first entry that breaks a rule. None in the place of an address: rules about that
+    argument are not looked at."""
     names = [argument.name for argument in family.arguments]
+    hidden = {name for name, pointer in zip(names, pointers, strict=True) if pointer is None}
     known: dict[str, Sequence[int]] = {}
     for rule in family.values:
-        for name in filter(None, (rule.argument, rule.extents, rule.within)):
+        if named(rule) & hidden:
+            continue
+        for name in named(rule):
             if name not in known:
                 index = names.index(name)
                 data = read(pointers[index], problem.bytes[index]) if problem.bytes[index] else b""

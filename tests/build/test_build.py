@@ -2,9 +2,9 @@
 
 import errno
 import fcntl
-import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import re
@@ -138,7 +138,7 @@ def test_the_pack_holds_nothing_else(built):
 def test_the_ptx_is_what_the_cubin_was_made_of(built, tmp_path):
     """ptxas on the PTX of the pack gives the cubin of the pack."""
     artifact = next(a for a in built.manifest["artifacts"] if (a["variant"], a["arch"]) == ("t64_f32_f32", "120a"))
-    (tmp_path / "kernel.ptx").write_bytes(gzip.decompress((built.out / artifact["ptx"]["file"]).read_bytes()))
+    (tmp_path / "kernel.ptx").write_bytes(lzma.decompress((built.out / artifact["ptx"]["file"]).read_bytes()))
     command = [toolchain.find_toolchain().ptxas, "-arch=sm_120a", "-v", "-O3", "kernel.ptx", "-o", "kernel.cubin"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "kernel.cubin").read_bytes() == (built.out / artifact["file"]).read_bytes()
@@ -147,7 +147,7 @@ def test_the_ptx_is_what_the_cubin_was_made_of(built, tmp_path):
 def test_no_path_reaches_the_pack(built):
     """Neither the sources' nor the pack's place is in any byte."""
     for name, content in built.files().items():
-        text = gzip.decompress(content) if name.endswith(".gz") else content
+        text = lzma.decompress(content) if name.endswith(".xz") else content
         assert str(built.out.parent).encode() not in text, name
 
 

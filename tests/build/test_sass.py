@@ -63,6 +63,22 @@ def test_a_kernel_without_tensor_instructions_has_no_main_loop():
     assert profile.per_tensor is None
 
 
+def test_what_is_around_the_main_loop_is_counted_apart():
+    """The shortest loop that holds it, less what it has itself; nothing where no loop does."""
+    assert sass.parse(SASS).around.counts == {"LDS": 1, "HMMA": 1, "STG": 1, "BRA": 1}
+    assert sass.parse(SASS.replace("@P1 BRA `(.L_x_5)", "NOP")).around.instructions == 0
+    assert sass.parse(SASS.replace("OMMA", "FFMA").replace("HMMA", "FFMA")).around.instructions == 0
+
+
+def test_loops_without_products_are_counted_apart():
+    """The innermost ones: here the retry, and where that is none and nothing multiplies, the main loop."""
+    assert [(loop.first, loop.last) for loop in sass.parse(SASS).others] == [(0xD0, 0xE0)]
+    once = SASS.replace("/*00e0*/              @!P0 BRA `(.L_x_2)", "/*00e0*/                   NOP")
+    assert sass.parse(once).others == ()
+    plain = sass.parse(once.replace("OMMA", "FFMA").replace("HMMA", "FFMA"))
+    assert [(loop.first, loop.last) for loop in plain.others] == [(0x40, 0x90)]
+
+
 def test_an_outer_loop_counts_where_the_inner_one_is_unrolled():
     """Without the inner jump, the persistent loop is the main loop."""
     profile = sass.parse(SASS.replace("BRA.U UP0, `(.L_x_1)", "NOP"))

@@ -22,7 +22,7 @@ MAX_BYTES = 40e6
 DIST_INFO = f"block_scaled-{loader.__version__}.dist-info"
 # What a build reads.
 SOURCES = ("LICENSE", "README.md", "build.py", "kernels.yaml", "benchmarks/results", "emulator", "generator",
-           "integrations", "loader", "pyproject.toml", "templates")  # fmt: skip
+           "include", "integrations", "loader", "pyproject.toml", "templates")  # fmt: skip
 
 # grouped_fp4 by the loader of the wheel, with whose numbers examples/ compares.
 LAUNCH = f"""
@@ -107,8 +107,10 @@ def test_what_is_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"block_scaled", DIST_INFO}
     assert {name.split("/")[1] for name in names if name.startswith("block_scaled/")} == {
-        "__init__.py", "py.typed", "kernels", "loader", "emulator", "integrations"}  # fmt: skip
-    kernels = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith((".cubin", ".ptx.gz"))]
+        "__init__.py", "py.typed", "kernels", "loader", "emulator", "integrations", "include"}  # fmt: skip
+    headers = {path.relative_to(ROOT).as_posix() for path in (ROOT / "include").rglob("*.h")}
+    assert {name for name in names if name.endswith(".h")} == {f"block_scaled/{name}" for name in headers}
+    kernels = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith((".cubin", ".ptx.xz"))]
     assert len(kernels) == len({info.CRC for info in kernels})
     assert wheel.stat().st_size < MAX_BYTES
 

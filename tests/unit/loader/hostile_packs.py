@@ -6,6 +6,7 @@ import copy
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import zlib
@@ -20,7 +21,7 @@ from test_damaged_packs import KEYS, at, name
 import loader
 
 CUBIN = "scale_rows/sm_120a/m16_bf16.cubin"
-PTX = "scale_rows/sm_120a/m16_f32.ptx.gz"
+PTX = "scale_rows/sm_120a/m16_f32.ptx.xz"
 MANIFEST, FILES = sample_pack.build(archs=("120a",))
 TEXT = json.dumps(MANIFEST, sort_keys=True).encode()
 FAMILY, ARTIFACT = ("families", "scale_rows"), ("artifacts", 0)
@@ -175,7 +176,7 @@ def documents(random_: random.Random) -> Iterator[Hostile]:
     for word in ("\x1b[2J", "\ud800", "\0", "\r\n", "\u202e", "\x7f"):
         yield edited((*FAMILY, "summary"), word, loader.ManifestError)
         yield edited((*FAMILY, "arguments", 0, "doc"), word, loader.ManifestError)
-    for schema in (0, 5, 10**400, -1, 1.0, "4", None, [[[[1]]]], True, {"a": "\x1b[2J"}):
+    for schema in (0, 6, 10**400, -1, 1.0, "4", None, [[[[1]]]], True, {"a": "\x1b[2J"}):
         yield edited(("schema",), schema, loader.SchemaError)
     for said in ([], "x", {"a": 1}, {"a": [["b"]]}, {"a": {"b": "c"}}, {"\x1b": "c"}, None):
         yield edited(("toolchain",), said, loader.ManifestError)
@@ -219,24 +220,28 @@ def expressions(random_: random.Random) -> Iterator[Hostile]:
         yield edited((*FAMILY, "arguments", 0, "shape", 1), value, loader.ManifestError, "shape[1]")
 
 
-def pressed(data: bytes, times: int) -> bytes:
-    """gzip of ``data`` over and over: one block, which stands for itself, as often."""
-    stream = zlib.compressobj(9, wbits=31)
-    header = stream.compress(data) + stream.flush(zlib.Z_FULL_FLUSH)
-    return header + (stream.compress(data) + stream.flush(zlib.Z_FULL_FLUSH)) * (times - 1)
+def greedy(data: bytes) -> bytes:
+    """xz of ``data`` that asks whoever unpacks it for a dictionary of four gigabytes."""
+    packed = bytearray(lzma.compress(data))
+    end = 12 + packed[12] * 4  # of the block's header, behind that of the stream, without its CRC
+    packed[12 + 4] = 40
+    packed[end:end + 4] = zlib.crc32(packed[12:end]).to_bytes(4, "little")
+    return bytes(packed)
 
 
 def listings(random_: random.Random) -> Iterator[Hostile]:
-    """PTX files whose digests are right and whose gzip is not, or unpacks to four gigabytes."""
-    for data in (b"\0" * (1 << 20), b"\n" * (1 << 20), b";" * (1 << 20), b"{" * (1 << 20), b"x;" * (1 << 19)):
-        yield file(f"gigabytes of {data[:2]!r}", PTX, pressed(data, 1 << 12), loader.IntegrityError, honest=True)
+    """PTX files whose digests are right and whose xz is not, or unpacks to far more than PTX may have."""
+    for data in (b"\0", b"\n", b";", b"{", b"x;"):
+        packed = lzma.compress(data * ((64 << 20) // len(data)), preset=0)
+        yield file(f"64 MiB of {data!r}", PTX, packed, loader.IntegrityError, honest=True)
     whole = FILES[PTX]
     for _ in range(20):
         yield file("cut off", PTX, whole[:random_.randint(1, len(whole) - 1)], loader.IntegrityError, honest=True)
         yield file("lying digest", PTX, whole + bytes([random_.randrange(256)]), loader.IntegrityError)
-    for label, data in {"no gzip": b".version 9.0\n", "twice": whole * 2, "tail": whole + b"\0", "zlib":
-                        zlib.compress(b".version 9.0\n"), "gzip of gzip": gzip.compress(whole), "no utf-8":
-                        gzip.compress(b"\xff\xfe\0")}.items():
+    for label, data in {"no xz": b".version 9.0\n", "twice": whole * 2, "tail": whole + b"\0", "zlib":
+                        zlib.compress(b".version 9.0\n"), "xz of xz": lzma.compress(whole), "no utf-8":
+                        lzma.compress(b"\xff\xfe\0"), "alone": lzma.compress(b"x", lzma.FORMAT_ALONE), "gzip":
+                        gzip.compress(b".version 9.0\n"), "greedy": greedy(b".version 9.0\n")}.items():
         yield file(label, PTX, data, loader.IntegrityError, honest=True)
 
 
@@ -266,11 +271,11 @@ TEXTS = {
 def kernels(random_: random.Random) -> Iterator[Hostile]:
     """PTX that would fill memory, never be read to its end, or end a reader with an error of Python's."""
     for label, listing in TEXTS.items():
-        data = gzip.compress(listing.encode(), mtime=0)
+        data = lzma.compress(listing.encode(), preset=0)
         yield file(label, PTX, data, loader.EmulatedFaultError, honest=True)._replace(place="PTX line")
     whole = ENTRY + ".reg .b32 %r<4>; .reg .pred %p; add.s32 %r1, %r2, 3; @%p bra L; L: ret; }"
     for _ in range(20):
-        data = gzip.compress(whole[:random_.randint(len(ENTRY), len(whole) - 1)].encode(), mtime=0)
+        data = lzma.compress(whole[:random_.randint(len(ENTRY), len(whole) - 1)].encode())
         yield file("cut off", PTX, data, loader.EmulatedFaultError, honest=True)._replace(place="PtxSyntaxError")
 
 

@@ -1,8 +1,8 @@
 """A small valid pack: one family, ``scale_rows``, with every kind of parameter, for four architectures."""
 
-import gzip
 import hashlib
 import json
+import lzma
 
 from fake_cuda import image
 
@@ -53,19 +53,19 @@ def artifact(arch, tile, output):
     """Manifest entry and the two files of one artifact."""
     variant, symbol = f"{tile}_{output}", f"scale_rows_{tile}_{output}"
     binary = image(symbol, [[p["offset"], p["size"]] for p in PARAMETERS]) + arch.encode()
-    ptx = gzip.compress(PTX.format(symbol=symbol).encode(), mtime=0)
+    ptx = lzma.compress(PTX.format(symbol=symbol).encode())
     name = f"scale_rows/sm_{arch}/{variant}"
     entry = {
         "family": "scale_rows", "variant": variant, "arch": arch, "tile": tile,
         "axes": {"block_m": TILES[tile], "out": output}, "symbol": symbol, "format": "cubin",
-        **stored(f"{name}.cubin", binary), "ptx": stored(f"{name}.ptx.gz", ptx),
+        **stored(f"{name}.cubin", binary), "ptx": stored(f"{name}.ptx.xz", ptx),
         "registers": 64, "spill_bytes": 0, "local_bytes": 0, "static_shared": 1024,
         "parameters": PARAMETERS, "parameter_bytes": PARAMETERS[-1]["offset"] + PARAMETERS[-1]["size"],
         "launch": {"grid": [["min", "sm_count", ["ceil_div", "M", "block_m"]], 1, 1], "block": [128, 1, 1],
                    "cluster": [1, 1, 1], "shared": 65536, "pdl": True},
         "cost": ["ceil_div", "M", "block_m"],
     }
-    return entry, {f"{name}.cubin": binary, f"{name}.ptx.gz": ptx}
+    return entry, {f"{name}.cubin": binary, f"{name}.ptx.xz": ptx}
 
 
 def build(archs=ARCHS):

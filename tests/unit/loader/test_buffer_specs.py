@@ -135,7 +135,7 @@ def test_what_is_wrong_is_an_error_of_a_launch(change, error, text):
 
 def test_numbers_that_give_no_shape():
     """Also a dimension that nothing has."""
-    with pytest.raises(loader.ShapeError, match=r"a dimension 1 \(K / 2\): 63 / 2 is not a whole number"):
+    with pytest.raises(loader.ShapeError, match=r"a dimension 1 \(K / 2\) has no size: 63 / 2 is not a whole number"):
         loader.outputs("scale_rows", **{**NUMBERS, "K": 63})
     with pytest.raises(loader.MissingArgumentError, match="dimension K of a follows from nothing"):
         loader.outputs("scale_rows", M=96, E=3, top=4)

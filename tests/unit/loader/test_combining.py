@@ -80,8 +80,8 @@ def test_names_of_files_need_not_agree(tmp_path):
     """What counts of an image is its digest."""
     manifest, files = copy.deepcopy(MANIFEST), dict(FILES)
     entry = manifest["artifacts"][0]
-    files["moved.cubin"], files["moved.ptx.gz"] = files.pop(entry["file"]), files.pop(entry["ptx"]["file"])
-    entry["file"], entry["ptx"]["file"] = "moved.cubin", "moved.ptx.gz"
+    files["moved.cubin"], files["moved.ptx.xz"] = files.pop(entry["file"]), files.pop(entry["ptx"]["file"])
+    entry["file"], entry["ptx"]["file"] = "moved.cubin", "moved.ptx.xz"
     sample_pack.write(tmp_path / "b", manifest, files)
     assert len(loader.kernels(packs=[write(tmp_path / "a"), str(tmp_path / "b")])["scale_rows"].variants) == 4
 

@@ -1,5 +1,6 @@
 """Composites: one call that runs several kernels over one workspace, and words as scalars."""
 
+import contextlib
 import copy
 import struct
 
@@ -319,6 +320,25 @@ def test_a_composite_has_no_variants(cuda):
     """Naming one is an error, not ignored."""
     with pytest.raises(loader.UnknownVariantError, match="thrice runs several kernels and has no variants, got 'm16'"):
         loader.launch("thrice", **arguments(), variant="m16")
+
+
+def test_a_check_reads_what_the_call_gives_to_a_step(cuda, tmp_path):
+    """A rule of a step about a buffer of the call is one of the call; a launch from a device reads nothing."""
+    def rule(manifest):
+        manifest["schema"] = 4
+        manifest["families"]["scale_rows"]["values"] = [
+            {"argument": "offsets", "minimum": 0, "maximum": "M", "multiple": 1, "ascending": True}]
+
+    write(tmp_path / "ruled", rule)
+    call, packs = arguments(), [str(tmp_path / "ruled")]
+    for offsets, wrong in (((0, 5, 5, 24), ""), ((0, 5, 5, 25), "entry 3 of offsets is 25, expected 0 to 24")):
+        cuda.memory[call["offsets"].pointer] = struct.pack("<4i", *offsets)
+        with pytest.raises(loader.ValuesError, match=wrong) if wrong else contextlib.nullcontext():
+            loader.check("thrice", **call, packs=packs)
+    assert cuda.launches == []
+    cuda.calls.clear()
+    loader.launch("thrice", **call, packs=packs)
+    assert "cuMemcpyDtoHAsync_v2" not in cuda.calls and len(cuda.launches) == 3
 
 
 DAMAGE = {

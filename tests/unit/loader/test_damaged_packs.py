@@ -12,7 +12,7 @@ from sample_call import arguments
 import loader
 
 CUBIN = "scale_rows/sm_120a/m16_bf16.cubin"
-PTX = "scale_rows/sm_120a/m16_bf16.ptx.gz"
+PTX = "scale_rows/sm_120a/m16_bf16.ptx.xz"
 MANIFEST, FILES = sample_pack.build(archs=("120a",))
 TEXT = json.dumps(MANIFEST, sort_keys=True).encode()
 
@@ -80,8 +80,8 @@ def test_oversized_manifest(cuda, tmp_path, monkeypatch):
     refuse(cuda, tmp_path, loader.ManifestSyntaxError)
 
 
-@pytest.mark.parametrize(("key", "newest"), [("schema", 4), ("abi", 1)])
-@pytest.mark.parametrize("value", [0, 5, 99, -1, "1", 1.0, True, None, [1]])
+@pytest.mark.parametrize(("key", "newest"), [("schema", 5), ("abi", 1)])
+@pytest.mark.parametrize("value", [0, 6, 99, -1, "1", 1.0, True, None, [1]])
 def test_foreign_schema(cuda, tmp_path, key, newest, value):
     """A schema or ABI outside the range that is read."""
     sample_pack.write(tmp_path, {**MANIFEST, key: value}, FILES)

@@ -1,7 +1,10 @@
 """Dimensions from shapes: what an extent gives, and what gives nothing."""
 
+import numpy as np
 import pytest
+import sample_pack
 
+import loader
 from loader.errors import ExpressionError
 from loader.expression import evaluate, solvable, solve
 
@@ -58,3 +61,14 @@ def test_an_extent_that_gives_nothing(entry, result, reason):
 def test_what_cannot_be_solved(entry):
     """A dimension that occurs twice, not at all, or under an operator that loses it."""
     assert not solvable(entry, "M")
+
+
+def test_an_extent_that_gives_no_dimension(tmp_path):
+    """The call is told which extent, what it gives, and what the kernel requires."""
+    manifest, _ = sample_pack.build()
+    manifest["families"]["scale_rows"]["arguments"][0]["shape"] = ["M", ["*", "K", 2]]
+    sample_pack.write(tmp_path, manifest)
+    buffers = {"a": np.zeros((96, 63), np.uint8), "scale": np.zeros((3, 4), np.uint8), "offsets": np.zeros(4, np.int32)}
+    with pytest.raises(loader.ShapeError, match=r"scale_rows: a dimension 1 \(K \* 2\) cannot be 63: 63 / 2 is not a "
+                                                r"whole number \(with .*; it requires K % 32 == 0"):
+        loader.plan("scale_rows", **buffers, out=np.zeros((96, 64), np.float32), top=1, packs=str(tmp_path))

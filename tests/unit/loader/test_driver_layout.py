@@ -35,7 +35,7 @@ def test_tensor_map_codes():
     """Element types, swizzles and L2 promotions of tensor maps."""
     kind, swizzle = cuda.CUtensorMapDataType, cuda.CUtensorMapSwizzle
     names = {"u8": "UINT8", "u16": "UINT16", "u32": "UINT32", "f16": "FLOAT16", "f32": "FLOAT32", "bf16": "BFLOAT16",
-             "u4_align16": "16U4_ALIGN16B"}
+             "tf32": "TFLOAT32", "u4_align16": "16U4_ALIGN16B"}
     assert driver.TENSOR_MAP_ELEMENTS == {
         name: int(getattr(kind, f"CU_TENSOR_MAP_DATA_TYPE_{theirs}")) for name, theirs in names.items()}
     assert driver.TENSOR_MAP_SWIZZLES == {

@@ -3,7 +3,11 @@
 import copy
 import json
 import os
+import signal
+import subprocess
+import sys
 
+import own_process
 import pytest
 import sample_pack
 from sample_call import arguments
@@ -235,6 +239,19 @@ def test_command_line_with_packs(tmp_path, capsys):
     packs = [write(tmp_path / arch, [arch]) for arch in ("90a", "120a")]
     assert main(["--packs", packs[0], "--packs", packs[1], "list"]) == 0
     assert " 90a 120a " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("unbuffered", "command"), [("", ["list"]), ("1", ["list"]), ("", ["--help"])])
+def test_command_line_whose_reader_has_gone(tmp_path, unbuffered, command):
+    """It ends as other programs do, by SIGPIPE and without a word, as output fails when printed or in the end."""
+    pack = write(tmp_path, ["90a"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        done = subprocess.run([sys.executable, "-m", "loader", "--packs", pack, *command], stdout=output,
+                              stderr=subprocess.PIPE, text=True, cwd=own_process.ROOT, check=False,
+                              env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_command_line_reports_damage(cuda, pack, capsys):

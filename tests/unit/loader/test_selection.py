@@ -78,3 +78,40 @@ def test_each_arch_launches_by_its_own_numbers(cuda, tmp_path):
         loader.launch("scale_rows", variant="m16_bf16", packs=tmp_path, **arguments(m=96, device=(2, ordinal)))
     found = [(launch.device, launch.grid, launch.block[0], launch.parameters[152]) for launch in cuda.launches]
     assert found == [(0, (6, 1, 1), 128, 96), (2, (3, 3, 1), 256, 97)] * 2
+
+
+def requiring(tmp_path, measured=()):
+    """A pack whose tile of 64 rows, and no other, requires M <= 64."""
+    manifest, files = sample_pack.build(["90a"])
+    manifest |= {"schema": 5, "composites": {}}
+    manifest["families"]["scale_rows"]["select"]["measured"] = list(measured)
+    for artifact in manifest["artifacts"]:
+        rule = {"text": "M <= 64", "expression": ["<=", "M", "block_m"]}
+        artifact["requires"] = [rule] if artifact["tile"] == "m64" else []
+    sample_pack.write(tmp_path, manifest, files)
+    return {"packs": tmp_path, "device": "90a"}
+
+
+def reasons(explanation):
+    return {d.variant: d.reason for d in explanation.decisions if d.variant.endswith("_bf16")}
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_variant_runs_what_it_requires(cuda, tmp_path, measured):
+    """What does not fit a problem is passed over with that reason, however fast: by estimates and by measured rows."""
+    rows = [{"arch": "90a", "device": "Fake H100", "features": {"M": m}, "microseconds": times}
+            for m, times in ((64, {"m64": 1.0, "m16": 2.0}), (96, {"m64": 1.0}), (4096, {"m64": 1.0, "m16": 3.0}))]
+    where = requiring(tmp_path, rows if measured else ())
+    problem = {"K": 64, "E": 3, "alpha": 1.0, "top": 4}
+    fits = loader.explain("scale_rows", M=64, **problem, **where)
+    assert fits.variant.startswith("m64")
+    other = loader.explain("scale_rows", M=65, **problem, **where)
+    assert other.variant.startswith("m16") and reasons(other)["m64_bf16"] == "requires M <= 64"
+
+
+def test_no_variant_runs_what_none_takes(cuda, tmp_path):
+    """A variant that is asked for and does not fit is refused with what it requires, before anything is launched."""
+    where = requiring(tmp_path)
+    with pytest.raises(loader.NoKernelError, match="m64_bf16 sm_90a: requires M <= 64"):
+        loader.launch("scale_rows", **arguments(m=96, device=(2, 2)), packs=where["packs"], variant="m64_bf16")
+    assert not cuda.launches

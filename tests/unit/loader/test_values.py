@@ -20,15 +20,15 @@ OWNED = SLOTS._replace(minimum=0, within="offsets")
 GOOD = {"offsets": [2, 2, 132, 140], "scales": [0, 128, 384], "slots": [0, 9, -1, 4]}
 
 
-def check(rules, dimensions=None, **given):
-    """Of three experts with 0, 130 and 8 rows, unless another is given."""
+def check(rules, dimensions=None, hidden=(), **given):
+    """Of three experts with 0, 130 and 8 rows, unless another is given; ``hidden`` ones without an address."""
     arrays = {name: np.array(entries, np.int64 if name == "slots" else np.int32)
               for name, entries in (GOOD | given).items()}
     family = Family("f", "", tuple(Argument(name, "in", (), (), 4, "") for name in arrays), (), (), None, {}, {}, (),
                     (), tuple(rules))
     problem = Problem({name: f"i{8 * array.itemsize}" for name, array in arrays.items()},
                       {"M": 140, "S": 512, **(dimensions or {})}, tuple(array.nbytes for array in arrays.values()))
-    values.check(family, problem, [array.ctypes.data for array in arrays.values()])
+    values.check(family, problem, [None if name in hidden else array.ctypes.data for name, array in arrays.items()])
 
 
 GOOD_CALLS = {
@@ -44,6 +44,14 @@ GOOD_CALLS = {
 def test_what_a_kernel_can_follow(given):
     """Is no error."""
     check([OFFSETS, SCALES, SLOTS], **given)
+
+
+def test_rules_about_what_has_no_address():
+    """Are left out, and the others of the same kernel are not."""
+    wrong = {"scales": [1, 1, 1], "hidden": ["scales"]}
+    check([OFFSETS, SCALES, SLOTS], **wrong)
+    with pytest.raises(loader.ValuesError, match="entry 3 of offsets is 141"):
+        check([SCALES, OFFSETS], offsets=[2, 2, 132, 141], **wrong)
 
 
 BAD_RULES = {

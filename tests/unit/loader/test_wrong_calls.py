@@ -105,6 +105,11 @@ WRONG = {
     "scale rows": (call(scale=tensor("e4m3", (4, 4))), loader.ShapeError, "scale",
                    "dimension 0 (ceil_div(M, 32)) expects 3, got 4"),
     "scale columns": (call(scale=tensor("e4m3", (3, 5))), loader.ShapeError, "scale", "(K / 16) expects 4, got 5"),
+    "a dimension that does not divide": (
+        call(a=tensor("fp4x2", (96, 20))), loader.ShapeError, "scale",
+        "scale dimension 1 (K / 16) has no size: 40 / 16 is not a whole number (with "),
+    "what such a dimension requires": (call(a=tensor("fp4x2", (96, 20))), loader.ShapeError, "scale",
+                                       "K = 40); it requires K % 32 == 0"),
     "no offsets": (call(offsets=tensor("i32", (0,))), loader.ShapeError, "offsets", "a size that gives E >= 0"),
     "odd logical FP4": (call(a=tensor("fp4", (96, 63))), loader.ShapeError, "a", "its last dimension is odd"),
     "logical FP4 as bytes": (call(a=tensor("u8", (96, 64))), loader.ShapeError, "scale", "expects 8, got 4"),
