@@ -44,7 +44,7 @@ struct StorePairsSm90 {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = warp % 4 * 16 + lane / 4 + half * 8;
-                Out* const out = params_.out + int64_t(tile.row + row) * params_.stride();
+                Out* const out = params_.out_of(tile.batch) + int64_t(tile.row + row) * params_.stride();
 #pragma unroll
                 for (int i = 0; i < kColumns / 8; ++i) {
                     const int column = first_column + i * 8;

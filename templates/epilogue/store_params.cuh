@@ -23,8 +23,14 @@ struct StoreParams {
     int num_columns;
     bool accumulate = false;  // out is added to
     HeadSplit heads = {};
+    int row_gap = 0;      // elements between two rows
+    int batch_pitch = 0;  // where each batch counts its rows: elements from one to the next
 
-    __device__ __forceinline__ int stride() const { return num_columns + num_columns / heads.width * heads.gap; }
+    __device__ __forceinline__ int stride() const {
+        return num_columns + num_columns / heads.width * heads.gap + row_gap;
+    }
+    // What rows are counted from.
+    __device__ __forceinline__ Out* out_of(int batch) const { return out + int64_t(batch) * batch_pitch; }
 
     __device__ __forceinline__ float factor(int batch) const { return alpha == nullptr ? 1 : alpha[batch]; }
     __device__ __forceinline__ const float* bias_of(int batch) const {

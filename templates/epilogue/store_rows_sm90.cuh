@@ -17,8 +17,8 @@
 
 namespace epilogue {
 
-// Config::kStoreBuffers: boxes of a warp that are on their way at once.
-template <class Config, class Out>
+// Config::kStoreBuffers: boxes of a warp that are on their way at once. kMatrices: the map has a dimension of batches.
+template <class Config, class Out, bool kMatrices = false>
 struct StoreRowsSm90 {
     static constexpr int kNumConsumerWarps = 8;
     static constexpr int kNumWarps = 0;  // of its own
@@ -77,7 +77,7 @@ struct StoreRowsSm90 {
                 uint8_t* const box = shared_.boxes[warp][first / kBoxColumns % kBuffers];
                 tma::wait_until_read<kBuffers - 1>();
                 __syncwarp();
-                Out* const out = params_.out + int64_t(tile.row + first_row) * params_.stride();
+                Out* const out = params_.out_of(tile.batch) + int64_t(tile.row + first_row) * params_.stride();
                 if (kAdds && params_.accumulate) {
                     each_vector(lane, [&](int row, int part) {
                         const bool exists = row < num_rows && part < end;
@@ -91,11 +91,9 @@ struct StoreRowsSm90 {
                 mbarrier::fence_async_proxy();
                 __syncwarp();
                 if (count == kBoxColumns && params_.map != nullptr && num_rows >= kRows) {
-                    if (lane == 0 && end > 0) {
-                        if (!kAdds && kAddsInMemory && params_.accumulate)
-                            tma::add_2d(params_.map, box, column, tile.row + first_row);
-                        else tma::store_2d(params_.map, box, column, tile.row + first_row);
-                    }
+                    if (lane == 0 && end > 0)
+                        store_box(box, column, tile.row + first_row, tile.batch,
+                                  !kAdds && kAddsInMemory && params_.accumulate);
                 } else {
                     each_vector(lane, [&](int row, int part) {
                         if (row < num_stored && part < end)
@@ -103,6 +101,16 @@ struct StoreRowsSm90 {
                     });
                 }
                 tma::commit_stores();
+            }
+        }
+
+        __device__ __forceinline__ void store_box(const uint8_t* box, int column, int row, int batch, bool adds) const {
+            if constexpr (kMatrices) {
+                if (adds) tma::add_3d(params_.map, box, column, row, batch);
+                else tma::store_3d(params_.map, box, column, row, batch);
+            } else {
+                if (adds) tma::add_2d(params_.map, box, column, row);
+                else tma::store_2d(params_.map, box, column, row);
             }
         }
 

@@ -34,7 +34,7 @@ struct StoreSm100 {
             bias_ = bias::load(params.bias, static_cast<int64_t>(tile.batch) * params.num_columns + own_column,
                                own_column < params.num_columns);
             num_columns_ = params.num_columns - column;
-            out_ = params.out + static_cast<int64_t>(tile.row) * stride_ + column;
+            out_ = params.out_of(tile.batch) + static_cast<int64_t>(tile.row) * stride_ + column;
         }
 
         // kChunk tokens of the tile, from `begin` on.

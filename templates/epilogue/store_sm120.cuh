@@ -33,7 +33,7 @@ struct StoreSm120 {
                                     int64_t(tile.batch) * num_columns + column + (slot ^ Slots::order(place.g)),
                                     column < num_columns);
         const int stride = params.stride();
-        Out* out = params.out + int64_t(tile.row + first_token) * stride + params.heads.place(column);
+        Out* out = params.out_of(tile.batch) + int64_t(tile.row + first_token) * stride + params.heads.place(column);
 #pragma unroll
         for (int j = 0; j < Slots::kTokenTiles; ++j)
 #pragma unroll

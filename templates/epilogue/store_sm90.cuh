@@ -57,7 +57,7 @@ struct StoreSm90 {
                 bias[i] = bias::load(params_.bias, static_cast<int64_t>(tile.batch) * num_columns + row,
                                      row < num_columns);
             }
-            Out* const out = params_.out + static_cast<int64_t>(tile.row) * params_.stride();
+            Out* const out = params_.out_of(tile.batch) + static_cast<int64_t>(tile.row) * params_.stride();
 #pragma unroll
             for (int first = 0; first < BLOCK_M; first += kTokens) {
                 if (first < num_tokens) {

@@ -1,4 +1,4 @@
-// A persistent GEMM of sm_100.
+// A persistent GEMM of sm_100. Where two CTAs of a cluster share a tile (Mainloop::kPairs), each has all roles.
 //
 // Roles: warps 0-3 are the epilogue, warp 4 loads, warp 5 issues copies and products, warp 6 owns tensor memory
 // and moves scales where that is needed.
@@ -27,6 +27,7 @@ struct Sm100 {
     static constexpr int kSplits = Schedule::kSplits;
     using Exchange = epilogue::SplitKSm100<kSplits, Config::BLOCK_M / kSplits, Epilogue::kChunk>;
     static_assert(kSplits == 1 || (!Rows::kHasPadding && !Columns::kOverlap), "few rows of one matrix are split");
+    static constexpr bool kPairs = Mainloop::kPairs;
     struct alignas(1024) Storage : Exchange::Storage {
         alignas(1024) typename Mainloop::Storage mainloop;
         alignas(16) uint8_t staging[kNumEpilogueWarps][Epilogue::kStagingBytes];
@@ -55,7 +56,7 @@ struct Sm100 {
             allow_next_grid();
         }
         Schedule::template prepare<Config::kNumThreads>(shared.schedule, rows);  // a CTA barrier is inside
-        if constexpr (kSplits > 1) cluster::arrive();                    // its barriers are there
+        if constexpr (kSplits > 1 || kPairs) cluster::arrive();          // its barriers are there
 
         if (warp == kLoadWarp) {
             if (elect_one()) {
@@ -65,13 +66,14 @@ struct Sm100 {
                 loader.wait_for_commits();
             }
             __syncwarp();
+            if constexpr (kPairs) cluster::wait();
         } else {
+            if constexpr (kPairs) cluster::wait();
             // After the wait for the previous grid, so that no CTA holds tensor memory while it waits for a grid that
             // still has to allocate its own.
             if (warp == kTensorMemoryWarp) {
                 if (prefetch) wait_for_previous_grid();
-                tcgen05::allocate<tcgen05::kNumColumns>(&shared.tensor_memory);
-                tcgen05::relinquish_allocation();
+                Mainloop::allocate(&shared.tensor_memory);
                 tcgen05::fence_before_sync();
             }
             barrier_of<32 * (kNumWarps - 1)>();
@@ -83,8 +85,13 @@ struct Sm100 {
         }
 
         tcgen05::fence_before_sync();
-        __syncthreads();
-        if (warp == kTensorMemoryWarp) tcgen05::free<tcgen05::kNumColumns>(shared.tensor_memory);
+        if constexpr (kPairs) {  // what is freed here is the other CTA's, too
+            cluster::arrive();
+            cluster::wait();
+        } else {
+            __syncthreads();
+        }
+        if (warp == kTensorMemoryWarp) Mainloop::free(shared.tensor_memory);
         if (kSplits > 1 && warp >= kNumEpilogueWarps) cluster::wait();  // as those did who store
     }
 

@@ -1,4 +1,5 @@
-// A persistent GEMM of sm_12x: warps that multiply and store, and one that loads, also during an epilogue.
+// A persistent GEMM of sm_12x: warps that multiply and store, and one that loads, also during an epilogue. On the other
+// generations, too, where operands pass through registers of the warps that store (hc_prenorm_tf32).
 #pragma once
 #include <stdint.h>
 

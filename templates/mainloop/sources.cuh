@@ -32,8 +32,9 @@ struct StagePlaces {
 //     static int token_coordinate(int k), weight_coordinate(int k), of element k of a row in its map
 // A stage has rows of BLOCK_K elements. Of what is MN-major, K being the outer dimension, it has as many bytes: panels
 // of BLOCK_K rows, 128 bytes of neighbouring tokens or weights each. Tokens that are MN-major are those of one matrix,
-// and so are the weights with them: batches share these, and have parts of K.
+// and so are the weights with them: batches share these, and have parts of K; unless tokens have matrices, too (EachBatch).
 struct PlainSources {
+    static constexpr bool kTokenMatrices = false;  // the third coordinate of a, and that of b, is matrix()
     const tma::TensorMap &a, &b;
 
     __device__ __forceinline__ void prefetch() const {
@@ -43,6 +44,7 @@ struct PlainSources {
 
     template <class Mainloop>
     class Loads {
+        static constexpr bool kTokenMatrices = Mainloop::Sources::kTokenMatrices;
         static constexpr int ATOM_ROWS = scale_layout::ATOM_ROWS;
         static constexpr int PANEL_ROWS = 128 * Mainloop::BLOCK_K / Mainloop::ROW_BYTES;
         static constexpr int PANEL_BYTES = 128 * Mainloop::BLOCK_K;
@@ -56,9 +58,10 @@ struct PlainSources {
                                                const schedule::Tile& tile, int k) const {
             if constexpr (Mainloop::kTokensMnMajor)
                 for (int i = 0; i < Mainloop::BLOCK_M / PANEL_ROWS; ++i)
-                    tma::load_2d(places.tokens + i * PANEL_BYTES, &maps_.a, full, tile.scale_row + i * PANEL_ROWS, k);
+                    load_tokens(places.tokens + i * PANEL_BYTES, full, tile,
+                                (kTokenMatrices ? tile.row : tile.scale_row) + i * PANEL_ROWS, k);
             else
-                tma::load_2d(places.tokens, &maps_.a, full, Mainloop::token_coordinate(k), tile.row);
+                load_tokens(places.tokens, full, tile, Mainloop::token_coordinate(k), tile.row);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {
@@ -75,11 +78,54 @@ struct PlainSources {
     protected:
         // Of the weights.
         __device__ __forceinline__ static int matrix(const schedule::Tile& tile) {
-            return Mainloop::kTokensMnMajor ? 0 : tile.batch;
+            return Mainloop::kTokensMnMajor && !kTokenMatrices ? 0 : tile.batch;
         }
 
     private:
+        __device__ __forceinline__ void load_tokens(uint32_t place, mbarrier::Barrier* full, const schedule::Tile& tile,
+                                                    int x, int y) const {
+            if constexpr (kTokenMatrices) tma::load_3d(place, &maps_.a, full, x, y, matrix(tile));
+            else tma::load_2d(place, &maps_.a, full, x, y);
+        }
+
         const PlainSources& maps_;
+    };
+};
+
+// Sources whose tokens are matrices, one a batch, as the weights are: of each a map of three dimensions, whose strides
+// are those of the call. A tile's row is that in its matrix.
+template <class Sources>
+struct EachBatch : Sources {
+    static constexpr bool kTokenMatrices = true;
+};
+
+// Tokens and weights of matrices that follow each other along K: element k is in matrix k / depth. Batches are shares of
+// K. A stage is in one matrix, where depth is whole stages; what is past a row, TMA fills with zeros.
+struct ChainedSources : PlainSources {
+    int depth;
+
+    template <class Mainloop>
+    class Loads {
+        static_assert(!Mainloop::kTokensMnMajor && !Mainloop::kWeightsMnMajor, "rows along K follow each other");
+
+    public:
+        static constexpr bool kChangesMaps = false;
+
+        __device__ __forceinline__ Loads(const ChainedSources& sources, int) : sources_(sources) {}
+
+        __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
+                                               const schedule::Tile& tile, int k) const {
+            tma::load_3d(places.tokens, &sources_.a, full, k % sources_.depth, tile.row, k / sources_.depth);
+        }
+        __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
+                                                const schedule::Tile& tile, int k) const {
+            for (int i = 0; i < Mainloop::WEIGHT_ATOMS; ++i)
+                tma::load_3d(places.weights + i * scale_layout::ATOM_ROWS * Mainloop::ROW_BYTES, &sources_.b, full,
+                             k % sources_.depth, tile.column + i * scale_layout::ATOM_ROWS, k / sources_.depth);
+        }
+
+    private:
+        const ChainedSources& sources_;
     };
 };
 

@@ -37,7 +37,15 @@ struct Umma {
     static constexpr bool kTokensMnMajor = Operands::TOKENS_MN_MAJOR, kWeightsMnMajor = Operands::WEIGHTS_MN_MAJOR;
     static constexpr int PANEL_BYTES = 128 * BLOCK_K;  // of what is MN-major
 
-    // CTA pairs (cta_group::2) would share the tokens of a tile between two CTAs' weights; a tile here is one CTA's.
+    static constexpr bool kPairs = false;  // a tile is one CTA's
+
+    // All of tensor memory, by one warp.
+    __device__ __forceinline__ static void allocate(uint32_t* address) {
+        tcgen05::allocate<tcgen05::kNumColumns>(address);
+        tcgen05::relinquish_allocation();
+    }
+    __device__ __forceinline__ static void free(uint32_t address) { tcgen05::free<tcgen05::kNumColumns>(address); }
+
     static_assert(BLOCK_N % tcgen05::kNumLanes == 0,
                   "a row of the instruction's first operand is a lane of tensor memory");
     static_assert(Columns::kParts == 1 || Operands::SCALES == operands::Scales::kRows,

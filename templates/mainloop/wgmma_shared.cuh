@@ -16,10 +16,10 @@ namespace mainloop {
 template <class Config>
 constexpr int kSharedColumns = Config::BLOCK_N / (Config::BLOCK_M <= 64 && !Config::kSharesK ? 2 : 1);
 
-template <class Config>
+template <class Config, class OwnSources = PlainSources>
 struct WgmmaShared : SharedOperands<Config, kSharedColumns<Config>> {
     using Base = SharedOperands<Config, kSharedColumns<Config>>;
-    using Sources = PlainSources;
+    using Sources = OwnSources;
     using typename Base::Accumulators, typename Base::Storage;
     static constexpr int BLOCK_M = Base::BLOCK_M, BLOCK_K = Base::BLOCK_K, kTiles = Base::kTiles;
 

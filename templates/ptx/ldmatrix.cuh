@@ -84,11 +84,11 @@ __device__ __forceinline__ void x4_of_e2m1(uint32_t (&registers)[4], uint32_t ad
     shift_e2m1(registers);
 }
 
-// Offset of a byte of a row in a box that TMA stored with a swizzle as wide as the row (64 or 128 bytes), from a base
+// Offset of a byte of a row in a box that TMA stored with a swizzle as wide as the row (32, 64 or 128 bytes), from a base
 // aligned to 1024 bytes. Linear in the bits of its arguments: swizzled(r ^ s, b ^ c) = swizzled(r, b) ^ swizzled(s, c).
 template <int ROW_BYTES>
 __device__ __forceinline__ constexpr uint32_t swizzled(uint32_t row, uint32_t byte) {
-    static_assert(ROW_BYTES == 64 || ROW_BYTES == 128, "16-byte chunks move within a row of 64 or 128 bytes");
+    static_assert(ROW_BYTES == 32 || ROW_BYTES == 64 || ROW_BYTES == 128, "16-byte chunks move within such a row");
     const uint32_t line = row * ROW_BYTES / 128;
     return row * ROW_BYTES ^ byte ^ line % (ROW_BYTES / 16) * 16;
 }

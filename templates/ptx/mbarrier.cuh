@@ -48,7 +48,7 @@ __device__ __forceinline__ void wait(Barrier* barrier, uint32_t parity) {
 
 // The same for all lanes of a warp, which leave together: after a wait of each lane on its own the compiler takes the
 // warp for split up, and no longer keeps in uniform registers what is the same in all lanes.
-__device__ __forceinline__ void wait_together(Barrier* barrier, uint32_t parity) {
+__device__ __forceinline__ void wait_together(Barrier* barrier, uint32_t parity, bool waits = true) {
     uint32_t done;
     do {
         asm volatile(
@@ -60,7 +60,7 @@ __device__ __forceinline__ void wait_together(Barrier* barrier, uint32_t parity)
             : "=r"(done)
             : "r"(shared_address(barrier)), "r"(parity)
             : "memory");
-    } while (!__all_sync(0xFFFFFFFF, done));
+    } while (!__all_sync(0xFFFFFFFF, done | !waits));
 }
 
 }  // namespace mbarrier

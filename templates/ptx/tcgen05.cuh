@@ -87,7 +87,13 @@ __device__ __forceinline__ constexpr uint32_t bf16_descriptor(int n) {
     return kM >> 4 << 24 | static_cast<uint32_t>(n) >> 3 << 17 | kBf16 << 10 | kBf16 << 7 | kF32 << 4;
 }
 
-// The fields of either that say which operand is MN-major.
+// The same of kind::tf32.
+__device__ __forceinline__ constexpr uint32_t tf32_descriptor(int n) {
+    constexpr uint32_t kF32 = 1, kTf32 = 2, kM = 128;
+    return kM >> 4 << 24 | static_cast<uint32_t>(n) >> 3 << 17 | kTf32 << 10 | kTf32 << 7 | kF32 << 4;
+}
+
+// The fields of the others that say which operand is MN-major.
 template <class Operands>
 __device__ __forceinline__ constexpr uint32_t majors() {
     return static_cast<uint32_t>(Operands::TOKENS_MN_MAJOR) << 16 |
@@ -132,6 +138,18 @@ __device__ __forceinline__ void mma_f16(uint32_t d, uint64_t a, uint64_t b, uint
         : "memory");
 }
 
+// The same of tf32, with A in tensor memory: 8 columns, those of the lanes of D.
+__device__ __forceinline__ void mma_tf32(uint32_t d, uint32_t a, uint64_t b, uint32_t instruction, bool accumulate) {
+    asm volatile(
+        "{\n"
+        ".reg .pred accumulate;\n"
+        "setp.ne.u32 accumulate, %4, 0;\n"
+        "tcgen05.mma.cta_group::1.kind::tf32 [%0], [%1], %2, %3, accumulate;\n"
+        "}\n" ::"r"(d),
+        "r"(a), "l"(b), "r"(instruction), "r"(static_cast<uint32_t>(accumulate))
+        : "memory");
+}
+
 // Lane i of warp w reads lane 32 * (w % 4) + i of tensor memory, kCount consecutive columns. Asynchronous: the values
 // are there after wait_loads().
 template <int kCount>
@@ -156,5 +174,16 @@ __device__ __forceinline__ void load<16>(uint32_t (&v)[16], uint32_t address) {
 
 // Waits for this thread's loads.
 __device__ __forceinline__ void wait_loads() { asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory"); }
+
+// The same way back: to be waited for before others are told.
+__device__ __forceinline__ void store(uint32_t address, const uint32_t (&v)[16]) {
+    asm volatile(
+        "tcgen05.st.sync.aligned.32x32b.x16.b32 [%16], "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15};" ::"r"(v[0]),
+        "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(v[4]), "r"(v[5]), "r"(v[6]), "r"(v[7]), "r"(v[8]), "r"(v[9]), "r"(v[10]),
+        "r"(v[11]), "r"(v[12]), "r"(v[13]), "r"(v[14]), "r"(v[15]), "r"(address)
+        : "memory");
+}
+__device__ __forceinline__ void wait_stores() { asm volatile("tcgen05.wait::st.sync.aligned;" ::: "memory"); }
 
 }  // namespace tcgen05

@@ -56,11 +56,24 @@ __device__ __forceinline__ void store_2d(const TensorMap* map, const void* sourc
                  : "memory");
 }
 
+__device__ __forceinline__ void store_3d(const TensorMap* map, const void* source, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+                 "r"(mbarrier::shared_address(source)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 // The same, added to what is there, as elements of the type that the map has.
 __device__ __forceinline__ void add_2d(const TensorMap* map, const void* source, int x, int y) {
     asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
                  "r"(mbarrier::shared_address(source)), "r"(x), "r"(y)
                  : "memory");
+}
+
+__device__ __forceinline__ void add_3d(const TensorMap* map, const void* source, int x, int y, int z) {
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+        "r"(mbarrier::shared_address(source)), "r"(x), "r"(y), "r"(z)
+        : "memory");
 }
 
 // Closes a group, of the stores of this thread so far.

@@ -15,4 +15,12 @@ struct RingState {
             parity ^= 1;
         }
     }
+    // By less than the whole ring.
+    __device__ __forceinline__ void advance(int count) {
+        stage += count;
+        if (stage >= kNumStages) {
+            stage -= kNumStages;
+            parity ^= 1;
+        }
+    }
 };

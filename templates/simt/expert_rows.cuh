@@ -2,8 +2,6 @@
 #pragma once
 #include <stdint.h>
 
-#include "layout/scale_layout.cuh"
-#include "number/integer.cuh"
 #include "schedule/scan.cuh"
 #include "simt/quantize_row.cuh"
 
@@ -34,7 +32,7 @@ __device__ __forceinline__ void pack(SharedStorage& storage, const int* counts, 
 
 namespace quantize {
 
-// Packed rows, after experts::load. The scales of an expert start at row scale_offsets[e].
+// Packed rows, after experts::load. The scales of an expert start at row scale_offsets[e]; null: they are packed, too.
 struct PackedRows {
     const experts::SharedStorage& storage;
     const int* scale_offsets;
@@ -44,21 +42,21 @@ struct PackedRows {
     __device__ __forceinline__ int end() const { return storage.first_row[num_experts]; }
     __device__ __forceinline__ Row locate(int row) const {
         const int expert = scan::find(storage.first_row, num_experts, row);
+        if (scale_offsets == nullptr) return {row, row, row, expert};
         return {row, row, scale_offsets[expert] + row - storage.first_row[expert], expert};
     }
 };
 
-// The first rows of each matrix of [E, max_rows, ..], after experts::pack. Scales are padded to whole atoms.
+// The first rows of each matrix of [E, max_rows, ..], after experts::pack. Scales of each take `scale_rows`.
 struct MaskedRows {
     const experts::SharedStorage& storage;
-    int num_experts, max_rows;
+    int num_experts, max_rows, scale_rows;
 
     __device__ __forceinline__ int begin() const { return 0; }
     __device__ __forceinline__ int end() const { return storage.first_row[num_experts]; }
     __device__ __forceinline__ Row locate(int row) const {
         const int expert = scan::find(storage.first_row, num_experts, row), within = row - storage.first_row[expert];
         const int stored = expert * max_rows + within;
-        const int scale_rows = ceil_div(max_rows, scale_layout::ATOM_ROWS) * scale_layout::ATOM_ROWS;
         return {stored, stored, expert * scale_rows + within, expert};
     }
 };

@@ -2,7 +2,6 @@
 #pragma once
 #include <stdint.h>
 
-#include "number/nvfp4.cuh"
 #include "number/swiglu.cuh"
 #include "simt/quantize_row.cuh"
 
@@ -23,11 +22,11 @@ struct Gated {
     int type;
 
     __device__ __forceinline__ Raw load(const Row& row, int block) const {
-        const T* gate = x + int64_t(row.source) * 2 * columns + block * nvfp4::kBlock;
+        const T* gate = x + int64_t(row.source) * 2 * columns + block * kValues;
         return {quantize::load(gate), quantize::load(gate + columns), row_weight ? row_weight[row.source] : 1.0f};
     }
-    __device__ __forceinline__ void values(float (&values)[nvfp4::kBlock], const Raw& raw) const {
-        float up[nvfp4::kBlock];
+    __device__ __forceinline__ void values(float (&values)[kValues], const Raw& raw) const {
+        float up[kValues];
         widen(values, raw.gate);
         widen(up, raw.up);
         swiglu::apply(values, up, parameters);

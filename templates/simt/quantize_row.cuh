@@ -1,32 +1,30 @@
-// Rows to NVFP4, for every kernel that writes it: four neighbouring threads quantise a word, 4 blocks of 16 values, and
-// write 32 bytes of elements and the word of four scales.
+// Rows to elements with scales of blocks, for every kernel that quantises: a thread has 16 neighbouring values, and the
+// threads that share a word of scales write their elements and that word.
 //
-// A kernel says what to quantise with two types. `Rows` tells which rows there are, and where each comes from and goes:
+// A kernel says what to quantise with two types, and to what with a third (quantize_format.cuh). `Rows` tells which
+// rows there are, and where each comes from and goes:
 //     int begin() const, end() const;  Row locate(int row) const;
-// `Source` gives the 16 values of a block, and says what to keep in registers between their load and their use:
+// `Source` gives 16 values, and says what to keep in registers between their load and their use:
 //     using Raw;  Raw load(const Row&, int block) const;  void values(float (&)[16], const Raw&) const;
-// The words of all rows are dealt to the grid in order, so neighbouring quads of threads touch neighbouring bytes.
-// While a block is computed, the loads of the thread's next one are in flight.
+// The words of all rows are dealt to the grid in order, so neighbouring threads touch neighbouring bytes.
+// While a word is computed, the loads of the thread's next one are in flight.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <float.h>
 #include <stdint.h>
 
-#include "layout/scale_layout.cuh"
-#include "number/integer.cuh"
-#include "number/nvfp4.cuh"
 #include "simt/quad.cuh"
+#include "simt/quantize_format.cuh"
+#include "simt/scale_places.cuh"
 
 namespace quantize {
-
-constexpr int kBlocksPerWord = 4;  // of scales
 
 struct Row {
     int source;  // row that is read
     int out;     // row of the elements that is written
     int scale;   // row of the scales that is written
-    int expert;  // of global_scale
+    int expert;
 };
 
 // 16 neighbouring values as they lie in memory, 16 * sizeof(T) bytes aligned to 16.
@@ -55,7 +53,7 @@ __device__ __forceinline__ void widen(float* values, uint32_t word, const __half
 __device__ __forceinline__ void widen(float* values, uint32_t word, const float*) { values[0] = __uint_as_float(word); }
 
 template <typename T>
-__device__ __forceinline__ void widen(float (&values)[nvfp4::kBlock], const Block<T>& block) {
+__device__ __forceinline__ void widen(float (&values)[kValues], const Block<T>& block) {
     constexpr int kPerWord = 4 / sizeof(T);
 #pragma unroll
     for (int i = 0; i < sizeof(T); ++i) {
@@ -65,40 +63,43 @@ __device__ __forceinline__ void widen(float (&values)[nvfp4::kBlock], const Bloc
     }
 }
 
-// Index of the word of scales of (row, 4 blocks along k) in a buffer [.., words_per_row].
-__device__ __forceinline__ int64_t scale_word(int row, int word, int words_per_row, bool linear) {
-    if (linear) return int64_t(row) * words_per_row + word;
-    return (int64_t(row / scale_layout::ATOM_ROWS) * words_per_row + word) * scale_layout::ATOM_WORDS +
-           scale_layout::word(row);
-}
-
-// Where the result goes and how it is scaled.
+// Where the result goes. A row of it may be longer than one of x, as if x had zeros there.
+template <class Format>
 struct Output {
-    uint2* elements;             // [.., blocks]
-    uint32_t* scales;            // [scale_rows, ceil(blocks / 4)]
-    const float* global_scales;  // per expert
-    int blocks;                  // of 16 values, a row
-    int scale_rows;
-    bool decode, ieee, linear;
+    typename Format::Elements* elements;  // [.., blocks]
+    int blocks, source_blocks;            // of 16 values, a row
+    ScalePlaces scales;
+
+    template <typename Out>
+    __device__ __forceinline__ Output(Out* out, int columns, int source_columns, const ScalePlaces& scales)
+        : elements(reinterpret_cast<typename Format::Elements*>(out)),
+          blocks(columns / kValues),
+          source_blocks(source_columns / kValues),
+          scales(scales) {}
 };
 
 // What a thread has loaded of a block.
-template <typename Source>
+template <class Format, typename Source>
 struct Item {
     typename Source::Raw raw;
-    float global_scale;
+    typename Format::OfExpert of_expert;
     int out_row, scale_row, word;
     bool owned;  // by an expert
+
+    __device__ __forceinline__ int block() const {
+        return word * kWordLanes<Format> + threadIdx.x % kWordLanes<Format>;
+    }
 };
 
 // Walks the words of all rows in steps of the grid, without a division a step.
+template <class Format>
 class Cursor {
 public:
     __device__ __forceinline__ Cursor(int first_row, int words_per_row) : words_per_row_(words_per_row) {
-        const int quad = (blockIdx.x * blockDim.x + threadIdx.x) / kBlocksPerWord;
-        const int quads = gridDim.x * blockDim.x / kBlocksPerWord;
-        row = first_row + quad / words_per_row, word = quad % words_per_row;
-        row_step_ = quads / words_per_row, word_step_ = quads % words_per_row;
+        const int first = (blockIdx.x * blockDim.x + threadIdx.x) / kWordLanes<Format>;
+        const int step = gridDim.x * blockDim.x / kWordLanes<Format>;
+        row = first_row + first / words_per_row, word = first % words_per_row;
+        row_step_ = step / words_per_row, word_step_ = step % words_per_row;
     }
 
     __device__ __forceinline__ void advance() {
@@ -112,51 +113,50 @@ private:
     int words_per_row_, row_step_, word_step_;
 };
 
-template <typename Rows, typename Source>
-__device__ __forceinline__ Item<Source> fetch(const Rows& rows, const Source& source, const Output& output,
-                                              const Cursor& cursor) {
-    Item<Source> item;
+template <class Format, typename Rows, typename Source>
+__device__ __forceinline__ Item<Format, Source> fetch(const Format& format, const Rows& rows, const Source& source,
+                                                      const Output<Format>& output, const Cursor<Format>& cursor) {
+    Item<Format, Source> item;
     item.word = cursor.word;
     item.owned = cursor.row < rows.end();
     if (!item.owned) return item;
     const Row row = rows.locate(cursor.row);
-    const int block = cursor.word * kBlocksPerWord + threadIdx.x % kBlocksPerWord;
-    if (block < output.blocks) item.raw = source.load(row, block);
-    item.global_scale = output.global_scales[row.expert];
+    if (item.block() < output.source_blocks) item.raw = source.load(row, item.block());
+    item.of_expert = format.load(row.expert);
     item.out_row = row.out, item.scale_row = row.scale;
     return item;
 }
 
-template <typename Source>
-__device__ __forceinline__ void quantize_and_store(const Source& source, const Output& output,
-                                                   const Item<Source>& item) {
-    const int block = item.word * kBlocksPerWord + threadIdx.x % kBlocksPerWord;
-    uint32_t scale = 0;  // also of the blocks that fill up the last word of a row
-    if (item.owned && block < output.blocks) {
-        float values[nvfp4::kBlock];
-        source.values(values, item.raw);
-        const float encode_scale = nvfp4::encode_scale(item.global_scale, output.decode);
-        const nvfp4::Quantized result = nvfp4::quantize(values, encode_scale, output.ieee);
-        output.elements[int64_t(item.out_row) * output.blocks + block] = result.elements;
-        scale = result.scale;
+template <class Format, typename Source>
+__device__ __forceinline__ void quantize_and_store(const Format& format, const Source& source,
+                                                   const Output<Format>& output, const Item<Format, Source>& item) {
+    const int block = item.block();
+    const bool inside = item.owned && block < output.blocks;
+    uint32_t word = 0;  // also of the blocks that fill up the last word of a row
+    if (Format::kLanes > 1 || inside) {  // lanes that share a scale need each other
+        float values[kValues] = {};
+        if (item.owned && block < output.source_blocks) source.values(values, item.raw);
+        const auto result = format.quantize(values, item.of_expert);
+        if (inside) {
+            output.elements[int64_t(item.out_row) * output.blocks + block] = result.elements;
+            word = result.scale;
+        }
     }
-    const uint32_t word = gather_quad(scale);
-    // Unsigned, so that scale_offsets which are not what they should be cannot lead out of the buffer.
-    const bool inside = uint32_t(item.scale_row) < uint32_t(output.scale_rows);
-    if (item.owned && inside && threadIdx.x % kBlocksPerWord == 0)
-        output.scales[scale_word(item.scale_row, item.word, ceil_div(output.blocks, kBlocksPerWord), output.linear)] =
-            word;
+    if constexpr (Format::kScales == 4) word = gather_quad<Format::kLanes>(word);
+    if (item.owned && output.scales.has(item.scale_row) && threadIdx.x % kWordLanes<Format> == 0)
+        output.scales.at(item.scale_row, item.word) = word;
 }
 
 // All rows; every thread of the grid calls it, in blocks of whole warps.
-template <typename Rows, typename Source>
-__device__ __forceinline__ void run(const Rows& rows, const Source& source, const Output& output) {
-    Cursor cursor(rows.begin(), ceil_div(output.blocks, kBlocksPerWord));
-    Item<Source> item = fetch(rows, source, output, cursor);
+template <class Format, typename Rows, typename Source>
+__device__ __forceinline__ void run(const Format& format, const Rows& rows, const Source& source,
+                                    const Output<Format>& output) {
+    Cursor<Format> cursor(rows.begin(), output.scales.words);
+    Item<Format, Source> item = fetch(format, rows, source, output, cursor);
     while (__any_sync(0xFFFFFFFF, item.owned)) {
         cursor.advance();
-        const Item<Source> next = fetch(rows, source, output, cursor);
-        quantize_and_store(source, output, item);
+        const Item<Format, Source> next = fetch(format, rows, source, output, cursor);
+        quantize_and_store(format, source, output, item);
         item = next;
     }
 }
@@ -179,9 +179,9 @@ struct Matrix {
     int columns;
 
     __device__ __forceinline__ Raw load(const Row& row, int block) const {
-        return quantize::load(x + int64_t(row.source) * columns + block * nvfp4::kBlock);
+        return quantize::load(x + int64_t(row.source) * columns + block * kValues);
     }
-    __device__ __forceinline__ void values(float (&values)[nvfp4::kBlock], const Raw& raw) const {
+    __device__ __forceinline__ void values(float (&values)[kValues], const Raw& raw) const {
         widen(values, raw);
     }
 };

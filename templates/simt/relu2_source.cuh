@@ -3,7 +3,6 @@
 #include <stdint.h>
 
 #include "number/minmax.cuh"
-#include "number/nvfp4.cuh"
 #include "number/swiglu.cuh"
 #include "simt/quantize_row.cuh"
 
@@ -23,9 +22,9 @@ struct Relu2 {
     int type;
 
     __device__ __forceinline__ Raw load(const Row& row, int block) const {
-        return {quantize::load(x + int64_t(row.source) * columns + block * nvfp4::kBlock), row_weight[row.source]};
+        return {quantize::load(x + int64_t(row.source) * columns + block * kValues), row_weight[row.source]};
     }
-    __device__ __forceinline__ void values(float (&values)[nvfp4::kBlock], const Raw& raw) const {
+    __device__ __forceinline__ void values(float (&values)[kValues], const Raw& raw) const {
         widen(values, raw.x);
 #pragma unroll
         for (float& value : values) {

@@ -42,7 +42,7 @@ struct Tokens {
     __device__ __forceinline__ Raw load(const Row& row, int block) const {
         return {x.load(row, block), topk_weights == nullptr ? 1.0f : topk_weights[rows.slot(row.out)]};
     }
-    __device__ __forceinline__ void values(float (&values)[nvfp4::kBlock], const Raw& raw) const {
+    __device__ __forceinline__ void values(float (&values)[kValues], const Raw& raw) const {
         x.values(values, raw.values);
         if (topk_weights == nullptr) return;
         const float weight = static_cast<float>(output::convert<X>(raw.weight));

@@ -1,0 +1,131 @@
+// What every generation's kernel of MQA logits multiplies, and the roles that bring it to shared memory: queries, their
+// weights and where their logits go, in two buffers of a tile each, and keys in a ring of stages.
+#pragma once
+#include <cuda_bf16.h>
+#include <stdint.h>
+#include <type_traits>
+
+#include "epilogue/logits.cuh"
+#include "mainloop/keys.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/keys.cuh"
+#include "schedule/ring.cuh"
+#include "schedule/tile.cuh"
+
+namespace kernel {
+
+// Heads of queries: kHeads of each, zeros behind those that there are.
+struct Queries {
+    const tma::TensorMap* map;  // heads and queries
+    const void* weights;  // of Config::Weight each
+    int64_t weight_pitch;
+    int num_heads;
+    const int* scales;  // four UE8M0 of each head, where they are block-scaled
+};
+
+// Config: kHeads of a query, zeros behind those that there are; kColumns, heads of queries of a tile; kRowBytes of a head;
+// kStageKeys, kNumStages; Weight, a type. kBlockScaled: heads and keys have a word of UE8M0 scales each; otherwise a key has an
+// fp32 scale.
+template <class Config, class Schedule, class Keys, bool kBlockScaled = false>
+struct MqaOperands {
+    static constexpr int kRows = Config::kStageKeys, kRowBytes = Config::kRowBytes, kHeads = Config::kHeads;
+    static constexpr int kColumns = Config::kColumns, kQueries = kColumns / kHeads, kNumStages = Config::kNumStages;
+    static constexpr int kBuffers = 2, kScaleRows = kColumns < 128 ? 128 : kColumns;  // tcgen05 takes scales of 128
+    using Weight = typename Config::Weight;
+
+    struct Plain {
+        uint8_t queries[kBuffers][kColumns * kRowBytes];
+        uint8_t keys[kNumStages][kRows * kRowBytes];
+        alignas(128) float scales[kNumStages][Keys::kScaleSpace];
+        float weights[kBuffers][kColumns];
+        epilogue::LogitRow rows[kBuffers][kQueries];
+        uint32_t parts_there[kNumStages][Keys::kThereWords];
+        mbarrier::Barrier full[kNumStages], empty[kNumStages], queries_full[kBuffers], queries_empty[kBuffers];
+    };
+    struct BlockScaled : Plain {
+        uint32_t query_scales[kBuffers][kScaleRows];
+    };
+    using Storage = std::conditional_t<kBlockScaled, BlockScaled, Plain>;  // at 1024 bytes, where the swizzle repeats
+
+    // Who arrives when a stage, and when a tile's queries, weights and rows are no longer needed.
+    __device__ __forceinline__ static void init(Storage& shared, int readers_of_keys, int readers_of_queries) {
+#pragma unroll 1
+        for (int s = 0; s < kNumStages; ++s) {
+            mbarrier::init(&shared.full[s], 1);
+            mbarrier::init(&shared.empty[s], readers_of_keys);
+        }
+#pragma unroll
+        for (int i = 0; i < kBuffers; ++i) {
+            mbarrier::init(&shared.queries_full[i], 2);  // TMA, and the warp of weights
+            mbarrier::init(&shared.queries_empty[i], readers_of_queries);
+        }
+    }
+
+    // The role of a warp: walks the schedule, tells the others of tiles, and loads queries and keys.
+    template <class Tiles>
+    __device__ __forceinline__ static void load(Storage& shared, Tiles tiles, Schedule schedule, const Queries& queries,
+                                                Keys keys) {
+        const bool leads = threadIdx.x % 32 == 0;
+        RingState<kBuffers> buffer;
+        RingState<kNumStages> ring;
+        schedule::Tile tile;
+        while (schedule.next(tile)) {
+            if (leads) tiles.write(tile);
+            if (tile.k_begin >= tile.k_end) continue;
+            if (leads) {
+                mbarrier::wait(&shared.queries_empty[buffer.stage], buffer.parity ^ 1);
+                mbarrier::arrive_expect_tx(&shared.queries_full[buffer.stage], kColumns * kRowBytes);
+                tma::load_3d(mbarrier::shared_address(shared.queries[buffer.stage]), queries.map,
+                             &shared.queries_full[buffer.stage], 0, 0, tile.row);
+            }
+            buffer.advance();
+#pragma unroll 1
+            for (int key = tile.k_begin; key < tile.k_end; key += Keys::kStages * kRows) {
+                const int count = min(Keys::kStages, ceil_div(tile.k_end - key, kRows)), own = Keys::stage_of_lane();
+                RingState<kNumStages> place = ring;  // of the lane's stage
+                place.advance(own < count ? own : 0);
+                // Together: a lane that came late would see the stage full and empty again, and wait for the next time.
+                mbarrier::wait_together(&shared.empty[place.stage], place.parity ^ 1, own < count);
+                keys.load({shared.keys[place.stage], shared.scales[place.stage], shared.parts_there[place.stage]},
+                          &shared.full[place.stage], tile, key, own < count);
+                ring.advance(count);
+            }
+        }
+        if (leads) tiles.end();
+    }
+
+    // The role of another warp. A tile without keys has no queries either.
+    template <class Tiles>
+    __device__ __forceinline__ static void bring_weights(Storage& shared, Tiles tiles,
+                                                         const typename Schedule::Params& params, const Queries& queries,
+                                                         const epilogue::Logits& logits) {
+        const int lane = threadIdx.x % 32;
+        const Weight* weights = static_cast<const Weight*>(queries.weights);
+        RingState<kBuffers> buffer;
+        for (; tiles.wait(); tiles.release()) {
+            const schedule::Tile& tile = tiles.tile();
+            if (tile.k_begin >= tile.k_end) continue;
+            mbarrier::wait(&shared.queries_empty[buffer.stage], buffer.parity ^ 1);
+#pragma unroll
+            for (int column = lane; column < kColumns; column += 32) {
+                const int query = column / kHeads, head = column % kHeads;
+                const bool exists = query < tile.num_rows && head < queries.num_heads;
+                shared.weights[buffer.stage][column] =
+                    exists ? static_cast<float>(__ldcg(weights + (tile.row + query) * queries.weight_pitch + head)) : 0;
+                if constexpr (kBlockScaled)
+                    shared.query_scales[buffer.stage][column] =
+                        exists ? __ldcg(queries.scales + int64_t{tile.row + query} * queries.num_heads + head) : 0;
+            }
+            if (lane < kQueries)
+                shared.rows[buffer.stage][lane] =
+                    lane < tile.num_rows ? logits.row(tile.row + lane, Schedule::range(params, tile.row + lane))
+                                         : epilogue::Logits::no_row();
+            __syncwarp();
+            if (lane == 0) mbarrier::arrive(&shared.queries_full[buffer.stage]);
+            buffer.advance();
+        }
+    }
+};
+
+}  // namespace kernel

@@ -1,0 +1,76 @@
+// Keys in pages, by TMA, 16 at a time: of those a page has all, or none.
+//
+// A page has the bytes of its keys, then their fp32 scales. Which pages a request has is in a row of the block table; the
+// lanes of a warp look up 32 times 16 keys at once. A page that does not exist (a negative number, or one too large) is
+// not read: its keys count as not there.
+#pragma once
+#include <stdint.h>
+
+#include "mainloop/keys.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+#include "schedule/tile.cuh"
+
+namespace mainloop {
+
+template <int kPartKeys, int kRows, int kRowBytes, int kNumStages>
+struct PagedKeys {
+    static constexpr int kPart = kPartKeys, kParts = kRows / kPart;
+    static constexpr int kBytes = kRows * (kRowBytes + 4);
+    static constexpr int kScaleStride = kPart < 32 ? 32 : kPart;  // TMA writes to multiples of 128 bytes
+    static constexpr int kScaleSpace = kParts * kScaleStride;
+    static constexpr int kThereWords = 1;
+    static constexpr bool kHasHoles = true;
+    static constexpr int kStages = kNumStages >= 16 ? 4 : 1;  // that a call of load() fills
+    static_assert(32 % (kStages * kParts) == 0, "the lanes look up whole stages");
+
+    const tma::TensorMap *values, *scales;
+    const int* block_table;
+    int table_pitch, page, num_pages;
+    int pages_ahead = 0;  // of the lane
+
+    __device__ __forceinline__ static float scale(const float* scales, int row) {
+        return scales[row / kPart * kScaleStride + row % kPart];
+    }
+    // first + row is in the part of first.
+    __device__ __forceinline__ static bool there(const uint32_t* words, int first, int) {
+        return words[0] >> first / kPart & 1;
+    }
+
+    __device__ __forceinline__ void prefetch() const {
+        tma::prefetch(values);
+        tma::prefetch(scales);
+    }
+
+    // Each lane loads a part of a stage. On its way to a load it computes as long as a stage lasts, so where there are many
+    // stages lanes load four at once.
+    __device__ __forceinline__ static int stage_of_lane() { return threadIdx.x % 32 / kParts; }
+    __device__ __forceinline__ void load(const KeyPlace& place, mbarrier::Barrier* full, const schedule::Tile& tile,
+                                         int key, bool loads) {
+        const int lane = threadIdx.x % 32, part = lane % kParts;
+        const int ahead = (key - tile.k_begin) / kPart % 32;
+        if (ahead == 0) pages_ahead = look_up(tile, key + lane * kPart);
+        const int number = __shfl_sync(0xFFFFFFFF, pages_ahead, ahead + lane);
+        const unsigned there = __ballot_sync(0xFFFFFFFF, number >= 0) >> (lane - part);
+        if (loads && part == 0) {
+            *place.parts_there = there;
+            mbarrier::arrive_expect_tx(full, kBytes);
+        }
+        __syncwarp();
+        if (!loads) return;
+        const int row = (key + lane * kPart) % page;
+        tma::load_3d(mbarrier::shared_address(place.values + part * kPart * kRowBytes), values, full, 0, row, number);
+        tma::load_2d(mbarrier::shared_address(place.scales + part * kScaleStride), scales, full,
+                     page * kRowBytes / 4 + row, number);
+    }
+
+private:
+    // The page of a key, -1 where there is none. TMA reads zeros of it.
+    __device__ __forceinline__ int look_up(const schedule::Tile& tile, int key) const {
+        if (key >= tile.k_end) return -1;
+        const int number = __ldcg(block_table + int64_t{tile.batch} * table_pitch + key / page);
+        return number >= 0 && number < num_pages ? number : -1;
+    }
+};
+
+}  // namespace mainloop
