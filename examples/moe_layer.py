@@ -5,7 +5,6 @@ Runs on a GPU if torch can reach one, else, or with --emulate ARCH, on the emula
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
@@ -14,6 +13,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import nvfp4  # noqa: E402
+import options  # noqa: E402
 
 import loader  # noqa: E402
 
@@ -71,25 +71,18 @@ def make_layer(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=None, help="of weights and tokens; random by default")
-    parser.add_argument("--emulate", metavar="ARCH", help="run on the emulated device of this arch")
-    options = parser.parse_args()
-    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
-    try:
+    asked = options.parse(__doc__)
+    device = options.emulated(asked)
+    on_gpu = device is None
+    if on_gpu:
         import torch
-    except ImportError:
-        torch = None
-    on_gpu = torch is not None and torch.cuda.is_available() and not options.emulate
 
     sizes = ON_GPU if on_gpu else EMULATED
-    arguments, expected = make_layer(np.random.default_rng(seed), **sizes)
-    out, device = np.full(expected.shape, np.nan, np.float32), None
+    arguments, expected = make_layer(np.random.default_rng(asked.seed), **sizes)
+    out = np.full(expected.shape, np.nan, np.float32)
     if on_gpu:
         arguments = {name: torch.from_numpy(array).cuda() for name, array in arguments.items()}
         out = torch.from_numpy(out).cuda()
-    else:
-        device = f"emulated:{options.emulate}" if options.emulate else "emulated"
     # fp32 between the GEMMs: nothing but the quantisation of activations rounds coarsely. Models round to bf16.
     words = {"global_scale_kind": "decode", "intermediate": "f32", "rounding": "none"}
     plan = loader.plan("moe_fp4", **arguments, **words, out=out, device=device)
@@ -97,7 +90,7 @@ def main() -> int:
     result = out.cpu().numpy() if on_gpu else out
 
     error = np.linalg.norm(result - expected) / np.linalg.norm(expected)
-    print(", ".join(f"{name} {size}" for name, size in sizes.items()) + f"; seed {seed}")
+    print(", ".join(f"{name} {size}" for name, size in sizes.items()) + f"; seed {asked.seed}")
     print(f"launched on {torch.cuda.get_device_name() if on_gpu else device}: {', '.join(plan.steps)}")
     print(f"error against float64, activations quantised likewise: {error:.1e} relative")
     return 0 if error <= MAX_ERROR else 1

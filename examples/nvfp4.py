@@ -24,12 +24,13 @@ def nearest_code(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return code + (tie & (code % 2 == 1))
 
 
-def quantize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """[rows, K] as packed bytes [rows, K/2], scale bytes [rows, K/16] and the float32 scale of the whole matrix, chosen
-    so that the largest group scale is 448."""
+def quantize(matrix: np.ndarray, scale: np.float32 | None = None) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """[rows, K] as packed bytes [rows, K/2], scale bytes [rows, K/16] and the float32 scale of the whole matrix, if it
+    is not given chosen so that the largest group scale is 448. Larger values than a given one admits saturate."""
     rows, k = matrix.shape
     groups = matrix.reshape(rows, k // GROUP, GROUP).astype(np.float64)
-    scale = np.float32(np.abs(matrix).max(initial=0) / (6 * 448)) or np.float32(1)
+    if scale is None:
+        scale = np.float32(np.abs(matrix).max(initial=0) / (6 * 448)) or np.float32(1)
     scale_codes = nearest_code(UE4M3, np.abs(groups).max(axis=-1) / 6 / scale)
     steps = UE4M3[scale_codes][..., None] * scale
     scaled = np.divide(groups, steps, out=np.zeros_like(groups), where=steps > 0)

@@ -5,7 +5,6 @@ Runs on a GPU if torch or CuPy can reach one, else on the emulated device with a
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import nvfp4  # noqa: E402
+import options  # noqa: E402
 
 import loader  # noqa: E402
 
@@ -63,24 +63,20 @@ def run_emulated(device: str, problem: nvfp4.Routed) -> tuple[np.ndarray, object
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=None, help="of the routed tokens; random by default")
-    parser.add_argument("--emulate", metavar="ARCH", help="run on the emulated device of this arch")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else int.from_bytes(os.urandom(4), "little")
-
-    framework = None if arguments.emulate else gpu_framework()
+    asked = options.parse(__doc__, "the routed tokens")
+    framework = None if asked.emulate else gpu_framework()
     sizes = ON_GPU if framework else EMULATED
-    problem = nvfp4.routed_problem(seed, **sizes)
+    problem = nvfp4.routed_problem(asked.seed, **sizes)
     counts = np.diff(problem.inputs["expert_offsets"])
-    print("routed {tokens} tokens to {top_k} of {experts} experts, N = {n}, K = {k};".format_map(sizes), f"seed {seed}")
+    routed = "routed {tokens} tokens to {top_k} of {experts} experts, N = {n}, K = {k};".format_map(sizes)
+    print(routed, f"seed {asked.seed}")
     print(f"  {sum(counts)} rows, {counts.max()} in the fullest expert, {(counts == 0).sum()} experts without rows")
 
     begin = time.perf_counter()
     if framework:
         out, plan, device = run_on_gpu(framework, problem)
     else:
-        out, plan, device = run_emulated(f"emulated:{arguments.emulate}" if arguments.emulate else "emulated", problem)
+        out, plan, device = run_emulated(f"emulated:{asked.emulate}" if asked.emulate else "emulated", problem)
     seconds = time.perf_counter() - begin
     print(f"launched {plan.kernel} (sm_{plan.arch}, grid {plan.grid}) on {device} from {framework or 'numpy'}")
     print(f"  {seconds:.2f} s from host arrays to host arrays, loading included")

@@ -1,8 +1,8 @@
-"""Experts of NVFP4 checkpoints, in the layout of the kernels: from ModelOpt and compressed-tensors, and back.
+"""Experts and dense MLPs of NVFP4, MXFP4, MXFP8 and FP8 checkpoints, in the layout of the kernels, and back.
 
-``prepare`` reads the experts of one layer, ``restore`` gives every tensor of the checkpoint back, byte for byte, and
-``python -m integrations.checkpoint convert IN OUT`` does it for whole checkpoints, one expert in memory at a time.
-docs/weights.md has the layout.
+``prepare`` reads the experts or the MLP of one layer, ``restore`` gives every tensor of the checkpoint back, byte for
+byte, and ``python -m integrations.checkpoint convert IN OUT`` does it for whole checkpoints, one expert in memory at a
+time. docs/weights.md has the layout.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from pathlib import Path
 import numpy as np
 
 from . import safetensors_file
+from .expert_formats import TARGETS, CheckpointError, OtherFormatError
+from .expert_layer import Layer
 from .expert_layout import (
     fill,
     layout,
+    owned_numbers,
     prepare,
     rank_part,
     restore,
     restore_expert,
     restore_numbers,
-    to_blocks,
 )
-from .expert_tensors import Checkpoint, CheckpointError, Layer, NotNVFP4Error
+from .expert_tensors import Checkpoint
 from .safetensors_file import SafetensorsError
+from .scale_layouts import to_blocks
 
 __all__ = ["Checkpoint", "CheckpointError", "Layer", "convert", "main", "prepare", "restore", "to_blocks"]
 
@@ -51,14 +54,14 @@ def convert(
     """
     entries = layout(layer, checkpoint.has_nan_scales(layer))
     with safetensors_file.create(path, entries, layer.metadata) as arrays:
-        for expert in range(layer.experts):
+        for expert in layer.owned:
             fill(layer, expert, checkpoint.matrices(layer, expert), arrays)
             if check:
                 _compare_expert(checkpoint, layer, expert, arrays)
             progress()
         if check:
             for name, restored in restore_numbers(arrays, layer):
-                _compare(name, restored, checkpoint.read(name))
+                _compare(name, restored, owned_numbers(checkpoint, layer, name))
 
 
 def _compare_expert(checkpoint: Checkpoint, layer: Layer, expert: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -88,13 +91,16 @@ def _choose(checkpoint: Checkpoint, pattern: str | None, numbers: set[int] | Non
     return chosen, skipped
 
 
-def _layers(checkpoint: Checkpoint, prefixes: list[str], tp: int, rank: int) -> tuple[list[Layer], dict[str, str]]:
+def _layers(
+    checkpoint: Checkpoint, prefixes: list[str], options: argparse.Namespace
+) -> tuple[list[Layer], dict[str, str]]:
     """The chosen layers, every header checked, and why others of them cannot be converted."""
+    ranks = options.tp or 1, options.rank or 0, options.ep or 1, options.ep_rank or 0
     layers, skipped = [], {}
     for prefix in prefixes:
         try:
-            layers.append(checkpoint.layer(prefix, tp, rank))
-        except NotNVFP4Error as error:
+            layers.append(checkpoint.layer(prefix, *ranks, options.target_layout))
+        except OtherFormatError as error:
             skipped[prefix] = str(error).removeprefix(f"{prefix}: ")
     return layers, skipped
 
@@ -105,8 +111,9 @@ def _targets(checkpoint: Checkpoint, layers: Sequence[Layer], folder: Path) -> l
         raise CheckpointError(f"{folder} is the folder of the checkpoint; files are written to another one")
     targets = []
     for layer in layers:
+        experts = f".experts{layer.ep_rank}of{layer.ep}" if layer.ep > 1 else ""
         rank = f".rank{layer.rank}of{layer.tp}" if layer.tp > 1 else ""
-        name = f"{layer.prefix}{rank}.safetensors"
+        name = f"{layer.prefix}{experts}{rank}.safetensors"
         if not name.isprintable() or re.search(r"[/\\:]", name) or len(name.encode()) > NAME_BYTES:
             raise CheckpointError(f"{layer.prefix!r} cannot be the name of a file in {folder}")
         target = folder / name
@@ -137,22 +144,23 @@ def _convert_command(options: argparse.Namespace) -> None:
 
     checkpoint = Checkpoint(options.source)
     chosen, skipped = _choose(checkpoint, options.prefix, options.layers)
-    layers, foreign = _layers(checkpoint, chosen, options.tp or 1, options.rank or 0)
+    layers, foreign = _layers(checkpoint, chosen, options)
     skipped |= foreign
     if not layers:
         reasons = "".join(f"\n{prefix}: {reason}" for prefix, reason in skipped.items())
-        raise CheckpointError(f"{options.source}: no experts to convert{reasons}")
+        raise CheckpointError(f"{options.source}: nothing to convert{reasons}")
     # Every header and every name is checked before the first byte is written.
     targets = _targets(checkpoint, layers, options.target)
     options.target.mkdir(parents=True, exist_ok=True)
 
     console = Console()
     table = Table(
-        "layer", "source", "experts", "hidden", "intermediate", "input scale", "MiB", "seconds", "round trip"
+        "layer", "source", "format", "layout", "experts", "hidden", "intermediate", "input scale", "MiB", "seconds",
+        "round trip",
     )  # fmt: skip
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("experts", total=sum(layer.experts for layer in layers))
+        task = progress.add_task("experts", total=sum(len(layer.owned) for layer in layers))
         for layer, path in zip(layers, targets, strict=True):
             progress.update(task, description=layer.prefix)
             begin = time.monotonic()
@@ -160,7 +168,9 @@ def _convert_command(options: argparse.Namespace) -> None:
             table.add_row(
                 Text(layer.prefix),
                 layer.source,
-                *(str(number) for number in (layer.experts, layer.hidden, layer.intermediate)),
+                layer.weights,
+                layer.target,
+                *(str(number) for number in (len(layer.owned), layer.hidden, layer.intermediate)),
                 "as stored" if layer.input_scales else "none",
                 f"{path.stat().st_size / 2**20:.1f}",
                 f"{time.monotonic() - begin:.1f}",
@@ -177,23 +187,30 @@ def _convert_command(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 1 with the error on stderr."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.checkpoint", description=__doc__.partition("\n")[0])
-    command = parser.add_subparsers(required=True).add_parser("convert", help="prepare the experts of a checkpoint")
+    command = parser.add_subparsers(required=True).add_parser("convert", help="prepare a checkpoint's experts and MLPs")
     command.add_argument("source", metavar="IN", type=Path, help="a safetensors file, or a folder with them")
     command.add_argument("target", metavar="OUT", type=Path, help="a folder; gets one file for each layer")
-    command.add_argument("--layers", type=_layer_numbers, metavar="3,5-8", help="all layers with experts if not given")
+    command.add_argument("--layers", type=_layer_numbers, metavar="3,5-8", help="all layers if not given")
     command.add_argument(
-        "--prefix", metavar="GLOB", help="of the experts' names; all but mtp and nextn if not given ('*' is all)"
+        "--prefix", metavar="GLOB", help="of names of experts and MLPs; all but mtp and nextn if not given ('*' is all)"
+    )
+    command.add_argument(
+        "--layout", dest="target_layout", choices=tuple(TARGETS), help="the kernels' name, where a format has two"
     )
     command.add_argument("--tp", type=int, metavar="N", help="split the intermediate size over N ranks")
     command.add_argument("--rank", type=int, metavar="R", help="the rank of these N that is written")
+    command.add_argument("--ep", type=int, metavar="N", help="split the experts over N ranks")
+    command.add_argument("--ep-rank", type=int, metavar="R", help="the rank of these N that is written")
     command.add_argument(
         "--check", action=argparse.BooleanOptionalAction, default=True, help="restore and compare every byte"
     )
     options = parser.parse_args(arguments)
-    if (options.tp is None) != (options.rank is None):
-        parser.error("--tp and --rank go together")
-    if options.tp is not None and not 0 <= options.rank < options.tp:
-        parser.error(f"--rank {options.rank} is none of --tp {options.tp} ranks")
+    for many, one in (("tp", "rank"), ("ep", "ep_rank")):
+        ranks, rank, flag = getattr(options, many), getattr(options, one), f"--{one.replace('_', '-')}"
+        if (ranks is None) != (rank is None):
+            parser.error(f"--{many} and {flag} go together")
+        if ranks is not None and not 0 <= rank < ranks:
+            parser.error(f"{flag} {rank} is none of --{many} {ranks} ranks")
     try:
         _convert_command(options)
     except (CheckpointError, SafetensorsError, OSError) as error:

@@ -4,7 +4,9 @@ groups of rows, masked, and with groups along K. On Blackwell (emulated, not run
 for FP8, which there may have either major; on Hopper, too, where scales come as exponents, but K-major and not with
 groups along K. On both, dense and with groups of rows, FP8 tokens by FP4 weights and FP4 tokens by FP8 weights: FP4
 is packed in int8, K-major, with scales per 1 x 32 that are powers of two, which ``recipe_a`` or ``recipe_b`` says:
-(1, 32). MXFP8 as well, FP8 with such scales of both operands, K-major, and MXFP8 tokens by FP4 weights.
+(1, 32). MXFP8 as well, FP8 with such scales of both operands, K-major, and MXFP8 tokens by FP4 weights. Einsums are
+those of ``deep_gemm_einsum``, the product in tf32 of hyper-connections is that of ``deep_gemm_hyper``, and MQA logits,
+dense and paged, are those of ``deep_gemm_attention``.
 
 ``import integrations.deep_gemm as deep_gemm`` in the place of ``import deep_gemm``. What is not covered raises
 ``NotImplementedError`` with the list of what is. A recipe that no kernel implements is refused, never read as another.
@@ -22,6 +24,18 @@ import torch
 
 from . import deep_gemm_scales as _scales
 from . import loader
+from .deep_gemm_attention import fp8_fp4_mqa_logits as fp8_fp4_mqa_logits
+from .deep_gemm_attention import fp8_fp4_paged_mqa_logits as fp8_fp4_paged_mqa_logits
+from .deep_gemm_attention import fp8_fp4_paged_sparse_mqa_logits as fp8_fp4_paged_sparse_mqa_logits
+from .deep_gemm_attention import fp8_fp4_sparse_mqa_logits as fp8_fp4_sparse_mqa_logits
+from .deep_gemm_attention import fp8_mqa_logits as fp8_mqa_logits
+from .deep_gemm_attention import fp8_paged_mqa_logits as fp8_paged_mqa_logits
+from .deep_gemm_attention import get_paged_mqa_logits_metadata as get_paged_mqa_logits_metadata
+from .deep_gemm_attention import get_paged_sparse_mqa_logits_metadata as get_paged_sparse_mqa_logits_metadata
+from .deep_gemm_attention import get_sparse_mqa_logits_metadata as get_sparse_mqa_logits_metadata
+from .deep_gemm_einsum import einsum as einsum
+from .deep_gemm_einsum import fp8_einsum as fp8_einsum
+from .deep_gemm_hyper import tf32_hc_prenorm_gemm as tf32_hc_prenorm_gemm
 from .deep_gemm_scales import MX_BLOCK, SCALE_BLOCK, Scaled, is_fp4
 from .deep_gemm_scales import (
     get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor as get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor,

@@ -5,93 +5,143 @@ docs/weights.md has the layout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from . import safetensors_file
-from .expert_tensors import GROUP, SOURCES, WEIGHT_SHAPE, Checkpoint, Layer, Matrix, halves, round_up
+from .expert_formats import WEIGHT_SHAPE, CheckpointError, narrowed
+from .expert_layer import Layer, halves
+from .expert_tensors import Checkpoint, Matrix
 
 Arrays = dict[str, np.ndarray]
 Layout = dict[str, tuple[str, tuple[int, ...]]]
+ALIGNMENT = 64
+PLACES = (("w13", 0), ("w13", 1), ("w2", 0))  # of gate, up and down: array, and which matrix of it
 
 
 def layout(layer: Layer, nan_scales: bool) -> Layout:
     """Name -> dtype and shape of the prepared arrays."""
-    experts, (hidden, intermediate) = layer.experts, layer.padded
-    arrays = {}
-    for name, n, k in (("w13", 2 * intermediate, hidden), ("w2", hidden, intermediate)):
-        arrays[name] = ("U8", (experts, n, k // 2))
-        arrays[f"{name}_scale"] = ("F8_E4M3", (experts, *_block_shape(n, k // GROUP)))
-        arrays[f"{name}_weight_scale"] = ("F32", (experts,))
-        if layer.input_scales:
-            arrays[f"{name}_input_scale"] = ("F32", (experts,))
+    experts, scales, arrays = len(layer.owned), layer.kernels.scales, {}
+    for name in ("w13", "w2"):
+        stack, n, k = layer.stored(name)
+        lead = (experts, stack) if stack > 1 else (experts,)
+        arrays[name] = (layer.form.values[0], (*lead, n, k // layer.form.pack))
+        arrays[f"{name}_scale"] = (scales.dtype, (*lead, *scales.shape(*layer.grid(n, k), n)))
+        if layer.biases:
+            arrays[f"{name}_bias"] = ("F32", (*lead, n))
         if nan_scales:
-            arrays[f"source_{name}_nan"] = ("U8", (experts, 2, -(-n * (k // GROUP) // 8)))
-    arrays["w13_up_weight_scale"] = ("F32", (experts,))
-    arrays["source_weight_global"] = ("F32", (experts, 3))
-    if layer.input_scales:
-        arrays["source_input_global"] = ("F32", (experts, 3))
-    return arrays
+            arrays[f"source_{name}_nan"] = ("U8", (experts, 2, -(-math.prod(layer.grid(n, k)) // 8)))
+    return arrays | (_global_layout(layer) if layer.tool.weight_global else {})
 
 
-def prepare(checkpoint: Checkpoint | str | Path, layer_prefix: str, tp: int = 1, rank: int = 0) -> Arrays:
+def _global_layout(layer: Layer) -> Layout:
+    """The numbers that NVFP4 has for a whole matrix."""
+    experts, kinds = len(layer.owned), ["weight", "input"][: 1 + layer.input_scales]
+    names = [f"{name}_{kind}_scale" for name in ("w13", "w2") for kind in kinds]
+    arrays = dict.fromkeys([*names, "w13_up_weight_scale"], ("F32", (experts,)))
+    return arrays | {f"source_{kind}_global": ("F32", (experts, 3)) for kind in kinds}
+
+
+def prepare(
+    checkpoint: Checkpoint | str | Path,
+    layer_prefix: str,
+    tp: int = 1,
+    rank: int = 0,
+    ep: int = 1,
+    ep_rank: int = 0,
+    target: str | None = None,
+) -> Arrays:
     """The experts of a layer as arrays of the kernels, or one rank's part; 8-bit floats are uint8.
 
-    Raises CheckpointError.
+    Each begins at a multiple of 64 bytes. The arguments are those of ``Checkpoint.layer``. Raises CheckpointError.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    layer = checkpoint.layer(layer_prefix, tp, rank)
+    layer = checkpoint.layer(layer_prefix, tp, rank, ep, ep_rank, target)
     entries = layout(layer, checkpoint.has_nan_scales(layer))
-    arrays = {name: np.zeros(shape, safetensors_file.NUMPY[dtype]) for name, (dtype, shape) in entries.items()}
-    for expert in range(layer.experts):
+    arrays = {name: _zeros(safetensors_file.NUMPY[dtype], shape) for name, (dtype, shape) in entries.items()}
+    for expert in layer.owned:
         fill(layer, expert, checkpoint.matrices(layer, expert), arrays)
     return arrays
 
 
+def _zeros(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Aligned as kernels want it also of what lies on the host."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    begin = -raw.ctypes.data % ALIGNMENT
+    return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
 def fill(layer: Layer, expert: int, matrices: Sequence[Matrix], arrays: Mapping[str, np.ndarray]) -> None:
     """Write gate, up and down of one expert into zeroed ``arrays`` of the layer's layout."""
-    gate, up, down = matrices
-    (begin, end), (hidden, intermediate) = layer.share, layer.padded
-    count = min(end, layer.intermediate) - begin
-    scales = {
-        "w13": np.zeros((2 * intermediate, hidden // GROUP), np.uint8),
-        "w2": np.zeros((hidden, intermediate // GROUP), np.uint8),
-    }
-    for parity, matrix in enumerate((gate, up)):
-        rows = slice(parity, 2 * count, 2)
-        arrays["w13"][expert, rows, : matrix.packed.shape[1]] = matrix.packed[begin : begin + count]
-        scales["w13"][rows, : matrix.scale.shape[1]] = matrix.scale[begin : begin + count]
-    packed, scale = down.packed[:, begin // 2 : end // 2], down.scale[:, begin // GROUP : end // GROUP]
-    arrays["w2"][expert, : len(packed), : packed.shape[1]] = packed
-    scales["w2"][: len(scale), : scale.shape[1]] = scale
+    slot, scales = expert - layer.owned.start, _empty_scales(layer, matrices)
+    for (name, half), matrix in zip(PLACES, matrices, strict=True):
+        stack, n, _ = layer.stored(name)
+        pieces = [
+            (arrays[name][slot].reshape(stack, n, -1), matrix.values, (1, layer.form.pack)),
+            (scales[name], matrix.scale, layer.form.block),
+        ]
+        for array, source, units in pieces:
+            part = source[layer.cut(name, units)]
+            _lane(layer, name, half, array)[: part.shape[0], : part.shape[1]] = part
+        if layer.biases and not (name == "w2" and layer.rank):  # what ranks add up to has it once
+            bias = matrix.bias[layer.cut(name, (1, 1))[0]]
+            _lane(layer, name, half, arrays[f"{name}_bias"][slot].reshape(stack, n))[: len(bias)] = bias
 
     for name, linear in scales.items():
         if f"source_{name}_nan" in arrays:
             kinds = np.stack([linear == 0x7F, linear == 0xFF])
-            arrays[f"source_{name}_nan"][expert] = np.packbits(kinds.reshape(2, -1), axis=1)
-        arrays[f"{name}_scale"][expert] = to_blocks(np.where(linear & 0x7F == 0x7F, 0, linear))
-    arrays["w13_weight_scale"][expert] = gate.weight_scale
-    arrays["w13_up_weight_scale"][expert] = up.weight_scale
-    arrays["w2_weight_scale"][expert] = down.weight_scale
-    arrays["source_weight_global"][expert] = [matrix.weight_global for matrix in matrices]
+            arrays[f"source_{name}_nan"][slot] = np.packbits(kinds.reshape(2, -1), axis=1)
+            linear = np.where(linear & 0x7F == 0x7F, 0, linear)
+        n, stored = layer.stored(name)[1], arrays[f"{name}_scale"][slot]
+        stored[...] = np.stack([layer.kernels.scales.store(matrix, n) for matrix in linear]).reshape(stored.shape)
+    if layer.tool.weight_global:
+        _fill_numbers(layer, slot, matrices, arrays)
+
+
+def _empty_scales(layer: Layer, matrices: Sequence[Matrix]) -> Arrays:
+    """[matrices, rows, columns] for each array, before its layout."""
+    sizes, dtype = {name: layer.stored(name) for name in ("w13", "w2")}, matrices[0].scale.dtype
+    return {name: np.zeros((stack, *layer.grid(n, k)), dtype) for name, (stack, n, k) in sizes.items()}
+
+
+def _lane(layer: Layer, name: str, half: int, array: np.ndarray) -> np.ndarray:
+    """The rows of gate, of up or of down in an array [matrices, rows, ...]."""
+    if name == "w13" and layer.kernels.in_turn:
+        return array[0, half::2]
+    return array[half]
+
+
+def _fill_numbers(layer: Layer, slot: int, matrices: Sequence[Matrix], arrays: Mapping[str, np.ndarray]) -> None:
+    gate, up, down = (matrix.global_scales for matrix in matrices)
+    arrays["w13_weight_scale"][slot] = gate.weight_scale
+    arrays["w13_up_weight_scale"][slot] = up.weight_scale
+    arrays["w2_weight_scale"][slot] = down.weight_scale
+    arrays["source_weight_global"][slot] = [scales.weight_global for scales in (gate, up, down)]
     if layer.input_scales:
         # Both see the same activation, quantised once: with the scale that saturates for neither.
-        arrays["w13_input_scale"][expert] = max(gate.input_scale, up.input_scale)
-        arrays["w2_input_scale"][expert] = down.input_scale
-        arrays["source_input_global"][expert] = [matrix.input_global for matrix in matrices]
+        arrays["w13_input_scale"][slot] = max(gate.input_scale, up.input_scale)
+        arrays["w2_input_scale"][slot] = down.input_scale
+        arrays["source_input_global"][slot] = [scales.input_global for scales in (gate, up, down)]
 
 
 def restore(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Arrays:
     """The checkpoint's tensors of a layer, by their names: what ``prepare`` read, in every byte.
 
     ``metadata`` is that of the prepared file, or ``checkpoint.layer(prefix).metadata``. Of a rank's part, the rows of
-    gate and up and the columns of down that it has.
+    gate and up and the columns of down that it has, of its own experts. Raises CheckpointError where the metadata is
+    not of such a file, or an array is missing or has another shape than it says.
     """
     layer = Layer.from_metadata(metadata)
+    for name, (_, shape) in layout(layer, nan_scales="source_w13_nan" in arrays).items():
+        found = arrays[name].shape if name in arrays else "no array"
+        if found != shape:
+            raise CheckpointError(f"{name} has shape {found}, the metadata asks for {shape}")
     parts: dict[str, list[np.ndarray]] = {}
-    for expert in range(layer.experts):
+    for expert in layer.owned:
         for projection, suffix, array in restore_expert(arrays, layer, expert):
             parts.setdefault(layer.name(expert, projection, suffix), []).append(array)
     tensors = {name: np.stack(found) if layer.stacked else found[0] for name, found in parts.items()}
@@ -101,78 +151,83 @@ def restore(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Ar
 def restore_expert(
     arrays: Mapping[str, np.ndarray], layer: Layer, expert: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Projection, suffix and an expert's tensor, packed values and scales in turn."""
-    source, (begin, end) = SOURCES[layer.source], layer.share
-    count = min(end, layer.intermediate) - begin
-    columns = layer.columns[0], min(end, layer.columns[1]) - begin
-    found = []
-    for name, k, many in (("w13", columns[0], 2 * count), ("w2", columns[1], layer.hidden)):
-        packed, groups = arrays[name][expert], -(-k // GROUP)
-        scale = _restored_scales(arrays, name, expert)
-        found.append((packed[:many, : k // 2], scale[:many, :groups]))
-    pairs = [*(tuple(array[parity::2] for array in found[0]) for parity in range(2)), found[1]]
+    """Projection, suffix and an expert's tensor: values, scales and bias in turn, in the checkpoint's types."""
+    tool, slot, found = layer.tool, expert - layer.owned.start, []
+    for name, half in PLACES:
+        stack, n, _ = layer.stored(name)
+        count, k = layer.extent(name)
+        rows, columns = layer.grid(count, k)
+        values = _lane(layer, name, half, arrays[name][slot].reshape(stack, n, -1))
+        scale = _lane(layer, name, half, _restored_scales(arrays, layer, name, slot))
+        kinds = {tool.values: values[:count, : k // layer.form.pack], tool.scale: scale[:rows, :columns]}
+        if layer.biases and not (name == "w2" and layer.rank):
+            kinds[tool.bias] = _lane(layer, name, half, arrays[f"{name}_bias"][slot].reshape(stack, n))[:count]
+        found.append(kinds)
     for projection in layer.projections:
-        taken = [pairs.pop(0) for _ in range(halves(projection))]
-        for suffix, arrays_of in zip((source.packed, source.scale), zip(*taken, strict=True), strict=True):
-            tensor = np.concatenate(arrays_of)
-            yield projection, suffix, np.ascontiguousarray(tensor.T if layer.transposed else tensor)
+        taken = [found.pop(0) for _ in range(halves(projection))]
+        for suffix in taken[0]:
+            yield projection, suffix, _as_read(layer, suffix, layer.join([kinds[suffix] for kinds in taken]))
+
+
+def _as_read(layer: Layer, suffix: str, array: np.ndarray) -> np.ndarray:
+    """Values, scales or a bias in type and shape of the checkpoint's."""
+    tool = layer.tool
+    if array.dtype == np.float32:
+        array = narrowed(array, layer.types[2 if suffix == tool.bias else 1])
+    if tool.chunk and suffix == tool.values:
+        array = array.reshape(len(array), -1, tool.chunk)
+    return np.ascontiguousarray(array.T if layer.transposed else array)
 
 
 def rank_part(checkpoint: Checkpoint, layer: Layer, expert: int, projection: str, suffix: str) -> np.ndarray:
     """What ``restore_expert`` has to give: the rank's part of the checkpoint's own bytes."""
-    tensor, (begin, end) = checkpoint.part(layer, expert, projection, suffix), layer.share
-    if projection == layer.projections[-1]:
-        unit = 2 if suffix == SOURCES[layer.source].packed else GROUP
-        tensor = tensor[:, begin // unit : end // unit]
-    else:
-        tensor = tensor.reshape(halves(projection), layer.intermediate, -1)[:, begin:end].reshape(-1, tensor.shape[1])
-    return np.ascontiguousarray(tensor.T if layer.transposed else tensor)
+    tool, tensor = layer.tool, checkpoint.part(layer, expert, projection, suffix)
+    units = {tool.values: (1, layer.form.pack), tool.scale: layer.form.block}.get(suffix, (1, 1))
+    rows, columns = layer.cut("w2" if projection == layer.projections[-1] else "w13", units)
+    parts = [half[rows] for half in layer.split(projection, tensor)]
+    if tensor.ndim > 1:
+        parts = [part[:, columns] for part in parts]
+    return _as_read(layer, suffix, layer.join(parts))
 
 
 def restore_numbers(arrays: Mapping[str, np.ndarray], layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors of all that is not packed values and their scales."""
-    source = SOURCES[layer.source]
-    kinds = {source.weight_global: "source_weight_global", source.input_global: "source_input_global"}
+    """Names and tensors of all that is neither values nor their scales nor biases."""
+    kinds = {layer.tool.weight_global: "source_weight_global", layer.tool.input_global: "source_input_global"}
+    experts = layer.owned[:1] if layer.stacked else layer.owned
     for suffix in layer.shapes:
         column = 0
         for projection in layer.projections:
             values = arrays[kinds[suffix]][:, column : column + halves(projection)]
             column += halves(projection)
-            for expert in range(1 if layer.stacked else layer.experts):
+            for expert in experts:
                 name = layer.name(expert, projection, suffix)
-                yield name, _shaped(values if layer.stacked else values[expert : expert + 1], layer.shape(name, suffix))
+                slot = slice(None) if layer.stacked else slice(expert - experts.start, expert - experts.start + 1)
+                yield name, _shaped(values[slot], layer.owned_shape(layer.shape(name, suffix)))
     if layer.weight_shape:
-        for expert in range(layer.experts):
+        for expert in experts:
             for projection in layer.projections:
                 size = np.array(layer.size(projection), safetensors_file.NUMPY[layer.weight_shape])
                 yield layer.name(expert, projection, WEIGHT_SHAPE), size
 
 
-def to_blocks(scales: np.ndarray) -> np.ndarray:
-    """[rows, columns] bytes in the 128x4 block layout, padded with 0 to whole blocks: a block is 512 bytes, of which
-    byte (row % 32) * 16 + (row % 128 // 32) * 4 + column % 4 belongs to (row, column)."""
-    rows, columns = _block_shape(*scales.shape)
-    padded = np.zeros((rows, columns), np.uint8)
-    padded[: scales.shape[0], : scales.shape[1]] = scales
-    return padded.reshape(rows // 128, 4, 32, columns // 4, 4).transpose(0, 3, 2, 1, 4).reshape(rows, columns)
+def owned_numbers(checkpoint: Checkpoint, layer: Layer, name: str) -> np.ndarray:
+    """What ``restore_numbers`` has to give: of numbers for each expert, the rank's."""
+    numbers = checkpoint.read(name)
+    own = layer.owned_shape(numbers.shape)
+    return numbers if own == numbers.shape else numbers[layer.owned.start : layer.owned.stop]
 
 
-def from_blocks(blocks: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The first ``rows`` and ``columns`` of what ``to_blocks`` made."""
-    row_blocks, column_blocks = blocks.shape[0] // 128, blocks.shape[1] // 4
-    unfolded = blocks.reshape(row_blocks, column_blocks, 32, 4, 4).transpose(0, 3, 2, 1, 4)
-    return unfolded.reshape(blocks.shape)[:rows, :columns]
-
-
-def _restored_scales(arrays: Mapping[str, np.ndarray], name: str, expert: int) -> np.ndarray:
-    """The scales of a matrix, in rows, with the NaNs of the checkpoint."""
-    n, k = arrays[name].shape[1], arrays[name].shape[2] * 2
-    scale = from_blocks(arrays[f"{name}_scale"][expert], n, k // GROUP)
+def _restored_scales(arrays: Mapping[str, np.ndarray], layer: Layer, name: str, slot: int) -> np.ndarray:
+    """[matrices, rows, columns] of an expert, with the NaNs of the checkpoint."""
+    stack, n, k = layer.stored(name)
+    grid, scales = layer.grid(n, k), layer.kernels.scales
+    stored = arrays[f"{name}_scale"][slot].reshape(stack, *scales.shape(*grid, n))
+    linear = np.stack([scales.load(matrix, *grid) for matrix in stored])
     if f"source_{name}_nan" not in arrays:
-        return scale
-    bits = np.unpackbits(arrays[f"source_{name}_nan"][expert], axis=1, count=scale.size)
-    positive, negative = bits.reshape(2, *scale.shape)
-    return scale + positive * np.uint8(0x7F) + negative * np.uint8(0xFF)
+        return linear
+    bits = np.unpackbits(arrays[f"source_{name}_nan"][slot], axis=1, count=linear.size)
+    positive, negative = bits.reshape(2, *linear.shape)
+    return linear + positive * np.uint8(0x7F) + negative * np.uint8(0xFF)
 
 
 def _shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -181,7 +236,3 @@ def _shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if count == values.size:
         return values.reshape(shape).copy()
     return (values[:, 0] if count == len(values) else values[0, :1]).reshape(shape).copy()
-
-
-def _block_shape(rows: int, columns: int) -> tuple[int, int]:
-    return round_up(rows, 128), round_up(columns, 4)

@@ -25,8 +25,8 @@ ITEM_BITS = {
     "C64": 64,
 }  # fmt: skip
 NUMPY = {
-    "U8": np.dtype("u1"), "F8_E4M3": np.dtype("u1"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"),
-    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"), "I8": np.dtype("u1"), "F8_E4M3": np.dtype("u1"), "F8_E8M0": np.dtype("u1"),
+    "BF16": np.dtype("<u2"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8"),
 }  # fmt: skip
 HEADER_LIMIT = 100 << 20  # bytes, as the format has it
 MAX_RANK = 32  # of what every numpy can view
@@ -62,7 +62,7 @@ class SafetensorsFile:
         self._bytes: np.ndarray | None = None
 
     def read(self, name: str) -> np.ndarray:
-        """A read-only view of the tensor; 8-bit floats as uint8."""
+        """A read-only view of the tensor; what has 8 bits as uint8, BF16 as uint16."""
         tensor = self.tensors[name]
         if tensor.dtype not in NUMPY:
             raise SafetensorsError(f"{self.path}: {name} is {tensor.dtype}; only {', '.join(NUMPY)} are read")
