@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Iterator
@@ -33,15 +34,22 @@ ALONG_K = tuple((groups, m, n) for groups in (4, 8, 16) for m, n in ((4096, 7168
 SUM_OF_K = 32768
 FP4_ROWS = (1, 8, 16, 32, 64)
 FP4_GROUPS = 32
+EINSUM_ROWS = (4, 32, 128, 4096, 8192)
+EINSUMS = ((128, 512, 128), (8, 4096, 1024))  # heads, r, d
+SUMS = tuple((s, *mnk) for s in (129, 4096, 8192) for mnk in ((128, 384, 128), (256, 256, 256), (384, 128, 384)))
+HYPER_ROWS, HYPER_COLUMNS, HYPER_DEPTHS, HYPER_SHARES = (13, 137, 4096, 8192), 24, (28672, 7680, 7168), 16
+QUERIES, KEYS, HEADS, HEAD_WIDTHS = (2048, 8192), (4096, 8192, 65536), (32, 64), (32, 64, 128)
+REQUESTS, CONTEXTS, MAX_CACHED, PAGE = (256, 4096), (8192, 65536), 1 << 25, 64
 # Relative root mean square of what both wrote: two roundings to bf16 make 0.0025.
 MAX_DIFFERENCE = 0.005
 
-Call = Callable[[ModuleType, torch.Tensor], None]
+Call = Callable[[ModuleType, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """``call`` of a library into an output like ``out``, whose ``rows`` are there; the peer's call where it differs."""
+    """``call`` of a library into an output like ``out``, whose ``rows`` are there, or into one that the call makes and
+    returns; the peer's call where it differs."""
 
     call: Call
     out: torch.Tensor
@@ -176,6 +184,74 @@ def fp4_weights(mean: int, n: int, k: int) -> Problem:
     return Problem(call, out, moved(a, out, share=mean / 128) + moved(b), rows, peer_call)
 
 
+def einsum(b: int, h: int, r: int, d: int, turned: bool, in_bf16: bool = True) -> Problem:
+    """Of heads; b's rows are slices of longer ones, as in DeepGEMM's test. turned: bhd,hdr->bhr."""
+    expr, of_a, of_b = ("bhd,hdr->bhr", d, (d, r)) if turned else ("bhr,hdr->bhd", r, (d, r))
+    out = bf16(b, h, r if turned else d)
+    if in_bf16:
+        x, y = bf16(b, h, of_a), bf16(h, of_b[0], of_b[1] + 128)[..., : of_b[1]]
+        return Problem(lambda library, z: library.einsum(expr, x, y, z), out, moved(x, out) + 2 * y.numel())
+    x, y = (fp8(b, h, r), scales(b, h, r // 128)), (fp8(h, d, r), scales(h, d // 128, r // 128))
+    return Problem(lambda library, z: library.fp8_einsum(expr, x, y, z), out, moved(x, y, out))
+
+
+def einsum_of_batch(s: int, m: int, n: int, k: int, in_fp32: bool) -> Problem:
+    """bmk,bnk->mn, which fp32 is added to."""
+    x, y = bf16(s, m, k), bf16(s, n, k)
+    if not in_fp32:
+        return Problem(lambda library, d: library.einsum("bmk,bnk->mn", x, y, d), bf16(m, n), moved(x, y))
+    return Problem(lambda library, d: library.einsum("bmk,bnk->mn", x, y, d, d), torch.empty(m, n, device="cuda"),
+                   moved(x, y))  # fmt: skip
+
+
+def hyper(m: int, k: int, shares: int | None) -> Problem:
+    """Products and sums of squares; the shares of K are left as they are by both."""
+    lead = () if shares is None else (shares,)
+    a, b = bf16(m, k), torch.randn(HYPER_COLUMNS, k, device="cuda")
+    out, square_sum = (torch.empty(*lead, m, *columns, device="cuda") for columns in ((HYPER_COLUMNS,), ()))
+    return Problem(lambda library, d: library.tf32_hc_prenorm_gemm(a, b, d, square_sum, num_splits=shares), out,
+                   moved(a, b, out, square_sum))  # fmt: skip
+
+
+def mqa_logits(queries: int, keys: int, heads: int, width: int, dtype: torch.dtype, compressed: bool) -> Problem:
+    """Causal, the last queries of a sequence. What is not seen becomes -inf, or has no column."""
+    q, kv, scale = fp8(queries, heads, width), fp8(keys, width), scales(keys)
+    of_heads = torch.randn(queries, heads, device="cuda")
+    starts = torch.zeros(queries, dtype=torch.int32, device="cuda")
+    ends = torch.arange(queries, dtype=torch.int32, device="cuda") + keys - queries
+    seen = torch.arange(keys - 1 if compressed else keys, device="cuda") < ends[:, None]
+
+    def call(library: ModuleType, _: torch.Tensor) -> torch.Tensor:
+        return library.fp8_fp4_mqa_logits((q, None), (kv, scale), of_heads, starts, ends, not compressed,
+                                          keys - 1 if compressed else 0, dtype)  # fmt: skip
+
+    return Problem(call, torch.empty(0, device="cuda"),
+                   moved(q, kv, scale, of_heads, starts, ends) + seen.numel() * dtype.itemsize, seen)  # fmt: skip
+
+
+def paged_mqa_logits(requests: int, next_n: int, heads: int, mean: int, dtype: torch.dtype) -> Problem:
+    """Pages in any order; the table of shares of each library is made before the clock starts."""
+    lengths = torch.randint(int(0.7 * mean), int(1.3 * mean), (requests,), dtype=torch.int32, device="cuda")
+    lens = lengths[:, None].repeat(1, next_n)
+    width, total = int(lengths.max()) // PAGE + 1, int((lengths // PAGE + 1).sum())
+    table = torch.randint(0, total, (requests, width), dtype=torch.int32, device="cuda")
+    pages = torch.empty(total, PAGE * 132, dtype=torch.uint8, device="cuda")
+    pages[:, : PAGE * 128] = fp8(1, PAGE * 128).view(torch.uint8)
+    pages[:, PAGE * 128 :] = scales(total, PAGE).view(torch.uint8)
+    q, of_heads = fp8(requests, next_n, heads, 128), torch.randn(requests * next_n, heads, device="cuda")
+    shares: dict[ModuleType, torch.Tensor] = {}
+
+    def call(library: ModuleType, _: torch.Tensor) -> torch.Tensor:
+        if library not in shares:
+            shares[library] = library.get_paged_mqa_logits_metadata(lens, PAGE, library.get_num_sms())
+        return library.fp8_fp4_paged_mqa_logits((q, None), pages.view(total, PAGE, 1, 132), of_heads, lens, table,
+                                                shares[library], width * PAGE, logits_dtype=dtype)  # fmt: skip
+
+    seen = torch.arange(width * PAGE, device="cuda") < lens.view(-1, 1)
+    read = int(lengths.sum()) * 132 + moved(q, of_heads, lens, table)
+    return Problem(call, torch.empty(0, device="cuda"), read + int(seen.sum()) * dtype.itemsize, seen)
+
+
 def _masked_rows(counts: list[int], room: int = MASKED_ROWS) -> tuple[torch.Tensor, torch.Tensor]:
     count = torch.tensor(counts, dtype=torch.int32, device="cuda")
     return count, torch.arange(room, device="cuda") < count[:, None]
@@ -200,6 +276,37 @@ def cells() -> Iterator[Cell]:
     for m in FP4_ROWS:
         for n, k in (GROUPED[0], (4096, 7168), (7168, 2048)):
             yield "FP8 by MXFP4", f"{FP4_GROUPS} x {m} x {n} x {k}", lambda m=m, n=n, k=k: fp4_weights(m, n, k)
+    yield from einsum_cells()
+    yield from cells_of_attention()
+    for m in HYPER_ROWS:
+        for k in HYPER_DEPTHS:
+            yield "hc prenorm", f"{m} x {k}", lambda m=m, k=k: hyper(m, k, None)
+            yield "hc prenorm in shares", f"{HYPER_SHARES} x {m} x {k}", lambda m=m, k=k: hyper(m, k, HYPER_SHARES)
+
+
+def einsum_cells() -> Iterator[Cell]:
+    for b in EINSUM_ROWS:
+        for h, r, d in EINSUMS:
+            what = f"{b} x {h} x {r} x {d}"
+            for expr, turned in (("bhr,hdr->bhd", False), ("bhd,hdr->bhr", True)):
+                yield f"einsum {expr}", what, lambda b=b, h=h, r=r, d=d, t=turned: einsum(b, h, r, d, t)
+        yield "FP8 einsum bhr,hdr->bhd", what, lambda b=b, h=h, r=r, d=d: einsum(b, h, r, d, False, in_bf16=False)
+    for s, m, n, k in SUMS:
+        for in_fp32, of in ((False, "bf16"), (True, "fp32")):
+            yield (f"einsum bmk,bnk->mn in {of}", f"{s} x {m} x {n} x {k}",
+                   lambda s=s, m=m, n=n, k=k, f=in_fp32: einsum_of_batch(s, m, n, k, f))  # fmt: skip
+
+
+def cells_of_attention() -> Iterator[Cell]:
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for s, t, h, d, c in itertools.product(QUERIES, KEYS, HEADS, HEAD_WIDTHS, (False, True)):
+            if t > s:
+                yield ("MQA logits", f"{s} x {t} x {h} x {d} {name}{' compressed' if c else ''}",
+                       lambda s=s, t=t, h=h, d=d, dtype=dtype, c=c: mqa_logits(s, t, h, d, dtype, c))  # fmt: skip
+        for b, n, h, mean in itertools.product(REQUESTS, (1, 2), HEADS, CONTEXTS):
+            if b * mean <= MAX_CACHED:
+                yield ("paged MQA logits", f"{b} x {n} x {h} x {mean} {name}",
+                       lambda b=b, n=n, h=h, mean=mean, dtype=dtype: paged_mqa_logits(b, n, h, mean, dtype))
 
 
 def compare(problem: Problem, peer: ModuleType, timer: Timer) -> dict[str, float]:
@@ -207,13 +314,13 @@ def compare(problem: Problem, peer: ModuleType, timer: Timer) -> dict[str, float
     starts = torch.zeros if problem.out.dtype == torch.float32 else torch.empty  # what is added to, or written
     outs = [starts(problem.out.shape, dtype=problem.out.dtype, device="cuda") for _ in range(2)]
     ways = [lambda: problem.call(ours, outs[0]), lambda: (problem.peer_call or problem.call)(peer, outs[1])]
-    for way in ways:
-        way()
-    mine, theirs = ((out if problem.rows is None else out[problem.rows]).float() for out in outs)
+    made = [way() for way in ways]
+    results = [out if new is None else new for out, new in zip(outs, made, strict=True)]
+    mine, theirs = ((out if problem.rows is None else out[problem.rows]).float() for out in results)
     difference = float((mine - theirs).norm() / theirs.norm())
     if not difference <= MAX_DIFFERENCE:
         raise RuntimeError(f"relative difference {difference:.3g} from DeepGEMM exceeds {MAX_DIFFERENCE}")
-    del mine, theirs
+    del mine, theirs, made, results
     ours_us, peer_us = timer.in_turn(ways)
     return {"microseconds": ours_us, "deep_gemm": peer_us, "ratio": ours_us / peer_us, "difference": difference}
 
@@ -237,14 +344,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=sorted({part for part, _, _ in cells()}), metavar="PART",
                         help="of the table, e.g. 'FP8 dense'; all if not given")  # fmt: skip
-    arguments = record.parse(parser, ["gemm_fp8", "gemm_bf16"])
+    arguments = record.parse(parser, ["gemm_fp8", "gemm_bf16", "einsum_bf16", "hc_prenorm_tf32", "mqa_logits_fp8"])
     try:
         peer = importlib.import_module("deep_gemm")
     except ImportError as error:
         raise SystemExit(f"the peer is missing: {error}; install deep_gemm") from None
 
-    found, timer, bandwidth = begin()
-    found["deep_gemm"] = peer.__version__
+    found, timer, bandwidth = begin(deep_gemm=peer.__version__)
     rows = []
     for part, cell, make in cells():
         if arguments.parts is None or part in arguments.parts:
@@ -256,7 +362,7 @@ def main() -> None:
     lines = summary(rows)
     print(record.table("", HEADERS, lines))
     print(record.markdown("benchmarks/beside_deep_gemm.py", HEADERS, lines))
-    record.finish(arguments.json, "beside_deep_gemm", found, {"rows": rows})
+    record.finish(arguments.json, "beside_deep_gemm", found, timer.facts(), {"rows": rows})
 
 
 if __name__ == "__main__":

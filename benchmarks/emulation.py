@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import statistics
 import time
 import warnings
 from unittest.mock import patch
@@ -28,7 +27,7 @@ LIMITS = {True: 4.0, False: 1.5}  # seconds on two cores, by checks
 HEADERS = ("arch", "variant", "checks", "first s", "median s", "limit s")
 
 
-def measure(arch: str, variant: str, checks: bool, repeats: int) -> dict[str, object]:
+def measure(arch: str, variant: str, checks: bool, repeats: int, spread: record.Spread) -> dict[str, object]:
     arguments = grouped_fp4(COUNTS, N, K, "f4", seed=0)
     seconds = []
     # The loader makes the device, with checks: nothing but a measurement should switch them off.
@@ -38,7 +37,7 @@ def measure(arch: str, variant: str, checks: bool, repeats: int) -> dict[str, ob
             loader.launch("grouped_fp4", **arguments, variant=variant, device=f"emulated:{arch}")
             seconds.append(time.perf_counter() - start)
     return {"arch": arch, "variant": variant, "checks": checks, "first_s": seconds[0],
-            "median_s": statistics.median(seconds[1:]), "limit_s": LIMITS[checks]}
+            "median_s": spread.median(seconds[1:]), "limit_s": LIMITS[checks]}
 
 
 def main() -> None:
@@ -50,11 +49,12 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name}: {value}")
     # Without checks first: the code that is generated does not depend on them, so only this one's `first` pays for it.
-    rows = [measure(arch, variant, checks, options.repeats)
+    spread = record.Spread()
+    rows = [measure(arch, variant, checks, options.repeats, spread)
             for arch, variant in VARIANTS.items() for checks in (False, True)]
     title = f"grouped_fp4, {len(COUNTS)} experts x {COUNTS[0]} rows, N = {N}, K = {K}"
     print(record.table(title, HEADERS, [list(row.values()) for row in rows]))
-    record.finish(options.json, "emulation", found, {"rows": rows})
+    record.finish(options.json, "emulation", found, {"repeats": options.repeats, **spread.facts()}, {"rows": rows})
 
 
 if __name__ == "__main__":

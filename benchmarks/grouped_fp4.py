@@ -108,7 +108,7 @@ def main() -> None:
     columns = ["N", "K", "m", "floor", "grouped_fp4", "best tile", "grouped_mm", "triton", "teraflops"]
     title = f"microseconds, E = {arguments.experts}, bf16 out"
     print(record.table(title, columns, [[row[column] for column in columns] for row in rows]))
-    record.finish(arguments.json, "grouped_fp4", found, {"read_bandwidth": bandwidth, "rows": rows})
+    record.finish(arguments.json, "grouped_fp4", found, timer.facts(), {"read_bandwidth": bandwidth, "rows": rows})
 
 
 if __name__ == "__main__":

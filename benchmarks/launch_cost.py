@@ -25,7 +25,7 @@ import record
 import torch
 import triton
 from cuda.bindings import driver as cuda
-from moe_layer import Layer, Size, whole_arguments
+from moe_problem import Layer, Size, whole_arguments
 from problem import make_problem
 
 import loader
@@ -40,7 +40,7 @@ def _nop9(a, b, c, d, e, f, g, h, out):
     pass
 
 
-def per_launch(ways: dict[str, Callable[[], object]], batch: int) -> dict[str, float]:
+def per_launch(ways: dict[str, Callable[[], object]], batch: int, spread: record.Spread) -> dict[str, float]:
     """Microseconds of one call each way: the median over batches, taken in turn so that all see the same machine."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(BATCHES + 3):  # the first three warm up
@@ -51,7 +51,7 @@ def per_launch(ways: dict[str, Callable[[], object]], batch: int) -> dict[str, f
                 launch()
             times[way].append((time.perf_counter() - begin) / batch * 1e6)
     torch.cuda.synchronize()
-    return {way: statistics.median(taken[3:]) for way, taken in times.items()}
+    return {way: spread.median(taken[3:]) for way, taken in times.items()}
 
 
 def bare_launches(plan: loader.Plan, stream: int) -> dict[str, Callable[[], object]]:
@@ -160,7 +160,7 @@ def ways_by_name() -> dict[str, dict[str, Callable[[], object]]]:
     """Kernel -> its ways to be launched; small problems."""
     nine = [torch.empty(1024, device="cuda") for _ in range(9)]
     triton_launch = {"Triton JIT": lambda: _nop9[(1,)](*nine)}
-    problem, layer = make_problem([1], 128, 256), Layer(Size(experts=4, top_k=2, hidden=256, between=128))
+    problem, layer = make_problem([1], 128, 256), Layer("moe_fp4", Size(4, 2, 256, 128))
     tokens = layer.tokens(1)
     gemm = {**problem.inputs, "out": problem.output()}
     whole = whole_arguments(layer, tokens, torch.empty_like(tokens["x"]))
@@ -195,7 +195,8 @@ def main() -> None:
     found = record.environment(("torch", "triton", "cuda-bindings"))
     print(found)
 
-    costs = {name: per_launch(ways, LAUNCHES // KERNELS[name]) for name, ways in ways_by_name().items()}
+    spread = record.Spread()
+    costs = {name: per_launch(ways, LAUNCHES // KERNELS[name], spread) for name, ways in ways_by_name().items()}
     cold = {
         "import loader, ms": fresh_process(True, arguments.runs),
         "first launch beyond cuInit and context, ms": fresh_process(False, arguments.runs),
@@ -213,7 +214,7 @@ def main() -> None:
     modules = foreign_modules()
     print("modules outside the standard library after import:", ", ".join(modules) or "none")
     results = {"microseconds": costs, "fresh_process": cold, "foreign_modules": modules}
-    record.finish(arguments.json, "launch_cost", found, results)
+    record.finish(arguments.json, "launch_cost", found, {"batches": BATCHES, **spread.facts()}, results)
 
 
 if __name__ == "__main__":

@@ -35,38 +35,49 @@ PICTURES = {
         },
     ),
     "moe": Picture(
-        ("layer",), "MoE layer of {layer}", "tokens", "tokens",
+        ("kernel", "layer"), "{kernel}, {layer}", "tokens", "tokens",
         {
-            "floor": ("floor: NVFP4 bytes / read bandwidth", "0.6", "--"),
+            "floor": ("floor: bytes of weights / read bandwidth", "0.6", "--"),
             "torch": ("torch, bf16 weights", "tab:orange", "-"),
+            "DeepGEMM": ("DeepGEMM, other steps in Triton", "tab:green", "-"),
+            "Marlin": ("vLLM's Marlin, W4A16", "tab:red", "-"),
             "unfused": ("kernels here, activation apart", "tab:blue", ":"),
-            "moe_fp4": ("moe_fp4", "tab:blue", "-"),
+            "ours": ("here, one call", "tab:blue", "-"),
         },
+    ),
+    "model": Picture(
+        ("record",), "{record}", "measured", "measured, microseconds",
+        {"measured": ("equal", "0.6", "--"), "predicted": ("predicted", "tab:blue", ".")},
     ),
 }  # fmt: skip
 
 
 def plot(record: dict, path: Path) -> None:
-    """Time over size, both logarithmic."""
+    """Time over size, both logarithmic, two panels a line."""
     picture = PICTURES[record["benchmark"]]
 
     def panel_of(row: dict) -> tuple:
         return tuple(row[key] for key in picture.panel)
 
     panels = sorted(set(map(panel_of, record["rows"])))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    lines, columns = -(-len(panels) // 2), min(2, len(panels))
+    figure, axes = plt.subplots(lines, columns, figsize=(5 * columns, 4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
         rows = sorted((row for row in record["rows"] if panel_of(row) == panel), key=lambda row: row[picture.x])
         for key, (label, color, style) in picture.contenders.items():
-            points = [(row[picture.x], row[key]) for row in rows]
-            axis.plot(*zip(*points, strict=True), style, color=color, label=label, marker="." if style == "-" else "")
+            points = [(row[picture.x], row[key]) for row in rows if row.get(key) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), ".-" if style == "-" else style, color=color, label=label)
         axis.set_xscale("log", base=2)
         axis.set(yscale="log", xlabel=picture.x_label, title=picture.title.format_map(rows[0]))
+        axis.set_ylabel("microseconds")
         axis.grid(True, which="both", alpha=0.2)
-    axes[0][0].set_ylabel("microseconds")
-    axes[0][0].legend(fontsize=8)
+        axis.legend(fontsize=8)
     found = record["environment"]
-    figure.suptitle(f"{found['device']}, driver {found['driver']}, torch {found['torch']}, {found['date']}", fontsize=8)
+    named = [found["device"], *(f"{name} {found[name]}" for name in ("driver", "torch") if name in found)]
+    figure.suptitle(", ".join([*named, found["date"]]), fontsize=8)
     figure.tight_layout()
     plt.rcParams["svg.hashsalt"] = record["benchmark"]  # the same record gives the same file
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Callable, Sequence
 
 import record
@@ -22,6 +21,12 @@ class Timer:
 
     def __init__(self) -> None:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        self._spread, self._replays = record.Spread(), set()
+
+    def facts(self) -> dict[str, object]:
+        """For the record: how all times so far were taken, and how far apart they lay."""
+        return {"cold L2": f"{FLUSH_BYTES >> 20} MiB written before each replay", "captures": INSTANCES,
+                "replays": ", ".join(map(str, sorted(self._replays))), **self._spread.facts()}
 
     def __call__(self, launch: Callable[[], object], replays: int = REPLAYS) -> float:
         return self.in_turn([launch], replays)[0]
@@ -40,13 +45,16 @@ class Timer:
         times: list[list[float]] = [[] for _ in launches]
         for of, begin, end in spans:
             times[of].append(begin.elapsed_time(end))
-        return [statistics.median(of_one) * 1000 for of_one in times]
+        self._replays |= set(map(len, times))
+        return [self._spread.median(of_one) * 1000 for of_one in times]
 
 
-def begin() -> tuple[dict[str, str], Timer, float]:
-    """Environment, a timer and the read bandwidth in bytes a second, printed first."""
-    found, timer = record.environment(), Timer()
+def begin(**peers: str) -> tuple[dict[str, str], Timer, float]:
+    """Environment with what there is to say of ``peers``, a timer and the read bandwidth in bytes a second, printed
+    first. Clocks are those right behind the measurement of that."""
+    timer = Timer()
     bandwidth = read_bandwidth(timer)
+    found = record.environment() | peers
     print(found, f"read bandwidth {bandwidth / 1e12:.2f} TB/s", sep="\n", flush=True)
     return found, timer, bandwidth
 

@@ -76,7 +76,7 @@ def main() -> None:
     tiles = list(rows[0]["microseconds"])
     table = [[*row["features"].values(), *[row["microseconds"][tile] for tile in tiles]] for row in rows]
     print(record.table("microseconds", ["m", "N", "K", "E", *tiles], table))
-    record.finish(arguments.json, "tune", found, {"family": arguments.family, "rows": rows})
+    record.finish(arguments.json, "tune", found, timer.facts(), {"family": arguments.family, "rows": rows})
 
 
 if __name__ == "__main__":
