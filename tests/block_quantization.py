@@ -1,5 +1,5 @@
-"""Quantisation in blocks with a scale each, to FP8 and to MX: what an activation and it make of values with a bound,
-and every byte of values that are known."""
+"""Quantisation in blocks with a scale each, to FP8, MX and NVFP4: what an activation and it make of values with a
+bound, and every byte of values that are known."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Format:
 FP8 = Format("FP8", 128, reference.E4M3, 448, 3, 2.0**-9)
 MXFP8 = Format("MXFP8", 32, reference.E4M3, 448, 3, 2.0**-9)
 MXFP4 = Format("MXFP4", 32, reference.E2M1, 6, 1, 0.5)
+NVFP4 = Format("NVFP4", 16, reference.E2M1, 6, 1, 0.5)
 SMALLEST_AMAX = 1e-10  # of FP8
 
 
@@ -79,6 +80,23 @@ class Quantized:
         reference.check_within(self.values, value, self.bound(value, bound), context)
 
 
+def verify_nvfp4(
+    quantized: Quantized, value: np.ndarray, bound: np.ndarray, encode: float, context: str = ""
+) -> None:  # fmt: skip
+    """Scales, UE4M3 as numbers, are some that follow from a largest magnitude within the bound: they grow with that.
+    Where one is 0 so are the elements, and each other element is its value, rounded. encode: 6 * 448 / amax."""
+    amax, off = (blocks_of(abs(part), NVFP4).max(-1) for part in (value, bound))
+    off = off + amax * 2.0**-21  # of the operations from there to the scale
+    low, high = (to_ue4m3(part * encode / 6) for part in (np.maximum(amax - off, 0), amax + off))
+    codes = to_ue4m3(quantized.scales)
+    assert ((low <= codes) & (codes <= high)).all(), f"{context}: a scale does not follow from the largest of its block"
+    is_zero = _widened(codes == 0, NVFP4, value.shape[1])
+    assert (NVFP4.elements[quantized.out[is_zero]] == 0).all(), f"{context}: an element without a scale"
+    scaled = Quantized(quantized.out, np.where(codes == 0, 1, quantized.scales / encode), NVFP4)
+    within = np.where(is_zero, abs(value) + bound, scaled.bound(value, bound))
+    reference.check_within(scaled.values, value, within, context)
+
+
 def _widened(of_blocks: np.ndarray, fmt: Format, columns: int) -> np.ndarray:
     return np.repeat(of_blocks, fmt.block, axis=1)[:, :columns]
 
@@ -87,7 +105,7 @@ def blocks_of(values: np.ndarray, fmt: Format) -> np.ndarray:
     """[rows, columns] as [rows, blocks, of a block], zeros behind."""
     padded = np.zeros((len(values), reference.round_up(values.shape[1], fmt.block)), values.dtype)
     padded[:, : values.shape[1]] = values
-    return padded.reshape(len(values), -1, fmt.block)
+    return padded.reshape(len(values), padded.shape[1] // fmt.block, fmt.block)
 
 
 def activated(
@@ -131,6 +149,7 @@ def quantize(values: np.ndarray, fmt: Format, scale_rounding: str) -> Quantized:
 
 
 def _powers(amax: np.ndarray, fmt: Format, scale_rounding: str) -> np.ndarray:
+    amax = np.where(np.isinf(amax), 2.0**128, amax)  # the exponent that it has in fp32
     exact = np.log2(amax / fmt.largest) if scale_rounding == "up" else np.log2(amax)
     exponent = np.ceil(exact) if scale_rounding == "up" else np.floor(exact) - np.floor(np.log2(fmt.largest))
     return np.where(np.isnan(amax), np.nan, np.exp2(np.maximum(exponent, -127)))

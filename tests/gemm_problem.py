@@ -27,7 +27,7 @@ class Operand:
 
     def dequantized(self, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
         """float64 [.., rows, K] of elements with scales [.., rows, blocks]."""
-        values = reference.E2M1[_unpacked(elements)] if self.elements == "e2m1" else reference.E4M3[elements]
+        values = reference.E2M1[unpacked(elements)] if self.elements == "e2m1" else reference.E4M3[elements]
         return values * np.repeat(scales.astype(np.float64), self.block, -1)[..., : values.shape[-1]]
 
 
@@ -108,7 +108,7 @@ def gemm_problem(
     return problem
 
 
-def _unpacked(elements: np.ndarray) -> np.ndarray:
+def unpacked(elements: np.ndarray) -> np.ndarray:
     """Codes of E2M1, of which a byte has two."""
     return np.stack([elements & 15, elements >> 4], axis=-1).reshape(*elements.shape[:-1], -1)
 

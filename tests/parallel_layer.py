@@ -46,13 +46,14 @@ def cases(seed: int, ranks: int, hidden: int, tokens: int) -> dict[str, tuple[li
 
 
 def compute(store: Any, rank: int, ranks: int, folder: str, seed: int, sizes: dict[str, int], emulate: str | None,
-            limit: float) -> None:
+            limit: float, form: str = "nvfp4") -> None:
     """Every case on all ranks, into ``<rank>.pt``; then some of them on one device, into ``one<rank>.pt``."""
     device = expert_parallel.device_of(rank, emulate)
-    weights = _to(device, expert_parallel.random_weights(seed, EXPERTS, sizes["hidden"], sizes["between"]))
+    kind, draw = expert_parallel.KINDS[form]
+    weights = _to(device, draw(seed, EXPERTS, sizes["hidden"], sizes["between"]))
     drawn = cases(seed, ranks, sizes["hidden"], sizes["tokens"])
     peers = Peers(store, rank, ranks, device, limit)
-    layer = _layer(peers, weights, emulate)
+    layer = _layer(kind, peers, weights, emulate)
     outputs = {}
     for name, (counts, batch) in drawn.items():
         begin = sum(counts[:rank])
@@ -60,7 +61,7 @@ def compute(store: Any, rank: int, ranks: int, folder: str, seed: int, sizes: di
         peers.synchronize()
     torch.save({name: out.cpu() for name, out in outputs.items()}, Path(folder) / f"{rank}.pt")
     peers.close()
-    one = {name: expert_parallel.on_one_device(*(tensor.to(device) for tensor in batch), weights, emulate).cpu()
+    one = {name: expert_parallel.on_one_device(kind, *(tensor.to(device) for tensor in batch), weights, emulate).cpu()
            for name, (_, batch) in list(drawn.items())[rank::ranks]}
     torch.save(one, Path(folder) / f"one{rank}.pt")
 
@@ -84,7 +85,7 @@ def lose_a_peer(store: Any, rank: int, ranks: int, folder: str, seed: int, sizes
     weights = _to(device, expert_parallel.random_weights(seed, EXPERTS, sizes["hidden"], sizes["between"]))
     _, batch = cases(seed, ranks, sizes["hidden"], sizes["tokens"])["uneven"]
     peers = (_Lost if rank == 1 and how == "exits inside the layer" else Peers)(store, rank, ranks, device, limit)
-    layer = _layer(peers, weights, emulate)
+    layer = _layer(expert_parallel.ExpertParallel, peers, weights, emulate)
     if rank == 1 and how == "hangs":
         time.sleep(3600)
     try:
@@ -105,10 +106,12 @@ class _Lost(Peers):
         return counts
 
 
-def _layer(peers: Peers, weights: dict[str, torch.Tensor], emulate: str | None) -> expert_parallel.ExpertParallel:
+def _layer(
+    kind: type[expert_parallel.ExpertParallel], peers: Peers, weights: dict[str, torch.Tensor], emulate: str | None
+) -> expert_parallel.ExpertParallel:
     mine = expert_parallel.experts_of(peers.rank, peers.ranks, EXPERTS)
     mine_only = {name: tensor[mine.start : mine.stop] for name, tensor in weights.items()}
-    return expert_parallel.ExpertParallel(peers, EXPERTS, mine_only, expert_parallel.WORDS, emulate)
+    return kind(peers, EXPERTS, mine_only, emulate)
 
 
 def _to(device: torch.device, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -94,6 +94,18 @@ def combine(
     return store(sums, out_type)
 
 
+def gathered(
+    x: np.ndarray, x_type: str, routing: Routing, weights: np.ndarray, weighting: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a gather quantises, fp32: the values of each owned row's token, and the weight of its slot."""
+    top_k, slots = weights.shape[1], routing.slot_of_row[: routing.owned]
+    values, weight = load(x, x_type)[slots // top_k], weights.ravel()[slots]
+    if weighting == "input":
+        with np.errstate(all="ignore"):
+            values = load(store(values * load(store(weight, x_type), x_type)[:, None], x_type), x_type)
+    return values, weight
+
+
 def gather_quantize(
     before: dict[str, np.ndarray],
     x: np.ndarray,
@@ -105,13 +117,9 @@ def gather_quantize(
     approximations: Approximations,
 ) -> dict[str, np.ndarray]:
     """The outputs of ``moe_gather_quantize`` by name, over what was in them ``before``."""
-    top_k, slots = weights.shape[1], routing.slot_of_row[: routing.owned]
     expert = np.repeat(np.arange(len(global_scale)), np.diff(routing.expert_offsets))
     encode = encode_scale(global_scale, scalars["global_scale_kind"])[expert]
-    values, weight = load(x, x_type)[slots // top_k], weights.ravel()[slots]
-    if scalars["weighting"] == "input":
-        with np.errstate(all="ignore"):
-            values = load(store(values * load(store(weight, x_type), x_type)[:, None], x_type), x_type)
+    values, weight = gathered(x, x_type, routing, weights, scalars["weighting"])
     packed, scales = quantize(values, encode, scalars["division"], approximations)
 
     after = {name: array.copy() for name, array in before.items()}

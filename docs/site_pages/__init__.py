@@ -11,7 +11,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from generator import matrix, pack
-from site_pages import examples, results, tree
+from site_pages import examples, outputs, results, tree
 from site_pages.families import Families
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +22,12 @@ GENERATED = DOCS / "generated"
 def pages(expansion: matrix.Expansion) -> Iterator[tuple[str, str]]:
     """Path below ``docs/generated`` without its suffix, and Markdown."""
     records = results.read(ROOT / "benchmarks" / "results")
-    families = Families(expansion, _artifacts(expansion), lambda family: results.of_family(records, family))
+    artifacts = _artifacts(expansion)
+    families = Families(expansion, artifacts, lambda family: results.of_family(records, family))
     yield from families.pages()
     yield from results.pages(records, ROOT / "benchmarks", set(families.families))
-    yield from examples.pages(ROOT, GENERATED)
+    printed = outputs.outputs(ROOT, GENERATED / "outputs", examples.WITHOUT_GPU) if artifacts else {}
+    yield from examples.pages(ROOT, GENERATED, printed)
     yield from tree.pages(ROOT)
 
 

@@ -17,7 +17,7 @@ from site_pages.markdown import bullets, code, codes, link, number, plain, table
 
 Row = Mapping[str, Any]
 # What makes a time repeatable -> a word that the name of a recorded value has which says it.
-WANTED = {"the card": "device", "the driver": "driver", "clocks": "clock", "the commit": "commit",
+WANTED = {"the card": "device", "the driver": "driver", "clocks": "clock", "the sources": "sources",
           "the digest of the pack": "pack", "the spread of the times": "spread"}  # fmt: skip
 # Parts of beside_deep_gemm -> the family that the call of integrations.deep_gemm launches on the recorded device.
 PARTS = {
@@ -26,6 +26,11 @@ PARTS = {
     "bf16 dense": "gemm_bf16", "bf16 gradients of inputs": "gemm_bf16_nn", "bf16 gradients of weights": "gemm_bf16_tn",
     "bf16 by labels": "grouped_bf16_labels", "bf16 masked": "grouped_bf16_masked", "bf16 along K": "k_grouped_bf16_tn",
     "FP8 by MXFP4": "grouped_fp8_mxfp4_masked",
+    "einsum bhr,hdr->bhd": "einsum_bf16", "einsum bhd,hdr->bhr": "einsum_bf16_nn",
+    "FP8 einsum bhr,hdr->bhd": "einsum_fp8",
+    "einsum bmk,bnk->mn in bf16": "einsum_bf16_shares", "einsum bmk,bnk->mn in fp32": "einsum_bf16_shares",
+    "MQA logits": "mqa_logits_fp8", "paged MQA logits": "paged_mqa_logits_fp8",
+    "hc prenorm": "hc_prenorm_tf32", "hc prenorm in shares": "hc_prenorm_tf32_shares",
 }  # fmt: skip
 
 
@@ -71,14 +76,17 @@ KINDS = {
                              families=lambda row: [PARTS[row["part"]]]),
     "grouped_fp4": Kind(("N", "K", "experts", "m"), "grouped_fp4", ("grouped_mm", "triton"), ("floor", "best tile"),
                         families=lambda row: ["grouped_fp4"]),
-    "moe": Kind(("layer", "tokens", "active experts"), "moe_fp4", ("unfused", "torch"), ("floor",),
-                families=lambda row: ["moe_fp4", *(kernel.partition("/")[0] for kernel in row["kernels"])]),
+    "moe": Kind(("layer", "kernel", "tokens", "active experts"), "ours", ("unfused", "torch", "DeepGEMM", "Marlin"),
+                ("floor",),
+                families=lambda row: [row["kernel"], *(kernel.partition("/")[0] for kernel in row["kernels"])]),
     "quantize": Kind(("family", "experts", "m"), "microseconds", ("torch.compile", "torch"), ("floor", "TB/s")),
     "launch_cost": Kind(("kernel",), "loader.launch", ("Triton JIT",),
                         ("plan.launch()", "plan.launch(stream)", "bare, ctypes", "bare, cuda.bindings"),
                         rows=_launches, families=lambda row: [row["kernel"]]),
     "tune": Kind(("rows_per_expert", "N", "K", "E", "tile"), "microseconds", (),
                  ("next tile", "its microseconds", "tiles"), rows=_tiles),
+    "model": Kind(("record", "chip", "kernel", "problem"), "predicted", (), ("measured", "error", "bound"),
+                  families=lambda row: [row["kernel"].partition("/")[0]]),
     "emulation": Kind(("arch", "variant", "checks"), "median_s", (), ("first_s", "limit_s"), unit="seconds",
                       families=lambda row: ["grouped_fp4"]),
 }  # fmt: skip
@@ -96,7 +104,7 @@ class Record:
         self.rows = sorted(self.kind.rows(self.record), key=lambda row: -(self.kind.ratio(row) or 0))
         self.compared = [row for row in self.rows if self.kind.ratio(row) is not None]
         self.behind = sum(self.kind.ratio(row) > 1 for row in self.compared)
-        self.environment = self.record["environment"]
+        self.environment, self.timing = self.record["environment"], self.record.get("timing", {})
 
     @property
     def title(self) -> str:
@@ -116,18 +124,29 @@ class Record:
     def page(self, benchmarks: Path, known: set[str]) -> str:
         source = (benchmarks / f"{self.benchmark}.py").read_text()
         about = (ast.get_docstring(ast.parse(source)) or "").replace("``", "`")
-        return "\n".join([f"# {self.title}\n", about + "\n", *self._machine(), _cold(source, benchmarks),
+        return "\n".join([f"# {self.title}\n", about + "\n", *self._machine(), self._cold(source, benchmarks),
                           *self._behind(), *self._table(), *self._families(known)])  # fmt: skip
 
     def _machine(self) -> Iterator[str]:
         yield "## Where and when\n"
-        rows = {**self.environment, **{key: value for key, value in self.record.items()
-                                       if isinstance(value, (int, float)) and not isinstance(value, bool)}}  # fmt: skip
-        yield table(["recorded", ""], [[plain(key), plain(str(value))] for key, value in sorted(rows.items())])
+        rows = {**self.environment, **self.timing,
+                **{key: value for key, value in self.record.items()
+                   if isinstance(value, (int, float)) and not isinstance(value, bool)}}  # fmt: skip
+        yield table(["recorded", ""], [[plain(key), plain(number(value))] for key, value in sorted(rows.items())])
         names = " ".join([*rows, *self.record, *(key for row in self.rows for key in row)]).lower()
         missing = [what for what, word in WANTED.items() if word not in names]
         if missing:
             yield f"The record does not name {', '.join(missing)}.\n"
+
+    def _cold(self, source: str, benchmarks: Path) -> str:
+        """How the L2 was made cold: what the record says, else the program."""
+        if "timing import" not in source and "import timing" not in source:
+            return "Times are those of the host; the L2 of a device plays no part.\n"
+        if "cold L2" not in self.timing:
+            return _cold_now(benchmarks)
+        return (f"For a cold L2: {self.timing['cold L2']} of a CUDA graph. A time is the median of so many replays: "
+                f"{self.timing['replays']}, of {self.timing['captures']} captures in turn. The spread is (p90 - p10) / "
+                "median of the replays of a cell.\n")  # fmt: skip
 
     def _behind(self) -> Iterator[str]:
         if not self.compared:
@@ -166,10 +185,8 @@ class Record:
             yield ", ".join(link(code(name), f"../families/{name}") for name in names) + "\n"
 
 
-def _cold(source: str, benchmarks: Path) -> str:
-    """How the L2 was made cold, from the program that measures, as it is now."""
-    if "timing import" not in source and "import timing" not in source:
-        return "Times are those of the host; the L2 of a device plays no part.\n"
+def _cold_now(benchmarks: Path) -> str:
+    """How the L2 is made cold, from the program that measures, as it is now."""
     timing = benchmarks / "timing.py"
     mib, replays, instances = (_stated(timing, line) for line in (
         r"FLUSH_BYTES = (\d+) << 20", r"REPLAYS = (\d+)", r"INSTANCES = (\d+)"))  # fmt: skip

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from packs import ARCHS, CACHE, build_kernels
+from packs import ARCHS, CACHE, need_kernels
 
 import emulator
 from generator.matrix import Variant
 from loader import emulated, values
+
+if TYPE_CHECKING:
+    import torch
+    from layer_runner import Runner
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,23 +36,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def build() -> subprocess.CompletedProcess | None:
-    """Builds the pack, incrementally; None where LOADER_ARTIFACTS names one."""
+def packs() -> list[str] | None:
+    """The ``packs`` of a call: None where LOADER_ARTIFACTS names one."""
     if os.environ.get("LOADER_ARTIFACTS"):
         return None
-    return build_kernels(ARCHS)
-
-
-@pytest.fixture(scope="session")
-def packs(build: subprocess.CompletedProcess | None) -> list[str] | None:
-    """The ``packs`` of a call."""
-    return None if build is None else [str(CACHE)]
+    need_kernels(ARCHS)
+    return [str(CACHE)]
 
 
 @pytest.fixture
 def unchecked_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where no launch looks at offsets, counts and indices."""
     monkeypatch.setattr(values, "check", lambda *_: None)
+
+
+@pytest.fixture
+def runner(packs: list[str] | None, reschedule: Callable[[], str]) -> Callable[[str], Runner]:
+    """Launches a layer on an arch, each time under a fresh schedule."""
+    from layer_runner import Runner  # which needs torch
+
+    return lambda arch: Runner(arch, packs, reschedule)
+
+
+@pytest.fixture
+def generator(rng: np.random.Generator) -> torch.Generator:
+    """Of torch, with a seed of the test's own data."""
+    torch = pytest.importorskip("torch")
+    return torch.Generator().manual_seed(int(rng.integers(1 << 62)))
 
 
 @pytest.fixture

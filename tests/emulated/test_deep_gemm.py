@@ -235,8 +235,8 @@ def test_refusals() -> None:
         deep_gemm.bf16_gemm_nt(d.new_empty(8, 128), d.new_empty(16, 256)[:, ::2], d)
     with pytest.raises(NotImplementedError, match="alignment of groups: expected 128, got 64"):
         deep_gemm.set_mk_alignment_for_contiguous_layout(64)
-    with pytest.raises(NotImplementedError, match="deep_gemm.fp8_einsum is not covered; covered are bf16_gemm_nn, "):
-        _ = deep_gemm.fp8_einsum
+    with pytest.raises(NotImplementedError, match="deep_gemm.fp8_mega_moe is not covered; covered are bf16_gemm_nn, "):
+        _ = deep_gemm.fp8_mega_moe
 
 
 @pytest.fixture(params=["100a", "120a"])

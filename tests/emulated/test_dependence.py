@@ -15,7 +15,7 @@ from ptx import module
 import emulator
 from emulator.machine.dependence import EarlySpace
 from emulator.machine.memory import Region, Space
-from loader import emulated, registry
+from loader import emulated, listing, registry
 
 WAIT, ALLOW = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
 
@@ -129,7 +129,7 @@ def test_every_kernel_waits_before_it_lets_the_next_one_start(packs: list[str] |
     candidates = [candidate for family in found.families for candidate in found.candidates(family)]
     assert candidates
     for candidate in candidates:
-        text = emulated.ptx_text(candidate)
+        text = listing.ptx_text(candidate)
         assert -1 < text.find(WAIT) < text.find(ALLOW), candidate.artifact.symbol
 
 
@@ -168,14 +168,14 @@ def test_a_layer_that_does_not_wait(
 ) -> None:
     """A kernel of moe_fp4 that reads what the step before writes, or the one before that, is found out."""
     torch = pytest.importorskip("torch")
-    import moe
+    import moe_reference as moe
 
     import loader
 
     arch, kernel, change = FAULTS[fault]
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     layer, tokens = moe.random_layer(generator, 5, 96, 64), moe.random_tokens(generator, 9, 2, 5, 96)
-    original = emulated.ptx_text
+    original = listing.ptx_text
 
     def planted(candidate: object) -> str:
         text = original(candidate)
@@ -183,7 +183,7 @@ def test_a_layer_that_does_not_wait(
 
     launch = functools.partial(loader.launch, "moe_fp4", **tokens._asdict(), **layer.arguments,
                                out=torch.empty_like(tokens.x), device=f"emulated:{arch}", packs=packs)  # fmt: skip
-    with mock.patch.object(emulated, "ptx_text", planted), mock.patch.object(emulated, "_modules", {}):
+    with mock.patch.object(listing, "ptx_text", planted), mock.patch.object(emulated, "_modules", {}):
         with pytest.raises(loader.EmulatedFaultError, match="griddepcontrol.wait") as raised:
             for _ in range(8):  # schedules: what is told to wait late may still come in time
                 reschedule()

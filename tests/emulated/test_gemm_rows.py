@@ -27,10 +27,12 @@ pytestmark = [
 def variants(
     form: str, dtypes: tuple[str, ...] = ("bf16", "f16", "f32"),
     formats: tuple[str, ...] = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_nn", *OF_32, "bf16", "bf16_nn"),
+    each: bool = True,
 ) -> pytest.MarkDecorator:  # fmt: skip
-    """Of a form of rows, in every format and the majors of groups."""
+    """Of a form of rows, in every format and the majors of groups; in each output type, or in one of them."""
     families = [form.replace("*", f"_{fmt}") for fmt in formats]
     found = [v for v in MATRIX if v.family in families and v.axes["out"] in dtypes]
+    found = found if each else shipped_matrix.one_output(found)
     return pytest.mark.parametrize("variant", found, ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")
 
 
@@ -217,7 +219,7 @@ def test_k_groups(
         assert (out.array[m : 2 * m] == 0).all()
 
 
-@variants("gemm*", formats=("fp8", "fp8_ue8m0", *OF_32, "bf16"))
+@variants("gemm*", formats=("fp8", "fp8_ue8m0", *OF_32, "bf16"), each=False)
 def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """One row, 8 columns, as few of K as there may be; a column tile of which 8 are there; K of one step more than a
     block."""
@@ -229,7 +231,8 @@ def test_smallest(variant: Variant, run: Run, rng: np.random.Generator) -> None:
         run(variant, problem, gemm_problem.dense(problem))
 
 
-@variants("gemm*", formats=tuple(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0") for letters in ("nn", "tt", "tn")))
+@variants("gemm*", formats=tuple(f"{fmt}_{letters}" for fmt in ("bf16", "fp8_ue8m0") for letters in ("nn", "tt", "tn")),
+          each=False)  # fmt: skip
 def test_smallest_of_other_majors(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """As few rows, columns and elements along K as are a pitch of TMA, or one where they are not; a panel and a few."""
     _, fmt, letters, _ = gemm_problem.named(variant.family)
@@ -241,7 +244,7 @@ def test_smallest_of_other_majors(variant: Variant, run: Run, rng: np.random.Gen
         run(variant, problem, gemm_problem.dense(problem))
 
 
-@variants("grouped*")
+@variants("grouped*", each=False)
 def test_accumulate(variant: Variant, packs: list[str] | None, rng: np.random.Generator) -> None:
     """add: alpha times the product, a bias and what out held, rounded once."""
     out_type = variant.axes["out"]

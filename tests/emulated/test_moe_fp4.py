@@ -7,16 +7,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import moe  # noqa: E402
-from device_problem import TORCH_TYPES, Output  # noqa: E402
-from moe import Layer, Settings, Tokens  # noqa: E402
-
-import loader  # noqa: E402
+import moe_reference as moe  # noqa: E402
+from device_problem import TORCH_TYPES  # noqa: E402
+from layer_runner import Runner  # noqa: E402
+from moe_reference import Layer, Settings, Tokens  # noqa: E402
 
 ARCHS = ("90a", "100a", "120a")
 GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
@@ -48,44 +46,6 @@ class Shape:
 
 
 SMALL = Shape(tokens=9, top_k=2, experts=5, hidden=96, between=64)
-
-
-class Runner:
-    """Launches on an emulated device, each time under a fresh schedule and into a poisoned output."""
-
-    def __init__(self, arch: str, packs: list[str] | None, reschedule: Callable[[], str]) -> None:
-        self.arch, self.schedule, self._packs, self._reschedule = arch, "", packs, reschedule
-
-    def launch(self, name: str, **arguments: Any) -> None:
-        self.schedule = self._reschedule()
-        loader.launch(name, **arguments, device=f"emulated:{self.arch}", packs=self._packs)
-
-    def __call__(self, layer: Layer, tokens: Tokens, out_type: str = "bf16", workspace: Any = None) -> torch.Tensor:
-        """The layer's result; nothing else is written."""
-        count, hidden = tokens.x.shape
-        out = Output(count, hidden, out_type, tokens.x.device)
-        self.launch(layer.composite, **tokens._asdict(), **layer.arguments, out=out.array, workspace=workspace)
-        assert out.intact(count), f"{self.arch} {self.schedule}: wrote outside the output"
-        return out.array
-
-    def workspace(self, layer: Layer, tokens: Tokens, count: int, out_type: str = "bf16") -> torch.Tensor:
-        """Poisoned, for ``count`` tokens."""
-        experts, hidden, between = layer.shape
-        size = loader.workspace_bytes(layer.composite, packs=self._packs, T=count, TOPK=tokens.topk_ids.shape[1],
-                                      E=experts, H=hidden, I=between, x="bf16", topk_ids="i32", out=out_type,
-                                      global_scale_kind="encode")  # fmt: skip
-        raw = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
-        return raw[-raw.data_ptr() % 256 :][:size]
-
-
-@pytest.fixture
-def runner(packs: list[str] | None, reschedule: Callable[[], str]) -> Callable[[str], Runner]:
-    return lambda arch: Runner(arch, packs, reschedule)
-
-
-@pytest.fixture
-def generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(1 << 62)))
 
 
 CASES = {
@@ -232,12 +192,7 @@ def test_a_nan_reaches_the_tokens_it_has_a_part_in(
     layer, tokens = SMALL.layer(generator, settings), SMALL.draw(generator)
     tokens.topk_ids[0, 0], tokens.topk_ids[1] = 2, 3  # some have expert 2, some do not
     run = runner(arch)
-    clean = run(layer, tokens)
-    assert not clean.isnan().any()
-    for name, changed, reached in moe.with_nan(layer, tokens, expert=2, token=4):
-        out = run(*changed)
-        assert torch.equal(out[~reached], clean[~reached]), f"{arch} {name} {run.schedule}"
-        assert out[reached].isnan().any(dim=1).all(), f"{arch} {name} {run.schedule}"
+    run.check_reach(layer, tokens, moe.with_nan(layer, tokens, expert=2, token=4))
 
 
 @every_arch

@@ -78,9 +78,9 @@ SMALL = {
 
 @every_variant("grouped")
 def test_small_problems(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """On shapes smaller than any tile, with scales for which the sums of MXFP4 are exact."""
-    for counts, n, k in SMALL.values():
-        run(variant, random_problem(rng, variant, counts, n, k), "none")
+    """On two of the shapes smaller than any tile, with scales for which the sums of MXFP4 are exact."""
+    for name in rng.choice(list(SMALL), 2, replace=False):
+        run(variant, random_problem(rng, variant, *SMALL[name]), "none")
 
 
 @every_variant("gemm")

@@ -133,7 +133,8 @@ def test_a_nan_global_scale_stays_in_its_expert(arch: str, family: str, run: Run
 def test_the_largest_share_is_the_amax(
     arch: str, shares: int, launch: Callable[[str, Case], dict[str, np.ndarray]], rng: np.random.Generator
 ) -> None:
-    """Wherever the largest element is, and with more shares than blocks; a NaN is the amax of its share."""
+    """Wherever the largest element is, and with more shares than blocks; a NaN is the amax of its share. The last 16
+    elements are read again by threads that have none left, so a NaN there may be in other shares, too."""
 
     def partial(dtype: str, x: np.ndarray) -> np.ndarray:
         outputs = {"partial": np.full(shares, -1, np.float32)}
@@ -144,8 +145,10 @@ def test_the_largest_share_is_the_amax(
         found = partial(dtype, x)
         assert found.max() == amax and (found >= 0).all(), (dtype, m, k)
         if m:
-            x[rng.integers(m), rng.integers(k)] = quantization.store(np.full(1, np.nan, np.float32), dtype)[0]
-            assert np.isnan(partial(dtype, x)).sum() == 1, (dtype, m, k)
+            at = int(rng.integers(m * k))
+            x.flat[at] = quantization.store(np.full(1, np.nan, np.float32), dtype)[0]
+            found = int(np.isnan(partial(dtype, x)).sum())
+            assert found >= 1 if at >= m * k - 16 else found == 1, (dtype, m, k, at)
 
 
 @every_arch

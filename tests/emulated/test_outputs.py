@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import block_cases
 import fp8_swiglu
 import gemm_problem
 import numpy as np
@@ -86,6 +87,23 @@ def test_nvfp4_quantize(layout: str, run: Run, rng: np.random.Generator) -> None
     case.verify(outputs, EMULATED)
 
 
+BLOCKS = [("mxfp4_quantize", {"S": 256, "Kp": 192}, {}), ("fp8_quantize", {}, {}),
+          ("fp8_quantize", {}, {"scale_layout": "row_major"}), ("fp8_ue8m0_quantize", {}, {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, sizes, scalars", BLOCKS)
+def test_block_quantize(
+    family: str, sizes: dict[str, int], scalars: dict[str, str], run: Run, rng: np.random.Generator
+) -> None:
+    """Rows that the call makes longer, and scales whose shape follows from their layout."""
+    case = block_cases.dense(rng, family, "bf16", 37, 96, 96, **scalars)
+    outputs = run(family, case.inputs, sizes, **scalars)
+    for name, array in outputs.items():
+        case.outputs[name].view(np.uint8)[:] = POISON
+        assert array.shape == case.outputs[name].shape
+    case.verify(outputs, EMULATED)
+
+
 def test_grouped_fp8_swiglu(run: Run, rng: np.random.Generator) -> None:
     """L1 of an FP8 layer: a result, and its scales MN-major."""
     problem, settings = fp8_swiglu.Problem.random(rng, [3, 0, 6], 144, 272), fp8_swiglu.Settings()
@@ -131,7 +149,7 @@ def test_layouts_of_scales(family: str, run: Run, rng: np.random.Generator) -> N
 def test_a_whole_layer(packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator) -> None:
     """A composite, with its workspace."""
     torch = pytest.importorskip("torch")
-    import moe
+    import moe_reference as moe
 
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     layer = moe.random_layer(generator, 4, 96, 64, moe.Settings())

@@ -16,7 +16,7 @@ import loader
 from generator.matrix import Variant
 
 SPLIT = [variant for variant in shipped_matrix.VARIANTS
-         if variant.arch in ("100a", "120a") and variant.axes.get("splits", 1) > 1 and variant.axes["out"] == "f32"]
+         if variant.arch in ("100a", "120a") and variant.axes.get("splits", 1) > 1 and variant.axes.get("out") == "f32"]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),

@@ -22,13 +22,20 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import block_cases  # noqa: E402
+import einsum_problem  # noqa: E402
 import fp8_swiglu  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
+import hc_prenorm  # noqa: E402
+import mqa  # noqa: E402
+import mqa_mx  # noqa: E402
+import mqa_sparse  # noqa: E402
 import mx_swiglu  # noqa: E402
 import packs  # noqa: E402
 import quantization  # noqa: E402
 import reference  # noqa: E402
+import rms_norm  # noqa: E402
 import schedules  # noqa: E402
 from raw_buffer import CUDA, NUMPY_TYPES, RawBuffer  # noqa: E402
 
@@ -169,6 +176,36 @@ def launch_rows(device: Device, rng: np.random.Generator) -> str:
     return f"{count} variants of FP8 and bf16 GEMMs"
 
 
+def launch_einsums(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of the einsums of heads, each element within its bound, and of what adds up shares of K."""
+    count, rows, heads = 0, 139, 3
+    for family in ("einsum_bf16", "einsum_bf16_nn", "einsum_bf16_tn", "einsum_fp8"):
+        _, fmt, letters, _ = gemm_problem.named(family)
+        problem = gemm_problem.gemm_problem(rng, fmt, [rows] * heads, N, K)
+        problem.on_hopper = hardware.is_hopper()
+        inputs = {name: device.upload(getattr(value, "owner", value)) if hasattr(value, "shape") else value
+                  for name, value in einsum_problem.inputs(problem, letters).items()}  # fmt: skip
+        for artifact in packs.artifacts(family, hardware.runs_here):
+            out = reference.GuardedOutput(rows * heads, N, artifact.axes["out"])
+            array = out.array.reshape(einsum_problem.shape(rows, heads, N, letters))
+            buffer = device.upload(array)
+            loader.launch(family, **inputs, out=buffer, variant=artifact.variant)
+            device.download(buffer, array)
+            places = einsum_problem.places(rows, heads, letters)
+            gemm_problem.verify(problem, places, out, rows * heads, "as before", f"{family} {artifact.variant}")
+            count += 1
+    problem = gemm_problem.gemm_problem(rng, "bf16", [rows], N, 5 * 72)
+    inputs = {name: device.upload(array) for name, array in einsum_problem.chained(problem, 5).items()}
+    parts, out = np.empty((3, rows, N), np.float32), np.empty((rows, N), np.float32)
+    shares, result = device.upload(parts), device.upload(out)
+    loader.launch("einsum_bf16_shares", **inputs, out=shares)
+    loader.launch("sum_of_shares", shares=shares, out=result)
+    device.download(result, out)
+    value, bound = gemm_problem.expected(problem)
+    reference.check_within(out.astype(np.float64), value, gemm_problem.rounded_bound(value, bound, "f32"))
+    return f"{count} variants of einsums, and shares of K"
+
+
 def launch_k_groups(device: Device, rng: np.random.Generator) -> str:
     """Every variant of the GEMMs with groups along K, each element within its bound; then added to itself."""
     count, rows, ks = 0, 136, [128, 0, 1152, 256]
@@ -296,14 +333,94 @@ def launch_fp8_quantized(device: Device, rng: np.random.Generator) -> int:
 
 
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:
-    """The quantising families from every type, launched only; test_nvfp4_quantize_device.py has their bytes."""
-    for family in quantization.FAMILIES:
-        for dtype in ("bf16", "f16", "f32"):
-            for scalars in quantization.scalar_choices(family):
-                case = quantization.case(rng, family, dtype, [3, 0, 130, 1], 80, scalars)
+    """The quantising families from every type, launched only; test_nvfp4_quantize_device.py and
+    test_block_quantize_device.py have their bytes."""
+    blocks = (*block_cases.DENSE, *block_cases.MASKED, *block_cases.GATHERS)
+    for module, families, dtypes, k in (
+        (quantization, quantization.FAMILIES, ("bf16", "f16", "f32"), 80), (block_cases, blocks, ("bf16", "f16"), 160),
+    ):  # fmt: skip
+        for family, dtype in itertools.product(families, dtypes):
+            for scalars in module.scalar_choices(family):
+                case = module.case(rng, family, dtype, [3, 0, 130, 1], k, scalars)
                 arrays = {name: device.upload(array) for name, array in (case.inputs | case.outputs).items()}
                 loader.launch(family, **arrays, **scalars)
-    return f"{len(quantization.FAMILIES)} quantising families"
+    return f"{len(quantization.FAMILIES) + len(blocks)} quantising families"
+
+
+def launch_norm(device: Device, rng: np.random.Generator) -> str:
+    """Every format and type, with a row of two parts, launched only; test_rms_norm_device.py has the bytes."""
+    cases = [(name, dtype, settings) for name in rms_norm.FORMATS for dtype in ("bf16", "f16")
+             for settings in rms_norm.Settings.every(name)]  # fmt: skip
+    for (name, dtype, settings), (m, k) in itertools.product(cases, ((5, 288), (1, 8224))):
+        problem = rms_norm.Problem.random(rng, name, dtype, m, k, settings)
+        arrays = problem.inputs() | rms_norm.Outputs(problem).arrays
+        buffers = {key: device.upload(array) for key, array in arrays.items()}
+        loader.launch(problem.family, **buffers, **problem.scalars())
+    return f"{len(rms_norm.FORMATS)} norms that quantise"
+
+
+def launch_mqa(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of MQA logits, dense and paged, exact."""
+
+    def upload(arrays: dict[str, object]) -> dict[str, object]:
+        return {name: device.upload(x) if isinstance(x, np.ndarray) else x for name, x in arrays.items()}
+
+    def of_families(*families: str) -> list:
+        return [artifact for family in families for artifact in packs.artifacts(family, hardware.runs_here)]
+
+    count, ctas = 0, 5
+    for artifact in of_families("mqa_logits_fp8", *mqa_mx.DENSE):
+        sizes = 37, artifact.axes["heads"] - 4, artifact.axes["head_dim"], 700
+        dense = mqa_mx.dense(rng, artifact.family, *sizes, spare=4)
+        out = reference.GuardedOutput(37, 701, "f32")
+        buffer = device.upload(out.array)
+        loader.launch(artifact.family, **upload(dense.inputs()), out=buffer, form="cleaned", variant=artifact.variant)
+        device.download(buffer, out.array)
+        cleaned = np.pad(~dense.seen(), ((0, 0), (0, 1)))
+        mqa.verify(out, *dense.logits(True), dense.seen(), dense.columns("cleaned"), cleaned, artifact.variant)
+        count += 1
+    for artifact in of_families("paged_mqa_logits_fp8", *mqa_mx.PAGED):
+        lengths = rng.integers(0, 700, (9, 3)) * (rng.random((9, 1)) < 0.7)
+        sizes = artifact.axes["heads"], artifact.axes["head_dim"], mqa.page_of(artifact.axes, rng)
+        paged = mqa_mx.paged(rng, artifact.family, lengths, *sizes, spare=16)
+        value, bound, seen = paged.logits(True)
+        out, table = reference.GuardedOutput(*value.shape, "f32"), device.upload(np.zeros((ctas + 1, 2), np.int32))
+        inputs, buffer = upload(paged.inputs()), device.upload(out.array)
+        loader.launch("paged_mqa_schedule", context_lens=inputs["context_lens"], schedule=table)
+        loader.launch(artifact.family, **inputs, schedule=table, out=buffer, variant=artifact.variant)
+        device.download(buffer, out.array)
+        columns = np.broadcast_to(np.arange(value.shape[1]), value.shape)
+        mqa.verify(out, value, bound, seen, columns, context=artifact.variant)
+        count += 1
+    return f"{count} variants of MQA logits"
+
+
+def launch_sparse_mqa(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of sparse MQA logits, and their table, exact."""
+    found = [artifact for family in mqa_sparse.FAMILIES for artifact in packs.artifacts(family, hardware.runs_here)]
+    for artifact in found:
+        mqa_sparse.run_on(device, rng, artifact.family, artifact.variant)
+    return f"{len(found)} variants of sparse MQA logits"
+
+
+def launch_hc_prenorm(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of hc_prenorm_tf32, whole and in shares of K, each element within its bound."""
+    count, rows, columns, depth = 0, 300, 120, hc_prenorm.BLOCK * 25
+    for family, shares in (("hc_prenorm_tf32", None), ("hc_prenorm_tf32_shares", 3)):
+        problem = hc_prenorm.Problem.random(rng, rows, columns, depth, shares)
+        inputs = {"a": device.upload(problem.a), "b": device.upload(problem.b)}
+        lead = () if shares is None else (shares,)
+        for artifact in packs.artifacts(family, hardware.runs_here):
+            outputs = problem.outputs()
+            shapes = (*lead, rows, columns), (*lead, rows)
+            arrays = [output.array.reshape(shape) for output, shape in zip(outputs, shapes, strict=True)]
+            buffers = [device.upload(array) for array in arrays]
+            loader.launch(family, **inputs, out=buffers[0], square_sum=buffers[1], variant=artifact.variant)
+            for buffer, array in zip(buffers, arrays, strict=True):
+                device.download(buffer, array)
+            problem.verify(*outputs, f"{family} {artifact.variant}")
+            count += 1
+    return f"{count} variants of hc_prenorm_tf32"
 
 
 def launch_layer(device: Device, rng: np.random.Generator) -> str:
@@ -341,8 +458,10 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    gemms = launch_grouped, launch_schedules, launch_rows, launch_k_groups
-    parts = *gemms, launch_fused, launch_fp8_fused, launch_mx_fused, launch_quantising, launch_layer
+    gemms = launch_grouped, launch_schedules, launch_rows, launch_einsums, launch_k_groups
+    fused = launch_fused, launch_fp8_fused, launch_mx_fused
+    indexers = launch_mqa, launch_sparse_mqa
+    parts = *gemms, *fused, launch_quantising, launch_norm, *indexers, launch_hc_prenorm, launch_layer
     print(", ".join([part(device, rng) for part in parts]))
 
 

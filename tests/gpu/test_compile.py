@@ -33,6 +33,19 @@ def test_a_compiled_call_launches(x: torch.Tensor, call) -> None:
         assert torch.equal(compiled(x * factor), (x * factor * 2).abs().max() + 1)
 
 
+def test_a_functional_form_is_replayed(x: torch.Tensor) -> None:
+    """In a CUDA graph of inductor, with the values of that time."""
+
+    def largest(x: torch.Tensor) -> torch.Tensor:
+        return ops.amax.functional(x * 2, P=16).amax() + 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(largest, fullgraph=True, mode="reduce-overhead")
+    for factor in (1, 3, 2, 5):
+        torch.compiler.cudagraph_mark_step_begin()
+        assert torch.equal(compiled(x * factor), (x * factor * 2).abs().max() + 1)
+
+
 @pytest.mark.parametrize("argument", ["x", "partial"])
 def test_a_negation_that_waits_is_refused_later(x: torch.Tensor, argument: str) -> None:
     """Also where the problem is remembered."""

@@ -9,9 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import moe  # noqa: E402
+import moe_reference as moe  # noqa: E402
 from device_problem import Output  # noqa: E402
-from moe import Layer, Settings, Tokens  # noqa: E402
+from moe_reference import Layer, Settings, Tokens  # noqa: E402
 
 import loader  # noqa: E402
 

@@ -66,7 +66,7 @@ def launch(case: Case) -> dict[str, np.ndarray]:
         padded[GUARD : GUARD + array.nbytes] = array.reshape(-1).view(np.uint8)
         raw[name] = torch.from_numpy(padded).cuda()
         inside = raw[name][GUARD : GUARD + array.nbytes]
-        outputs[name] = (inside if array.dtype == np.uint8 else inside.view(torch.float32)).view(array.shape)
+        outputs[name] = inside.view(getattr(torch, array.dtype.name)).view(array.shape)
     inputs = {name: _to_device(array) for name, array in case.inputs.items()}
     loader.launch(case.family, **inputs, **outputs, **case.scalars)
     torch.cuda.synchronize()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 MBARRIER, LDMATRIX, WGMMA, TCGEN05 = (f"ptx/{name}.cuh" for name in ("mbarrier", "ldmatrix", "wgmma", "tcgen05"))
 OUTPUT, FP4 = "number/output.cuh", "number/fp4.cuh"

@@ -9,14 +9,23 @@ from __future__ import annotations
 import kernel_faults_90
 import kernel_faults_100
 import kernel_faults_120
+import kernel_faults_einsum
 import kernel_faults_fp8_mxfp4
 import kernel_faults_fp8_swiglu
+import kernel_faults_hc_prenorm
 import kernel_faults_majors
+import kernel_faults_mqa
+import kernel_faults_mqa_100
+import kernel_faults_mqa_120
+import kernel_faults_mqa_sparse
 import kernel_faults_mx
 import kernel_faults_mx_swiglu
 import kernel_faults_mxfp8_rows
 import kernel_faults_packed
+import kernel_faults_pairs
 import kernel_faults_promote_steps
+import kernel_faults_quantize
+import kernel_faults_rms_norm
 import kernel_faults_rows
 import kernel_faults_scales
 import kernel_faults_schedule
@@ -28,14 +37,23 @@ CAUGHT = [
     *kernel_faults_90.CAUGHT,
     *kernel_faults_100.CAUGHT,
     *kernel_faults_120.CAUGHT,
+    *kernel_faults_einsum.CAUGHT,
     *kernel_faults_fp8_mxfp4.CAUGHT,
     *kernel_faults_fp8_swiglu.CAUGHT,
+    *kernel_faults_hc_prenorm.CAUGHT,
     *kernel_faults_majors.CAUGHT,
+    *kernel_faults_mqa.CAUGHT,
+    *kernel_faults_mqa_100.CAUGHT,
+    *kernel_faults_mqa_120.CAUGHT,
+    *kernel_faults_mqa_sparse.CAUGHT,
     *kernel_faults_mx.CAUGHT,
     *kernel_faults_mx_swiglu.CAUGHT,
     *kernel_faults_mxfp8_rows.CAUGHT,
     *kernel_faults_packed.CAUGHT,
+    *kernel_faults_pairs.CAUGHT,
     *kernel_faults_promote_steps.CAUGHT,
+    *kernel_faults_quantize.CAUGHT,
+    *kernel_faults_rms_norm.CAUGHT,
     *kernel_faults_rows.CAUGHT,
     *kernel_faults_scales.CAUGHT,
     *kernel_faults_schedule.CAUGHT,
@@ -47,5 +65,6 @@ NOT_CAUGHT = [
     *kernel_faults_90.NOT_CAUGHT,
     *kernel_faults_rows.NOT_CAUGHT,
     *kernel_faults_fp8_swiglu.NOT_CAUGHT,
+    *kernel_faults_hc_prenorm.NOT_CAUGHT,
     *kernel_faults_100.NOT_CAUGHT,
 ]

@@ -15,7 +15,8 @@ from kernel_fault import (
     WIDE_TILE,
     planted,
 )
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 MAINLOOP, STORE, KERNEL = "mainloop/umma.cuh", "epilogue/store_sm100.cuh", "kernel/sm100.cuh"
 SCALES = {"file": "mainloop/umma_scales.cuh"}
@@ -202,17 +203,17 @@ ACCUMULATORS = planted(
         ),
         (
             "tensor memory freed while in use",
-            "__syncthreads();\n        if (warp == kTensorMemoryWarp) tcgen05::free",
-            "if (warp == kTensorMemoryWarp) tcgen05::free",
+            "            __syncthreads();\n        }\n",
+            "        }\n",
         ),
-        ("tensor memory not freed", "if (warp == kTensorMemoryWarp) tcgen05::free<", "if (false) tcgen05::free<"),
+        ("tensor memory not freed", "if (warp == kTensorMemoryWarp) Mainloop::free(", "if (false) Mainloop::free("),
         ("tensor memory used before it is there", "barrier_of<32 * (kNumWarps - 1)>();", ""),
         (
             "no wait for tensor memory loads",
             "Columns::kPartColumns + begin);\n            tcgen05::wait_loads();",
             "Columns::kPartColumns + begin);",
         ),
-        ("half of tensor memory", "tcgen05::allocate<tcgen05::kNumColumns>", "tcgen05::allocate<256>"),
+        ("half of tensor memory", "allocate<tcgen05::kNumColumns>", "allocate<256>", {"file": MAINLOOP}),
         (
             "no fence after the barrier",
             "accumulator.parity);\n                tcgen05::fence_after_sync();",

@@ -20,7 +20,8 @@ from kernel_fault import (
     WIDE_TILE,
     planted,
 )
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 MAINLOOP, STORE, KERNEL = "mainloop/mma_sync.cuh", "epilogue/store_sm120.cuh", "kernel/sm120.cuh"
 SCALES = {"file": "mainloop/mma_scales.cuh"}
@@ -68,7 +69,7 @@ PIPELINE = planted(
         ("empty expects one warp less", INIT_EMPTY, INIT_EMPTY.replace("s);", "s - 1);"), {"problem": NARROW}),
         ("fewer bytes expected", LOADER_BYTES, LOADER_BYTES.replace("STAGE", "STAGE - 16"), {"file": LOADER}),
         ("no bytes expected", LOADER_BYTES, LOADER_BYTES.replace("Mainloop::BYTES_PER_STAGE", "0"), {"file": LOADER}),
-        ("parity never turns", "parity ^= 1;", "", {"file": RING, "problem": NARROW}),
+        ("parity never turns", "stage = 0;\n            parity ^= 1;", "stage = 0;", {"file": RING, "problem": NARROW}),
         ("no warp barrier before the release", "__syncwarp();  // every lane has read the stage", ""),
         ("try_wait not repeated", '"@!done bra WAIT;\\n"', "", {"file": MBARRIER}),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import FP4, LOADER, LOADER_WAIT, MIDDLE, SOURCES, WEIGHT_ROWS, WGMMA, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 MAINLOOP, DEQUANT = "mainloop/wgmma_dequant.cuh", "mainloop/dequant_fp4.cuh"
 TOKEN_COUNT = "mainloop/token_count.cuh"

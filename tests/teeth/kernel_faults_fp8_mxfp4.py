@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 TABLE = {"file": "number/mx_table.cuh"}
 # Two tiles of rows; of the last stage of K there are two blocks, and of N eight columns.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 GATED, SHARED, PROMOTE = (f"mainloop/{name}.cuh" for name in ("gated_sources", "shared_operands", "wgmma_promote"))
 SWIGLU, QUANTIZE, FP8 = "epilogue/swiglu_rows_sm90.cuh", "epilogue/quantize_rows_sm90.cuh", "number/fp8.cuh"

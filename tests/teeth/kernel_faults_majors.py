@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import SOURCES, TCGEN05, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 OPERANDS, SLOTS, FRAGMENTS = "number/operands.cuh", "layout/weight_slots.cuh", "mainloop/mma_fragments.cuh"
 UMMA, SM100, SM120, STORE = ("mainloop/umma.cuh", "kernel/sm100.cuh", "kernel/sm120.cuh", "epilogue/store_sm120.cuh")
@@ -35,10 +36,10 @@ CAUGHT = [
             kernel(arch, "k_grouped_bf16_tn"),
             OF_K,
             [
-                ("mn-major tokens of the rows of out", "tile.scale_row + i * PANEL_ROWS", "tile.row + i * PANEL_ROWS"),
-                ("mn-major tokens of the first panel", "tile.scale_row + i * PANEL_ROWS", "tile.scale_row"),
+                ("mn-major tokens of the rows of out", "tile.row : tile.scale_row)", "tile.row : tile.row)"),
+                ("mn-major tokens of the first panel", "scale_row) + i * PANEL_ROWS", "scale_row)"),
                 ("mn-major tokens in one panel", "places.tokens + i * PANEL_BYTES", "places.tokens"),
-                ("k groups with weights of their own", "return Mainloop::kTokensMnMajor ? 0 :", "return"),
+                ("k groups with weights of their own", "MnMajor && !kTokenMatrices ?", "MnMajor && kTokenMatrices ?"),
                 (
                     "k groups with scales of their own",
                     "Base::matrix(tile));",

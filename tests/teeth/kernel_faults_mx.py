@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import LDMATRIX, SOURCES, TCGEN05, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 OPERANDS, MMA_SYNC = "number/operands.cuh", "ptx/mma_sync.cuh"
 UMMA, MMA_LOOP, MMA_SCALES = "mainloop/umma_scales.cuh", "mainloop/mma_sync.cuh", "mainloop/mma_scales.cuh"

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernel_fault import MASKED, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 SM100, COMMON, MX = "epilogue/swiglu_quantize_sm100.cuh", "epilogue/swiglu_quantize.cuh", "number/mx.cuh"
 SM90 = "epilogue/swiglu_mx_sm90.cuh"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import SOURCES, TCGEN05, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 OPERANDS = "number/operands.cuh"
 KERNEL = {"100a": {"file": "kernel/sm100.cuh"}, "120a": {"file": "kernel/sm120.cuh"}}
@@ -108,7 +109,7 @@ CAUGHT += planted(
             "instruction, true);",
         ),
         ("bf16 of one operand alone", "kBf16 << 10 | kBf16 << 7", "kBf16 << 7", {"file": TCGEN05}),
-        ("bf16 sums in f16", "| kF32 << 4;", ";", {"file": TCGEN05}),
+        ("bf16 sums in f16", "kBf16 << 7 | kF32 << 4;", "kBf16 << 7;", {"file": TCGEN05}),
         (
             "accumulator for padding alone",
             "return !Rows::kHasPadding || tile.num_rows > 0;",

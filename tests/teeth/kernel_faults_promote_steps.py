@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 STEPS, WORDS, LAYOUT = "mainloop/wgmma_promote_steps.cuh", "mainloop/scale_words.cuh", "layout/scale_rows.cuh"
 E2M1, TABLE, UE8M0 = ({"file": f"number/{name}.cuh"} for name in ("e2m1", "mx_table", "ue8m0"))

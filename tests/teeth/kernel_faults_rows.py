@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernel_fault import LOADER, SOURCES, WGMMA, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 PROMOTE, SHARED, PLAIN = (f"mainloop/{name}.cuh" for name in ("wgmma_promote", "shared_operands", "wgmma_shared"))
 ANY_ROWS, K_GROUPS = "schedule/any_rows.cuh", "schedule/k_groups.cuh"

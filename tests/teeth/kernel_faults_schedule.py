@@ -14,7 +14,8 @@ from kernel_fault import (
     TILE,
     planted,
 )
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 M8, M16 = Kernel("120a", "m8n128k256_f32"), Kernel("100a", "m16n128k256_f32")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 SPLIT, GROUPED = "epilogue/split_k_sm90.cuh", "schedule/grouped.cuh"
 SPLIT_FP8 = Kernel("90a", "m64n128s4_f32", "gemm_fp8")
@@ -47,15 +48,15 @@ ROOM_100 = f"cluster::wait_on(&empty_[to], parity(to) ^ 1);\n                {OT
 def of_kernel(kernel: str) -> list[tuple]:
     """Faults in what the kernels of Blackwell do for a cluster."""
     file = {"file": f"kernel/{kernel}.cuh"}
-    begin = "if constexpr ({}kSplits > 1) cluster::{}();".format
-    schedule = "Schedule::" if kernel == "sm120" else ""
+    begin = "if constexpr ({}kSplits > 1{}) cluster::{}();".format
+    schedule, pairs = ("Schedule::", "") if kernel == "sm120" else ("", " || kPairs")
     return [
         ("split sums of two CTAs in one place", *ONE_PLACE),
         ("split sums of one CTA waited for", *FEWER_BYTES),
         ("split sums of one CTA left out", *FEWER_SUMS),
         ("split share reaches to the end", "min(tile.k_end, tile.k_begin + share)", "tile.k_end", {"file": GROUPED}),
-        ("split CTA begins before the others", begin(schedule, "wait"), "", file),
-        ("split CTA never says that it is there", begin(schedule, "arrive"), "", file),
+        ("split CTA begins before the others", begin(schedule, "", "wait"), "", file),
+        ("split CTA never says that it is there", begin(schedule, pairs, "arrive"), "", file),
     ]
 
 

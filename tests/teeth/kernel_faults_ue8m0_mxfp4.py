@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import LDMATRIX, TCGEN05, planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 LAYOUT, OPERANDS, MMA_SYNC = "layout/scale_rows.cuh", "number/operands.cuh", "ptx/mma_sync.cuh"
 ROW_SCALES = {"100a": "mainloop/umma_row_scales.cuh", "120a": "mainloop/mma_row_scales.cuh"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kernel_fault import planted
-from planting import Kernel, Problem
+from launches import Problem
+from planting import Kernel
 
 SOURCES, ROWS = "mainloop/gated_row_sources.cuh", "epilogue/gated_rows.cuh"
 UMMA_ROWS, MEMORY, SM100 = "mainloop/umma_row_scales.cuh", "mainloop/tensor_memory.cuh", "kernel/sm100.cuh"

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from integrations import checkpoint, expert_layout, expert_tensors
+from integrations import checkpoint, expert_formats, scale_layouts
 from integrations.checkpoint import Checkpoint, CheckpointError, prepare, restore
 from integrations.safetensors_file import SafetensorsFile
 
@@ -112,7 +112,7 @@ def test_every_value_lies_where_the_kernels_read_it(tmp_path, rng, source, files
 
 
 @each_format
-@pytest.mark.parametrize("projections", expert_tensors.PROJECTIONS[:2], ids=" ".join)
+@pytest.mark.parametrize("projections", expert_formats.PROJECTIONS[:2], ids=" ".join)
 def test_restore_gives_every_byte_back(tmp_path, rng, source, projections):
     """Preparation loses nothing: names, shapes and bytes of the checkpoint come back."""
     tensors = make_experts(rng, source, projections=projections)
@@ -135,7 +135,7 @@ def test_command_writes_what_the_function_gives(tmp_path, rng, source, capsys):
     command = ["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--layers", "9"]
     assert checkpoint.main(command) == 1
     error = capsys.readouterr().err
-    assert "no experts to convert" in error
+    assert "nothing to convert" in error
     assert f"{layers[1]}: not among --layers" in error
     assert not (tmp_path / "out").exists()
 
@@ -152,7 +152,7 @@ def test_command_writes_what_the_function_gives(tmp_path, rng, source, capsys):
             assert (as_bytes(tensor) == arrays[name]).all()
         assert written["w13_scale"].dtype == torch.float8_e4m3fn
         file = SafetensorsFile(path)
-        assert (file.metadata["format"], file.metadata["version"]) == ("block-scaled-moe", "2")
+        assert (file.metadata["format"], file.metadata["version"]) == ("block-scaled-moe", "3")
         again = restore({name: file.read(name) for name in file.tensors}, file.metadata)
         assert all(array.tobytes() == as_bytes(tensors[name]).tobytes() for name, array in again.items())
 
@@ -161,8 +161,8 @@ def test_round_trip_is_checked_unless_it_is_switched_off(tmp_path, rng, monkeypa
     """A preparation that changes a byte is found by the command, and leaves no file."""
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", make_experts(rng, "modelopt"))
-    right = expert_layout.to_blocks
-    monkeypatch.setattr(expert_layout, "to_blocks", lambda scales: np.roll(right(scales), 1))
+    right = scale_layouts.to_blocks
+    monkeypatch.setattr(scale_layouts, "to_blocks", lambda scales: np.roll(right(scales), 1))
     command = ["convert", str(tmp_path / "in"), str(tmp_path / "out")]
     assert checkpoint.main(command) == 1
     assert "is not what it was" in capsys.readouterr().err
@@ -205,14 +205,14 @@ def remove(*stems):
         (remove("1."), f"{PREFIX}: expert 1 of 3 is missing"),
         (remove("1.up_proj.weight_scale_2"), f"no tensor {PREFIX}.1.up_proj.weight_scale_2"),
         (remove("0.gate_proj.input_scale"), f"no tensor {PREFIX}.0.gate_proj.input_scale"),
-        (remove("0", "1", "2"), f"no experts at {PREFIX}; experts are at: none"),
+        (remove("0", "1", "2"), f"no experts or MLP at {PREFIX}; there are none"),
         (
             change("2.gate_proj.weight", torch.zeros(160, 96, dtype=torch.bfloat16)),
             "2.gate_proj.weight is BF16 [160, 96], expected U8 [160, 48]",
         ),
         (
             change("0.gate_proj.weight", torch.zeros(160, 96, dtype=torch.bfloat16)),
-            "0.gate_proj.weight is BF16 [160, 96], not packed U8 [N, K/2]",
+            "0.gate_proj.weight is BF16 [160, 96], not U8 [N, K/2]",
         ),
         (
             change("1.down_proj.weight_scale", torch.zeros(96, 9).to(torch.float8_e4m3fn)),
@@ -230,7 +230,7 @@ def remove(*stems):
         (change("norm.weight", torch.ones(1)), "norm.weight and 0 more have no place"),
         (change("gate_proj.1.weight", torch.ones(1)), "experts are named in 2 ways"),
         (change("1.up_proj.pre_quant_scale", torch.ones(96)), "1.up_proj.pre_quant_scale: AWQ, which multiplies"),
-        (change("gate_up_proj_blocks", torch.ones(96)), "gate_up_proj_blocks: MXFP4 as gpt-oss has it"),
+        (change("gate_up_proj_blocks", torch.ones(96)), "experts are named in 2 ways"),
         (change("1.up_proj.weight_scale_2", torch.tensor(0.0)), "1.up_proj.weight_scale_2 is 0.0"),
         (change("1.up_proj.input_scale", torch.tensor(float("nan"))), "1.up_proj.input_scale is nan"),
         (change("1.up_proj.input_scale", torch.tensor(0.0)), "1.up_proj.input_scale is 0.0"),

@@ -75,7 +75,7 @@ def test_a_number_of_any_length_is_no_raw_error(tmp_path, rng, name, capsys):
     status = run(tmp_path / "in", tmp_path / "out", "--prefix", "model.experts")
     assert (status, "have no place" in capsys.readouterr().err) == ((1, True) if "layers" not in name else (0, False))
     assert run(tmp_path / "in", tmp_path / "out", "--layers", "1") == 1
-    assert "no experts to convert" in capsys.readouterr().err
+    assert "nothing to convert" in capsys.readouterr().err
 
 
 def test_a_name_is_not_markup(tmp_path, rng, capsys):
@@ -162,7 +162,7 @@ def test_reasons_of_what_is_skipped(tmp_path, rng, capsys):
     assert sorted(rows) == [
         ["model.layers.10.mlp.experts", "not among --layers"],
         ["model.layers.2.mlp.experts",
-         "experts that are not NVFP4: 0.down_proj.weight is BF16, and there are no global scales"],
+         "in no format that is read: 0.down_proj.weight is BF16"],
         ["mtp.layers.1.mlp.experts", "predicts further tokens; --prefix takes it"],
     ]  # fmt: skip
 
@@ -172,8 +172,8 @@ def test_nothing_to_convert_is_an_error(tmp_path, rng, capsys):
     save(tmp_path / "in", model(rng))
     assert run(tmp_path / "in", tmp_path / "out", "--layers", "2") == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"CheckpointError: {tmp_path / 'in'}: no experts to convert\n")
-    assert "model.layers.2.mlp.experts: experts that are not NVFP4" in error
+    assert error.startswith(f"CheckpointError: {tmp_path / 'in'}: nothing to convert\n")
+    assert "model.layers.2.mlp.experts: in no format that is read" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from integrations.checkpoint import Checkpoint, CheckpointError, convert, prepare, restore
-from integrations.expert_tensors import Layer
+from integrations.expert_layer import Layer
 
 PREFIX = "model.layers.3.mlp.experts"
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -184,12 +184,23 @@ def test_gate_and_up_of_an_expert_in_one_tensor(tmp_path, rng):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"version": "1"}, r"metadata of format and version \('block-scaled-moe', '1'\), expected"),
-    ({"format": "other"}, r"metadata of format and version \('other', '2'\), expected"),
+    ({"version": "2"}, r"metadata of format and version \('block-scaled-moe', '2'\), expected"),
+    ({"format": "other"}, r"metadata of format and version \('other', '3'\), expected"),
     ({"hidden": "x"}, "metadata with hidden 'x', which is not JSON"),
     ({"source": "other"}, "metadata of source 'other' with names"),
     ({"names": "{prefix}{prefix}"}, "metadata of source 'modelopt' with names '{prefix}{prefix}'"),
     ({"rank": None}, "metadata without rank"),
+    ({"rank": "1"}, "metadata with rank 1, expected less than tp 1"),
+    ({"ep": "0"}, "metadata with ep_rank 0, expected less than ep 0"),
+    ({"hidden": "2.5"}, "metadata with hidden '2.5', expected JSON of int"),
+    ({"hidden": "-1"}, "metadata with hidden '-1', expected JSON of int"),
+    ({"transposed": "0"}, "metadata with transposed '0', expected JSON of bool"),
+    ({"columns": "[1]"}, r"metadata with columns '\[1\]', expected JSON of tuple"),
+    ({"types": "{}"}, "metadata with types '{}', expected JSON of tuple"),
+    ({"shapes": "[[1]]"}, r"metadata with shapes '\[\[1\]\]', expected JSON of dict"),
+    ({"hidden": "[" * 100_000}, "which is not JSON"),
+    ({"experts": "2"}, r"w13 has shape \(1, .*\), the metadata asks for \(2, "),
+    ({"hidden": "1048576"}, "w13 has shape .*, the metadata asks for"),
 ])  # fmt: skip
 def test_metadata_of_another_file_are_refused(tmp_path, rng, change, message):
     """What is restored comes from a file of this version."""
@@ -198,6 +209,9 @@ def test_metadata_of_another_file_are_refused(tmp_path, rng, change, message):
     metadata = Checkpoint(tmp_path / "model.safetensors").layer(PREFIX).metadata | change
     with pytest.raises(CheckpointError, match=message):
         restore(arrays, {name: value for name, value in metadata.items() if value is not None})
+    whole = Checkpoint(tmp_path / "model.safetensors").layer(PREFIX).metadata
+    with pytest.raises(CheckpointError, match="w2_scale has shape no array, the metadata asks for"):
+        restore({name: array for name, array in arrays.items() if name != "w2_scale"}, whole)
 
 
 def test_stacked_global_scales_are_one_or_one_for_each(tmp_path, rng):

@@ -172,3 +172,11 @@ def test_words_of_a_scalar(tmp_path, case):
     with pytest.raises(MatrixError) as raised:
         expand(tmp_path, family=family)
     assert words in str(raised.value)
+
+
+def test_a_step_may_write_what_its_kernel_can_read_too(tmp_path):
+    """An ``inout`` counts as written: whether it is read, scalars of the kernel say."""
+    family = copy.deepcopy(FAMILY)
+    family["arguments"][1]["direction"] = "inout"
+    steps = expand(tmp_path, family=family).composites["twice"]["steps"]
+    assert [step["arguments"]["y"] for step in steps] == ["between", "z"]

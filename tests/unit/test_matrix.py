@@ -249,6 +249,20 @@ def test_measured_rows_decide_what_is_reachable(tmp_path):
     assert expansion.families["f"]["select"]["measured"] == json.loads(RECORDED["fair.json"])["rows"]
 
 
+def test_requirements_hold_the_numbers_of_a_variant(tmp_path):
+    """A tile that fits no problem, or never the cheapest of those that fit, can never be chosen."""
+    rule = {"targets.hopper.requires": ["M <= block_m * 8"]}
+    with_512 = {"select.domain.M": [1, 64, 1024, 4096]}
+    found = problems(tmp_path, edited(rule | with_512))
+    assert [problem.split(": ")[2] for problem in found] == ["tile m128k64 can never be chosen on 90a, 100a"]
+    unfit = problems(tmp_path, edited({"targets.hopper.requires": ["M > block_m * 100"]} | with_512))
+    assert "tile m128k64 can never be chosen on 90a, 100a" in [problem.split(": ")[2] for problem in unfit]
+    expansion = expand(tmp_path, {"f": edited({"targets.hopper.requires": ["M > 8 - block_m"]})})
+    variants = {variant.variant: variant.requires for variant in expansion.variants}
+    assert variants["m8k64_f16"] == [{"text": "M > 0", "expression": [">", "M", 0]}]
+    assert variants["m128k64_f16"] == [{"text": "M > -120", "expression": [">", "M", -120]}]
+
+
 def test_equal_costs_go_to_the_name_that_sorts_first(tmp_path):
     """As in the loader, whatever the order in the file."""
     changes = {"targets.hopper.cost": "100 if block_k == 32 else 100", "targets.hopper.archs": ["90a"]}
@@ -403,6 +417,10 @@ CASES = {
         {"targets.hopper.constants.stages": 1},
         f"{HOPPER}.constants.stages: duplicate name: it is already a key of axis 'tile'",
     ),
+    "unknown name in a requirement": (
+        {"targets.hopper.requires": ["Q <= block_m"]},
+        f"{HOPPER}.requires[0]: unknown name 'Q'",
+    ),
     "useless exclusion": (
         {"targets.hopper.exclude.1": {"block_m": 9}},
         f"{HOPPER}.exclude[1]: excludes no combination of the axes",
@@ -470,12 +488,12 @@ CASES = {
     ),
     "element of a dtype that is no map's": (
         {"parameters.1.element": DELETE, "arguments.0.dtypes": ["e4m3"]},
-        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, bf16, f16, u4_align16: "
+        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, tf32, bf16, f16, u4_align16: "
         "the dtype of 'x' is e4m3 (variant m8k64_f16 and 5 more)",
     ),
     "element of several dtypes": (
         {"parameters.1.element": DELETE, "arguments.0.dtypes": ["f16", "bf16"], "targets.hopper.constants.stage": "8"},
-        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, bf16, f16, u4_align16: "
+        "families.f.parameters[1].element: expected one of u8, u16, u32, f32, tf32, bf16, f16, u4_align16: "
         "the dtype of 'x' is not the same in all calls (variant m8k64_f16 and 5 more)",
     ),
     "rank": (
@@ -597,8 +615,18 @@ def test_names_of_the_loader_are_refused(tmp_path, name):
         assert reason in str(raised.value)
 
 
-# Families whose result is right where a dimension is 0: the largest of nothing, and the offsets of no slots.
-RIGHT_OF_NOTHING = {"amax": {"M", "K"}, "moe_route": {"T", "TOPK"}}
+# Families whose result is right where a dimension is 0: the largest of nothing, and the offsets of no slots; shares of
+# no request; lists of no pages' keys.
+RIGHT_OF_NOTHING = {"amax": {"M", "K"}, "moe_route": {"T", "TOPK"}, "paged_mqa_schedule": {"B"},
+                    "sparse_mqa_table": {"P"}}  # fmt: skip
+# Of queries with an index each a request has one; the bytes of 128 pages; lists of 128 columns, and of 128 blocks.
+NOT_128 = {"paged_mqa_schedule": {"N": 1}} | {
+    f"paged_mqa_logits_{fmt}": {"N": 1, "Z": 128 * 128 * 132, "page_stride": 128 * 132}
+    for fmt in ("fp8", "mxfp8", "mxfp4")
+} | {
+    f"{form}sparse_mqa_logits_{fmt}": {"H": 32, "L": 17, "Z": 128 * 128 * 132, "page_stride": 128 * 132}
+    for form in ("", "paged_") for fmt in ("mxfp8", "mxfp4")
+} | {"sparse_mqa_table": {"block": 8, "unaligned": 0, "L": 129}}
 
 
 @pytest.mark.parametrize("linear", [0, 1])
@@ -622,7 +650,7 @@ class FamilyReader:
         scalars = {key: 0 if isinstance(value, str) else value for key, value in scalars.items()}
         self.dimensions = set().union(*map(names, shapes)) - set(scalars) - {"R"}
         self.fixed = scalars | {f"sizeof_{argument['name']}": 2 for argument in self.family["arguments"]}
-        self.fixed |= {"scale_layout": linear}
+        self.fixed |= {"scale_layout": linear} | NOT_128.get(name, {})
 
     def _values(self, given):
         values = {**dict.fromkeys(self.dimensions, 128), **self.fixed, **given}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,3 +44,19 @@ def test_values_over_a_bar_are_marked(of, titles):
     """Spills and local memory; R2UR and local memory of a main loop alone; registers at the limit, unless warps hand
     them on."""
     assert marked(of) == titles
+
+
+def test_each_cubin_is_disassembled_once_and_two_at_a_time(monkeypatch):
+    """Kernels that families have in common share a profile, and every kernel has that of its own cubin."""
+    both, seen = threading.Barrier(2, timeout=60), []
+
+    def profile(cubin: Path, disassembler: Path) -> str:
+        both.wait()  # nobody passes alone
+        seen.append(cubin)
+        return f"{disassembler} of {cubin}"
+
+    monkeypatch.setattr(sass, "profile", profile)
+    monkeypatch.setattr(report, "find_disassembler", lambda: Path("nvdisasm"))
+    kernels = [SimpleNamespace(folder=Path(folder)) for folder in "abacdb"]
+    assert report.profiles(kernels, 2) == [f"nvdisasm of {folder}/kernel.cubin" for folder in "abacdb"]
+    assert sorted(map(str, seen)) == [f"{folder}/kernel.cubin" for folder in "abcd"]

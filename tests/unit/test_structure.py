@@ -21,8 +21,9 @@ FORBIDDEN = {
     "integrations": {"generator", "emulator", "tests"},
     "docs/site_pages": {"emulator", "integrations", "benchmarks", "examples", "tests"},
 }
-# Programs about two packages: one profiles kernels of packs, one times the emulated device.
-ALLOWED = {"emulator/tools/command.py": {"loader"}, "benchmarks/emulation.py": {"emulator"}}
+# Programs about two packages: one profiles kernels of packs, one times the emulated device, one reads SASS.
+ALLOWED = {"emulator/tools/command.py": {"loader"}, "benchmarks/emulation.py": {"emulator"},
+           "benchmarks/kernel_facts.py": {"generator"}}
 # Packages that a wheel has inside another one: imports among their files are relative, so that one tree has both names.
 SHIPPED = ("loader", "emulator", "integrations")
 PACKAGES = tuple(FORBIDDEN)
@@ -141,3 +142,12 @@ def test_inline_ptx_has_its_place() -> None:
     """One instruction a wrapper, in ptx/, and in number/ where it is arithmetic."""
     assert not [path.relative_to(ROOT).as_posix() for path in TEMPLATES
                 if re.search(r"\basm\b", path.read_text()) and path.parent.name not in ("ptx", "number")]
+
+
+def test_scripts_and_helpers_of_tests_have_names_of_their_own() -> None:
+    """Tests import them by name alone, and of two with one name whichever comes first."""
+    folders = [ROOT / "benchmarks", ROOT / "examples", ROOT / "tests", *(ROOT / "tests").iterdir()]
+    places = {}
+    for path in (path for folder in folders for path in folder.glob("*.py") if not (folder / "__init__.py").exists()):
+        places.setdefault(path.name, []).append(path.relative_to(ROOT).as_posix())
+    assert [found for name, found in places.items() if len(found) > 1 and name != "conftest.py"] == []

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,33 @@ class Settings:
             given = {name: given[name] for name in ("global_scale_kind", "first_expert", "division", "rounding",
                                                     "weighting")}  # fmt: skip
         return given
+
+
+class AnyLayer(Protocol):
+    """A layer in any format."""
+
+    settings: Any  # first_expert, weighting
+    expert_map: Tensor | None  # i32 [G]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, H, I."""
+
+    @property
+    def composite(self) -> str:
+        """Its name."""
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """Of the composite, by name."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the composite, but for the tokens and the output."""
+
+    def rows_of(self, expert: int, x: Tensor, row_weight: Tensor, out: str) -> tuple[Tensor, Tensor]:
+        """Results of an expert as stored in ``out``, float64 [rows, H], for x float64 [rows, H] and a factor of each
+        row after the activation; and how far they may be off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +148,10 @@ class Layer:
     def gated(self) -> bool:
         return self.settings.activation != "relu2"
 
+    @property
+    def scalars(self) -> dict[str, Any]:
+        return self.settings.arguments()
+
     @functools.cached_property
     def arguments(self) -> dict[str, Any]:
         """Of the composite, but for the tokens and the output."""
@@ -130,7 +161,23 @@ class Layer:
             tensors |= {name: weights.packed, f"{name}_scale": weights.scale(), f"{name}_alpha": weights.alpha,
                         f"{name}_bias": weights.bias}  # fmt: skip
         tensors |= {"expert_map": self.expert_map} | ({"w13_up_alpha": self.w13.up_alpha} if self.gated else {})
-        return tensors | self.settings.arguments()
+        return tensors | self.scalars
+
+    def rows_of(self, expert: int, x: Tensor, row_weight: Tensor, out: str) -> tuple[Tensor, Tensor]:
+        """As ``AnyLayer``."""
+        settings = self.settings if self.gated else dataclasses.replace(self.settings, intermediate=out)
+        x_encode, h_encode = (_encode(scale[expert], settings) for scale in (self.x_encode, self.h_encode))
+        products = first_gemm(
+            quantized(Interval(x, x), x_encode).low, self.w13.values(expert), self.w13.alphas(expert),
+            self.w13.biases(expert), settings.intermediate,
+        )  # fmt: skip
+        if self.gated:
+            gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
+            activated = activate(gate, up, row_weight, settings)
+        else:
+            activated = activate_without_gate(products, row_weight, settings)
+        w2 = self.w2
+        return second_gemm(quantized(activated, h_encode), w2.values(expert), w2.alphas(expert), w2.biases(expert), out)
 
 
 class Tokens(NamedTuple):
@@ -399,15 +446,13 @@ class Result(NamedTuple):
         return check_within(out.double(), *self, context)
 
 
-def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
+def moe(layer: AnyLayer, tokens: Tokens, out: str) -> Result:
     """The layer expert by expert, and the bound of a result in ``out``: bf16, f16 or f32.
 
     The last sum takes TOPK fused multiply-adds, each of which rounds a partial sum of at most the magnitude that is
     summed here to fp32; one TOPK more covers that partial sums are themselves rounded. Then it is stored.
     """
     settings, (experts, hidden, _) = layer.settings, layer.shape
-    if not layer.gated:
-        settings = dataclasses.replace(settings, intermediate=out)
     top_k = tokens.topk_ids.shape[1]
     value, bound, magnitude = (
         torch.zeros(len(tokens.x), hidden, dtype=torch.float64, device=tokens.x.device) for _ in range(3)
@@ -419,22 +464,11 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
         if not len(token):
             continue
         weight = tokens.topk_weights[token, slot]
-        x_encode, h_encode = (_encode(scale[expert], settings) for scale in (layer.x_encode, layer.h_encode))
         x = tokens.x[token].double()
         if in_input:  # a product of two values of the type of x, rounded once
             x = (x * weight.to(tokens.x.dtype).double()[:, None]).to(tokens.x.dtype).double()
-        products = first_gemm(
-            quantized(Interval(x, x), x_encode).low, layer.w13.values(expert), layer.w13.alphas(expert),
-            layer.w13.biases(expert), settings.intermediate,
-        )  # fmt: skip
         row_weight = weight if settings.weighting == "activation" else torch.ones_like(weight)
-        if layer.gated:
-            gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
-            activated = activate(gate, up, row_weight, settings)
-        else:
-            activated = activate_without_gate(products, row_weight, settings)
-        h = quantized(activated, h_encode)
-        rows, error = second_gemm(h, layer.w2.values(expert), layer.w2.alphas(expert), layer.w2.biases(expert), out)
+        rows, error = layer.rows_of(expert, x, row_weight, out)
         factor = (weight if in_combine else torch.ones_like(weight)).double()[:, None]
         value.index_add_(0, token, factor * rows)
         bound.index_add_(0, token, factor.abs() * error)
@@ -444,7 +478,7 @@ def moe(layer: Layer, tokens: Tokens, out: str) -> Result:
     return Result(value, bound)
 
 
-def _local(layer: Layer, ids: Tensor) -> Tensor:
+def _local(layer: AnyLayer, ids: Tensor) -> Tensor:
     """The local expert of each id, none of 0 .. E - 1 where it is not here."""
     if layer.expert_map is None:
         return ids.long() - layer.settings.first_expert
