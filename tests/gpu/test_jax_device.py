@@ -74,7 +74,8 @@ def test_replays_give_the_same_bytes_without_python(run_program: Callable[..., s
 COMPOSITE = """
 import sys
 import jax, numpy as np, torch
-import loader, moe
+import loader
+import moe_reference as moe
 import integrations.jax as kernels
 
 generator = torch.Generator().manual_seed(int(sys.argv[1]))
