@@ -12,6 +12,7 @@ from loader.manifest import DTYPE_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = list(DTYPE_BYTES)  # in the order of bs_dtype
+BUFFER, WORD = 0, 3  # of bs_kind
 
 
 class Value(ctypes.Structure):
@@ -44,11 +45,13 @@ class Header:
     def _check(self, code: int) -> None:
         assert code == 0, self._error.message.decode()
 
-    def launch(self, kernel: str, buffers: Mapping[str, tuple[str, int, tuple[int, ...]]], stream: int) -> None:
-        """``buffers``: dtype, address and shape by argument."""
-        values = (Value * len(buffers))(*(
-            Value(name.encode(), 0, DTYPES.index(dtype), len(shape), (c_int64 * 8)(*shape), address)
-            for name, (dtype, address, shape) in buffers.items()))
+    def launch(self, kernel: str, buffers: Mapping[str, tuple[str, int, tuple[int, ...]]], stream: int,
+               **words: str) -> None:  # fmt: skip
+        """``buffers``: dtype, address and shape by argument; words: scalars that are choices."""
+        given = [Value(name.encode(), BUFFER, DTYPES.index(dtype), len(shape), (c_int64 * 8)(*shape), address)
+                 for name, (dtype, address, shape) in buffers.items()]  # fmt: skip
+        given += [Value(name.encode(), WORD, word=word.encode()) for name, word in words.items()]
+        values = (Value * len(given))(*given)
         self._check(self._library.bs_launch(self._pack, self._device, kernel.encode(), values, len(values), stream,
                                             byref(self._error)))
 

@@ -28,9 +28,12 @@ def header(tmp_path):
     made.close()
 
 
-def launch(header, kernel, **tensors):
-    header.launch(kernel, {name: (DTYPES[tensor.dtype], tensor.data_ptr(), tuple(tensor.shape))
-                           for name, tensor in tensors.items()}, torch.cuda.current_stream().cuda_stream)
+def launch(header, kernel, **arguments):
+    """Tensors, and words."""
+    words = {name: value for name, value in arguments.items() if isinstance(value, str)}
+    buffers = {name: (DTYPES[value.dtype], value.data_ptr(), tuple(value.shape))
+               for name, value in arguments.items() if name not in words}  # fmt: skip
+    header.launch(kernel, buffers, torch.cuda.current_stream().cuda_stream, **words)
 
 
 def test_a_product(header, seed):
@@ -53,7 +56,7 @@ def test_a_quantisation(header, seed):
                 lambda **call: loader.launch("nvfp4_quantize", **call)):
         out = torch.full((37, 128), 0xA5, dtype=torch.uint8, device="cuda")
         out_scale = torch.full((128, 16), 0xA5, dtype=torch.uint8, device="cuda")
-        run(x=x, global_scale=scale, out=out, out_scale=out_scale)
+        run(x=x, global_scale=scale, global_scale_kind="encode", out=out, out_scale=out_scale)
         results.append((out, out_scale))
     assert all(map(torch.equal, *results))
 

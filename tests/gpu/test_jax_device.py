@@ -54,11 +54,14 @@ tensors = {name: torch.from_numpy(value).cuda() for name, value in inputs.items(
 different = 0
 for _ in range(replays):
     moved = routing()
-    arrays |= {name: jax.device_put(value) for name, value in moved.items()}
+    for name, value in moved.items():  # to where they lay: what has moved is captured anew
+        arrays.pop(name).delete()
+        arrays[name] = jax.device_put(value)
     tensors |= {name: torch.from_numpy(value).cuda() for name, value in moved.items()}
     wide, doubled = product(arrays)
     different += not np.array_equal(np.asarray(wide), directly(torch.float32))
     different += not np.array_equal(np.asarray(doubled, np.float32), 2 * directly(torch.bfloat16))
+    wide.delete(), doubled.delete()
 print(json.dumps({"different": different, "launches": len(launches), "streams": sorted(set(launches))}))
 """
 

@@ -90,14 +90,18 @@ def model_layers(request: pytest.FixtureRequest, seed: int) -> Iterator[tuple[Mo
 def test_every_element_is_within_the_bound(
     model_layers: tuple[Model, list[Layer]], generator: torch.Generator
 ) -> None:
-    """fp32 sums, what Hopper cuts, and the stated roundings explain every difference, at 1 to 4096 tokens."""
+    """fp32 sums, what Hopper cuts, and the stated roundings explain every difference, at 1 to 4096 tokens. All together
+    they are far less than what a bound allows to each."""
     model, layers = model_layers
     for layer in layers:
         for count in (1, 8, 64, 512, 4096):
             tokens = draw_tokens(generator, layer, model, count)
             expected = moe.moe(layer, tokens, "bf16")
-            assert expected.bound.median() < 0.25 * expected.value.square().mean().sqrt()
-            expected.check(run(layer, tokens), f"{layer.composite} {count} tokens")
+            size = expected.value.square().mean().sqrt()
+            assert expected.bound.median() < size / 3  # 0.28 of 7168 products, each rounded to the side that adds up
+            out = run(layer, tokens)
+            expected.check(out, f"{layer.composite} {count} tokens")
+            assert (out - expected.value).square().mean().sqrt() < 0.02 * size
 
 
 def test_a_graph_replays_on_new_routing(generator: torch.Generator) -> None:
