@@ -73,14 +73,9 @@ struct MqaSm90 {
 
 private:
     __device__ __forceinline__ static void init_barriers(Storage& shared) {
-        Operands::init(shared.operands, 4, 8);
+        Operands::init(shared.operands, 4 * 32, 8 * 32);  // every lane of a warpgroup, of both
         shared.tiles.init();
         mbarrier::fence_init();
-    }
-
-    __device__ __forceinline__ static void arrive_as_warp(mbarrier::Barrier* barrier) {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier::arrive(barrier);
     }
 
     // The product of a stage's keys with the queries of a buffer; when it is nearly done, the other warpgroup may begin.
@@ -130,7 +125,7 @@ private:
                 product.load_keys(keys, stage);
                 Values values;
                 multiply(values, product, keys, buffer.stage);
-                arrive_as_warp(&operands.empty[stage]);
+                mbarrier::arrive(&operands.empty[stage]);
                 ring.advance();
                 float sums[Fragments::kGroups];
 #pragma unroll
@@ -142,7 +137,7 @@ private:
                                               exists ? scale * sums[g] : epilogue::Logits::kUnseen);
                 }
             }
-            arrive_as_warp(&operands.queries_empty[buffer.stage]);
+            mbarrier::arrive(&operands.queries_empty[buffer.stage]);
             buffer.advance();
         }
     }

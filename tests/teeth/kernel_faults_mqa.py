@@ -26,10 +26,10 @@ CAUGHT = planted(
     FEW,
     [
         ("keys read before they arrive", "mbarrier::wait(&operands.full[stage], ring.parity);", ""),
-        ("stage of keys never freed", "arrive_as_warp(&operands.empty[stage]);", "",
+        ("stage of keys never freed", "mbarrier::arrive(&operands.empty[stage]);", "",
          {"kernel": PAGED, "problem": LONG}),
         ("queries read before they arrive", "mbarrier::wait(&operands.queries_full[buffer.stage], buffer.parity);", ""),
-        ("queries never freed", "arrive_as_warp(&operands.queries_empty[buffer.stage]);", "", {"problem": DENSE}),
+        ("queries never freed", "mbarrier::arrive(&operands.queries_empty[buffer.stage]);", "", {"problem": DENSE}),
         ("sums of a product in flight", "wgmma::wait<0>();", ""),
         ("scale of the neighbour", "scale(stage, warp_row + Fragments::row());",
          "scale(stage, warp_row + (Fragments::row() ^ 1));"),
