@@ -91,7 +91,7 @@ typedef struct bs_plan bs_plan;
 /* What a plan launches. Texts and parameters are the plan's own. */
 typedef struct bs_launch_info {
     const char *kernel, *variant, *arch; /* variant and arch are NULL where there is nothing to compute */
-    const char *reason;                  /* named, measured, nearest, estimated, only; "skipped" */
+    const char *reason;                  /* named, measured, nearest, far, estimated, only; "skipped" */
     uint32_t grid[3], block[3], cluster[3];
     uint32_t shared_bytes;               /* dynamic, of a CTA */
     int programmatic;                    /* programmatic dependent launch */

@@ -12,9 +12,11 @@ from .expression import Number
 from .manifest import Artifact, Family, MeasuredRow
 from .registry import Candidate, Registry, closest_names
 
-# What may decide: the caller; a measured row of the very problem on a device of this name; another row; the manifest's
-# estimate; or that there is no choice.
-REASONS = ("named", "measured", "nearest", "estimated", "only")
+# What may decide: the caller; a measured row of the very problem on a device of this name; another row, near or far;
+# the manifest's estimate; or that there is no choice.
+REASONS = ("named", "measured", "nearest", "far", "estimated", "only")
+# A row is far from a problem where some feature of one is more than so many times that of the other.
+FAR = 2
 
 
 class DeviceFacts(NamedTuple):
@@ -88,6 +90,10 @@ def _rank(candidate: Candidate) -> tuple[int, int, int]:
     return arch.rank(arch.ARCHS[candidate.artifact.arch])
 
 
+def _is_far(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return any(max(value, other[key]) > FAR * min(value, other[key]) for key, value in one.items())
+
+
 def _point(features: Mapping[str, float], keys: Iterable[str]) -> tuple[float, ...]:
     """Features as binary logarithms; one of 0 counts as 2^-20."""
     return tuple(math.log2(max(features[key], 2.0**-20)) for key in keys)
@@ -127,11 +133,11 @@ class Choice:
         values = {**values, "sm_count": self.device.sm_count}
         features = {key: feature(values) for key, feature in self._features.items()}
         unfit = self._unfit(values)
-        row = there = here = None
+        row = None
         if self._rows:
             here = _point(features, features)
             rows = [entry for entry in self._rows if self._times(entry[1], unfit)] if unfit else self._rows
-            there, row = min(rows, key=lambda entry: math.dist(here, entry[0]), default=(None, None))
+            _, row = min(rows, key=lambda entry: math.dist(here, entry[0]), default=(None, None))
             scores = self._times(row, unfit) if row else {}
         else:
             values.update(features)
@@ -142,7 +148,7 @@ class Choice:
             chosen = left.pop()
         if chosen is None:
             raise _no_kernel(self.family, self.device, _decisions(self, None, scores, row, unfit))
-        return Selection(self, self.fitting[chosen], scores, row, unfit, there == here)
+        return Selection(self, self.fitting[chosen], scores, row, unfit, features)
 
     def _times(self, row: MeasuredRow, unfit: Mapping[str, str]) -> dict[str, float]:
         return {name: row.microseconds[c.artifact.tile] for name, c in self.fitting.items()
@@ -159,14 +165,14 @@ class Choice:
 
 
 class Selection:
-    """The candidate chosen for a problem, and what it was chosen by; ``exact``: the row is one of this very problem."""
+    """The candidate chosen for a problem, and what it was chosen by; ``features`` are those of the problem."""
 
-    __slots__ = ("chosen", "_choice", "_scores", "_row", "_unfit", "_exact")
+    __slots__ = ("chosen", "features", "_choice", "_scores", "_row", "_unfit")
 
     def __init__(self, choice: Choice, chosen: Candidate, scores: Mapping[str, float], row: MeasuredRow | None,
-                 unfit: Mapping[str, str], exact: bool) -> None:
+                 unfit: Mapping[str, str], features: Mapping[str, Number]) -> None:
         self.chosen, self._choice, self._scores, self._row, self._unfit = chosen, choice, scores, row, unfit
-        self._exact = exact
+        self.features = features
 
     @property
     def reason(self) -> str:
@@ -175,7 +181,9 @@ class Selection:
             return "named"
         if self._row is None:
             return "estimated" if self._scores else "only"
-        return "measured" if self._exact and self._row.device == self._choice.device.name else "nearest"
+        if self._row.device == self._choice.device.name and self._row.features == self.features:
+            return "measured"
+        return "far" if _is_far(self.features, self._row.features) else "nearest"
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

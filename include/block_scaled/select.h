@@ -103,6 +103,9 @@ static void bsi_find_unfit(bsi_choice *choice) {
 
 /* Measured rows */
 
+/* A row is far from a problem where some feature of one is more than so many times that of the other. */
+#define BSI_FAR 2
+
 /* The microseconds of an artifact in a row, or -1. */
 static double bsi_time(const bsi_row *row, const bsi_artifact *a) {
     uint32_t i;
@@ -124,8 +127,9 @@ static int bsi_is_timed(const bsi_choice *choice, const bsi_row *row, int able) 
 static double bsi_log(double feature) { return log2(feature >= ldexp(1, -20) ? feature : ldexp(1, -20)); }
 
 /* The nearest row that times a candidate which runs the problem, of those of this very device if there are some that
- * time a candidate at all. NULL where there is none; ``any``: whether some row times a candidate. */
-static const bsi_row *bsi_nearest(const bsi_choice *choice, const double *here, int *any, int *exact) {
+ * time a candidate at all. NULL where there is none; ``any``: whether some row times a candidate; ``how``: whether it
+ * is one of this very problem, a near or a far one. */
+static const bsi_row *bsi_nearest(const bsi_choice *choice, const double *here, int *any, const char **how) {
     const bsi_family *family = choice->problem->family;
     const bsi_row *nearest = NULL;
     double least = 0;
@@ -140,18 +144,19 @@ static const bsi_row *bsi_nearest(const bsi_choice *choice, const double *here, 
         const bsi_row *row = &family->rows[i];
         long double sum = 0; /* wider than the result, so that equal distances come out equal */
         double distance;
-        int equal = 1;
+        int equal = 1, far = 0;
         if ((own && strcmp(row->device, choice->facts->name)) || !bsi_is_timed(choice, row, 1)) continue;
         for (f = 0; f < family->feature_count; f++) {
             double apart = bsi_log(here[f]) - bsi_log(row->features[f]);
             sum += (long double)apart * apart;
             equal &= apart == 0;
+            far |= fmax(here[f], row->features[f]) > BSI_FAR * fmin(here[f], row->features[f]);
         }
         distance = (double)sqrtl(sum);
         if (nearest && !(distance < least)) continue;
         nearest = row;
         least = distance;
-        *exact = equal && own;
+        *how = equal && own ? "measured" : far ? "far" : "nearest";
     }
     return nearest;
 }
@@ -209,7 +214,8 @@ static bsi_selection bsi_select(bsi_context *c, const bsi_problem *p, const bsi_
     const bsi_row *row;
     double *here = BSI_NEW(c, double, (size_t)family->feature_count);
     uint32_t i, left = 0, last = 0;
-    int f, any = 0, exact = 0;
+    const char *how = "estimated";
+    int f, any = 0;
     choice.c = c;
     choice.problem = p;
     choice.facts = facts;
@@ -222,7 +228,7 @@ static bsi_selection bsi_select(bsi_context *c, const bsi_problem *p, const bsi_
         p->slots[family->problem_count + f] = feature;
         here[f] = bsi_double(feature);
     }
-    row = bsi_nearest(&choice, here, &any, &exact);
+    row = bsi_nearest(&choice, here, &any, &how);
     for (i = 0; i < family->artifact_count; i++) {
         const bsi_artifact *a = family->artifacts[i];
         int order;
@@ -236,7 +242,7 @@ static bsi_selection bsi_select(bsi_context *c, const bsi_problem *p, const bsi_
             selection.artifact = a;
             least = score;
         }
-        selection.reason = !row ? "estimated" : exact ? "measured" : "nearest";
+        selection.reason = how;
     }
     if (!selection.artifact && left == 1) selection.artifact = family->artifacts[last];
     if (!selection.artifact) bsi_no_kernel(&choice);

@@ -90,10 +90,13 @@ def measured(m, device="Fake RTX"):
     ([measured(96), measured(90)], None, "measured", "m16_bf16"),
     ([measured(96)], "m64_bf16", "named", "m64_bf16"),
     ([measured(95)], None, "nearest", "m16_bf16"), ([measured(96, "Other")], None, "nearest", "m16_bf16"),
+    ([measured(48)], None, "nearest", "m16_bf16"), ([measured(47)], None, "far", "m16_bf16"),
+    ([measured(193), measured(1)], None, "far", "m16_bf16"), ([measured(10, "Other")], None, "far", "m16_bf16"),
     (None, None, "only", "m64_bf16"),
 ])
 def test_the_reason_is_what_decided(cuda, tmp_path, seen, rows, variant, reason, chosen):
-    """A row decides as measured where it is of the very problem and of a device of that name."""
+    """A row decides as measured where it is of the very problem and of a device of that name; of others one is near up to
+    twice a feature, or half of it."""
     manifest, files = sample_pack.build()
     if rows is None:
         manifest["artifacts"] = [a | {"cost": None} for a in manifest["artifacts"] if a["variant"] == chosen]
