@@ -8,7 +8,7 @@ in its message. Where Python has a class of the same meaning, the error is also 
       PackError: ManifestError (ManifestSyntaxError, SchemaError), IntegrityError, PackPathError, MissingFileError,
                  DuplicateError, PackNotFoundError,
                  SignatureError (UnsignedError, SignatureSyntaxError, UntrustedSignerError, WrongSignatureError)
-      TrustError (KeyFileError), MissingPackageError
+      TrustError (KeyFileError), TuningError, MissingPackageError
       SelectionError: UnknownKernelError, UnknownVariantError, UnknownArchError, NoKernelError
       ArgumentError: MissingArgumentError, UnknownArgumentError, DuplicateArgumentError, BufferProtocolError,
                      DtypeError, RankError, ShapeError, StrideError, AlignmentError, DeviceError (HostBufferError),
@@ -105,6 +105,10 @@ class TrustError(LoaderError, ValueError):
 
 class KeyFileError(TrustError):
     """A file holds no key that can be used. Facts: ``file``, ``expected``, ``got``."""
+
+
+class TuningError(LoaderError, ValueError):
+    """A file of tuned rows or of problems cannot be used, or a problem not be timed. Facts: ``expected``, ``got``."""
 
 
 class MissingPackageError(LoaderError, ImportError):

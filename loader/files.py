@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read up to a limit."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 from contextlib import suppress
 
@@ -21,3 +23,16 @@ def replace(path: str, content: bytes) -> None:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def read(path: str, limit: int) -> bytes:
+    """At most ``limit + 1`` bytes of a regular file; ``OSError`` where it is none."""
+    with open(path, "rb", opener=without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        return stream.read(limit + 1)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe that stands where a file should."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

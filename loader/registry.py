@@ -30,6 +30,7 @@ from .errors import (
     UnsignedError,
 )
 from .fields import without_collections
+from .files import without_waiting
 from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -41,6 +42,7 @@ from .manifest import (
 )
 from .reader import parse
 from .trust import MAX_SIGNATURE_BYTES, SIGNATURE_NAME, Pinned, Trust, asked, pinned, signers
+from .tuned import TunedRow, from_environment
 
 ENVIRONMENT_VARIABLE = "LOADER_ARTIFACTS"
 ENTRY_POINT_GROUPS = ("block_scaled.packs", "loader.artifacts")
@@ -111,9 +113,12 @@ def difference(one: Any, other: Any, where: str = "") -> str | None:
 class Registry:
     """What several packs hold together."""
 
-    def __init__(self, packs: Sequence[Pack], source: str) -> None:
+    def __init__(self, packs: Sequence[Pack], source: str, rows: Iterable[TunedRow] = ()) -> None:
         self.packs = tuple(packs)
         self.source = source
+        self.tuned: dict[str, list[TunedRow]] = {}  # what this machine has measured, by kernel
+        for row in rows:
+            self.tuned.setdefault(row.kernel, []).append(row)
         self.families: dict[str, Family] = {}
         self.composites: dict[str, Composite] = {}
         self._candidates: dict[str, dict[tuple[str, str], Candidate]] = {}
@@ -187,7 +192,7 @@ def read_file(directory: str, file: str, limit: int) -> bytes:
     if os.path.commonpath([root, os.path.realpath(path)]) != root:
         raise PackPathError(f"{file} leads out of pack {directory}", pack=directory, file=file)
     try:
-        with open(path, "rb", opener=_open) as stream:
+        with open(path, "rb", opener=without_waiting) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise PackPathError(f"{file} in pack {directory} is no regular file", pack=directory, file=file)
             return stream.read(limit + 1)
@@ -197,11 +202,6 @@ def read_file(directory: str, file: str, limit: int) -> bytes:
         raise MissingFileError(f"{file} is missing in pack {directory}", pack=directory, file=file) from None
     except OSError as error:
         raise PackError(f"{file} in pack {directory} cannot be read: {error}", pack=directory, file=file) from error
-
-
-def _open(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe that stands where a file should."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_pack(directory: str, trust: Trust | None = None) -> Pack:
@@ -379,10 +379,14 @@ def registry(packs: Sequence[str] | None = None, trust: Trust | None = None) -> 
     key, opened = (directories_given(packs), asked(trust)), _registries
     found = opened.get(key)
     if found is None:
-        directories, source = resolve(key[0])
-        packs_read = [open_pack(directory, key[1]) for directory in dict.fromkeys(directories)]
-        found = opened[key] = Registry(packs_read, source)
+        found = opened[key] = load(*key, from_environment())
     return found
+
+
+def load(packs: Sequence[str] | None, trust: Trust | None, rows: Iterable[TunedRow]) -> Registry:
+    """Packs read anew, beside what was measured here."""
+    directories, source = resolve(packs)
+    return Registry([open_pack(directory, trust) for directory in dict.fromkeys(directories)], source, rows)
 
 
 def forget() -> None:

@@ -11,6 +11,7 @@ from .errors import NoKernelError, UnknownVariantError
 from .expression import Number
 from .manifest import Artifact, Family, MeasuredRow
 from .registry import Candidate, Registry, closest_names
+from .tuned import TunedRow
 
 # What may decide: the caller; a measured row of the very problem on a device of this name; another row, near or far;
 # the manifest's estimate; or that there is no choice.
@@ -118,6 +119,7 @@ class Choice:
         self._rules = {name: [(rule.text, expression.function(rule.expression)) for rule in c.artifact.requires]
                        for name, c in self.fitting.items() if c.artifact.requires}
         self._rows = [(_point(row.features, self._features), row) for row in self._measured()]
+        self._tuned = self._tuned_by(registry.tuned.get(family.name, ()))
 
     def _measured(self) -> list[MeasuredRow]:
         """The measured rows that time a candidate; only those of this very device, if there are some."""
@@ -125,8 +127,21 @@ class Choice:
         rows = [row for row in self.family.measured if any((row.arch, tile) in timed for tile in row.microseconds)]
         return [row for row in rows if row.device == self.device.name] or rows
 
+    def _tuned_by(self, rows: Sequence[TunedRow]) -> dict[tuple[float, ...], tuple[str, MeasuredRow]]:
+        """By features: the user's row that decides there, and for which variant. A row of another cubin is dead."""
+        variants = {c.artifact.binary.sha256: name for name, c in self.fitting.items()}
+        found = {}
+        for row in sorted(rows, key=lambda row: -row.microseconds):  # of several the fastest
+            name = variants.get(row.cubin)
+            if name is not None and row.device == self.device.name and row.features.keys() == self._features.keys():
+                artifact = self.fitting[name].artifact
+                found[tuple([row.features[key] for key in self._features])] = name, MeasuredRow(
+                    artifact.arch, row.device, row.features, {artifact.tile: row.microseconds})
+        return found
+
     def select(self, values: Mapping[str, Number]) -> Selection:
-        """The artifact for a problem: the fastest at the nearest measured point, else the lowest estimate.
+        """The artifact for a problem: that of a tuned row of it, else the fastest at the nearest measured point, else
+        the lowest estimate.
 
         ``values`` are dimensions, scalars and element sizes. ``NoKernelError`` carries the decisions.
         """
@@ -134,7 +149,10 @@ class Choice:
         features = {key: feature(values) for key, feature in self._features.items()}
         unfit = self._unfit(values)
         row = None
-        if self._rows:
+        tuned, tuned_row = self._tuned.get(tuple(features.values()), (None, None)) if self._tuned else (None, None)
+        if tuned is not None and tuned not in unfit:
+            row, scores = tuned_row, {tuned: tuned_row.microseconds[self.fitting[tuned].artifact.tile]}
+        elif self._rows:
             here = _point(features, features)
             rows = [entry for entry in self._rows if self._times(entry[1], unfit)] if unfit else self._rows
             _, row = min(rows, key=lambda entry: math.dist(here, entry[0]), default=(None, None))
@@ -184,6 +202,11 @@ class Selection:
         if self._row.device == self._choice.device.name and self._row.features == self.features:
             return "measured"
         return "far" if _is_far(self.features, self._row.features) else "nearest"
+
+    @property
+    def candidates(self) -> dict[str, Candidate]:
+        """By variant, all that could run the problem."""
+        return {name: found for name, found in self._choice.fitting.items() if name not in self._unfit}
 
     @property
     def decisions(self) -> tuple[Decision, ...]:

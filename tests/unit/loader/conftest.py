@@ -10,14 +10,14 @@ sys.path.insert(0, os.path.dirname(__file__))
 import sample_pack  # noqa: E402
 from fake_cuda import FakeCuda  # noqa: E402
 
-from loader import api, driver, emulated, module, observe, observers, registry, trust  # noqa: E402
+from loader import api, driver, emulated, module, observe, observers, registry, trust, tuned  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def fresh_loader(monkeypatch):
     """Nothing is remembered from one test to the next, and no environment variable leaks in."""
     for name in (registry.ENVIRONMENT_VARIABLE, emulated.ARCH_VARIABLE, emulated.LIMIT_VARIABLE, trust.POLICY_VARIABLE,
-                 trust.KEYS_VARIABLE, *observers._MAKERS):
+                 trust.KEYS_VARIABLE, tuned.VARIABLE, *observers._MAKERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(api, "_calls", {})
     monkeypatch.setattr(registry, "_registries", {})
@@ -26,7 +26,7 @@ def fresh_loader(monkeypatch):
     monkeypatch.setattr(driver, "forked", False)
     monkeypatch.setattr(emulated, "_modules", {})
     monkeypatch.setattr(emulated, "_warned", False)
-    monkeypatch.setattr(observers, "_in_force", ("", "", ""))
+    monkeypatch.setattr(observers, "_in_force", ())
     monkeypatch.setattr(observers, "_removals", [])
     yield
     observe.watchers.clear()

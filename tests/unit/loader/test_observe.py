@@ -95,8 +95,7 @@ def measured(m, device="Fake RTX"):
     (None, None, "only", "m64_bf16"),
 ])
 def test_the_reason_is_what_decided(cuda, tmp_path, seen, rows, variant, reason, chosen):
-    """A row decides as measured where it is of the very problem and of a device of that name; of others one is near up to
-    twice a feature, or half of it."""
+    """Measured: a row of the very problem and of a device of that name. Of others one is near up to twice a feature."""
     manifest, files = sample_pack.build()
     if rows is None:
         manifest["artifacts"] = [a | {"cost": None} for a in manifest["artifacts"] if a["variant"] == chosen]
