@@ -1,6 +1,7 @@
 """What the environment asks to see of launches: lines of a log, a file for each problem, ranges of NVTX.
 
-``LOADER_LOG``, ``LOADER_TRACE_DIR`` and ``LOADER_NVTX`` are read where a call is made first, and anew after ``reload``.
+``LOADER_LOG``, ``LOADER_TRACE_DIR``, ``LOADER_UNMEASURED_DIR`` and ``LOADER_NVTX`` are read where a call is made first,
+and anew after ``reload``.
 All is done before the launch, so that what a crash leaves behind has the launch that crashed.
 """
 
@@ -18,13 +19,14 @@ from .observe import Launch, Watcher
 
 LOG_VARIABLE = "LOADER_LOG"
 TRACE_VARIABLE = "LOADER_TRACE_DIR"
+UNMEASURED_VARIABLE = "LOADER_UNMEASURED_DIR"
 NVTX_VARIABLE = "LOADER_NVTX"
 
 # Problems that are known to be written; then they are written again.
 MAX_WRITTEN = 1 << 16
 
 _lock = threading.Lock()
-_in_force: tuple[str, ...] = ("", "", "")
+_in_force: tuple[str, ...] = ()
 _removals: list[Callable[[], None]] = []
 
 
@@ -109,17 +111,35 @@ def _log(word: str) -> Watcher:
 def _traces(directory: str) -> Watcher:
     from .definition import write  # which nobody else needs
 
+    directory = _made(directory, TRACE_VARIABLE)
+    return _once(lambda launch, family: write(directory, launch, family), _problem)
+
+
+def _unmeasured(directory: str) -> Watcher:
+    from .problems import UNMEASURED, write
+
+    directory = _made(directory, UNMEASURED_VARIABLE)
+    once = _once(lambda launch, family: write(directory, launch, family), _choice)
+    return Watcher(lambda launch, family: launch.reason in UNMEASURED and once.before(launch, family))
+
+
+def _made(directory: str, variable: str) -> str:
     directory = os.path.abspath(directory)
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
-        raise SettingError(f"{TRACE_VARIABLE}: {directory} is no directory and cannot become one: {error}",
-                           variable=TRACE_VARIABLE, expected="a directory", got=directory) from error
-    return _once(lambda launch, family: write(directory, launch, family), _problem)
+        raise SettingError(f"{variable}: {directory} is no directory and cannot become one: {error}",
+                           variable=variable, expected="a directory", got=directory) from error
+    return directory
 
 
 def _problem(launch: Launch) -> Hashable:
     return launch.kernel, tuple(launch.buffers), tuple([operand[:2] for operand in launch.buffers.values()])
+
+
+def _choice(launch: Launch) -> Hashable:
+    """What selection may depend on: also numbers and words, but no floats."""
+    return _problem(launch), tuple([value for value in launch.problem.values() if type(value) is not float])
 
 
 # Ranges
@@ -145,4 +165,5 @@ def _unknown(variable: str, expected: str, got: str) -> SettingError:
     return SettingError(f"{variable} must be {expected}, got {got!r}", variable=variable, expected=expected, got=got)
 
 
-_MAKERS: dict[str, Callable[[str], Any]] = {LOG_VARIABLE: _log, TRACE_VARIABLE: _traces, NVTX_VARIABLE: _ranges}
+_MAKERS: dict[str, Callable[[str], Any]] = {LOG_VARIABLE: _log, TRACE_VARIABLE: _traces,
+                                            UNMEASURED_VARIABLE: _unmeasured, NVTX_VARIABLE: _ranges}

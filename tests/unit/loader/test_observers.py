@@ -218,7 +218,7 @@ def test_what_an_earlier_process_wrote_stays(cuda, pack, monkeypatch, tmp_path):
     """A file of that name has that content, and is not written again."""
     launch(monkeypatch, LOADER_TRACE_DIR=str(tmp_path / "traces"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()}
-    monkeypatch.setattr(observers, "_in_force", ("", "", ""))
+    monkeypatch.setattr(observers, "_in_force", ())
     monkeypatch.setattr(loader.api, "_calls", {})
     monkeypatch.setattr(os, "replace", None)
     launch(monkeypatch)
