@@ -1,14 +1,17 @@
-"""``python -m loader list | inspect | verify | sign | explain | diff | doctor | push | pull``."""
+"""``python -m loader list | inspect | verify | sign | explain | diff | doctor | tune | push | pull``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from . import __version__, api, changes, driver, expression, registry, select, signing
+from . import __version__, api, changes, driver, expression, registry, select, signing, tuned
 from .errors import LoaderError
 from .explanation import signature_text, table
 from .manifest import Composite, Family
@@ -147,6 +150,47 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if healthy and cuda.device_count else 1
 
 
+def _tune(options: argparse.Namespace) -> int:
+    """Time problems on the device, keep what beats the default, and say so; 1 where a problem could not be timed."""
+    from . import problems, tune  # only this command times anything
+
+    out = options.out or os.environ.get(tuned.VARIABLE)
+    if not out:
+        raise SystemExit(f"tune: expected --out FILE, or {tuned.VARIABLE} to name the file of rows")
+    found = registry.load(registry.directories_given(options.packs), None, ())
+    shapes = problems.read(options.problems, found)
+    device = driver.get().device(api.ordinal(options.device))
+    rows = list(tuned.read(out)) if os.path.exists(out) else []
+    tuned.write(out, rows)  # so that nobody waits for what cannot be written
+    lines = [("kernel", "problem", "default", "us", "fastest", "us", "spread", "")]
+    failed = 0
+    with _progress() as say:
+        for number, outcome in enumerate(tune.tune(found, shapes, device, rows, options.seed), 1):
+            say(f"{number} of {len(shapes)} problems: {outcome.shape.kernel}")
+            rows = tune.merged(rows, outcome, device)
+            tuned.write(out, rows)
+            failed += outcome.error is not None
+            lines.append(_tuned_line(outcome))
+    print(table(lines))
+    print(f"{out} has {len(rows)} rows; {tuned.VARIABLE}={out} lets them decide")
+    return 1 if failed else 0
+
+
+def _tuned_line(outcome: Any) -> tuple[str, ...]:
+    shape, task, times, row, error = outcome
+    if task is None:
+        return shape.kernel, shape.where, "", "", "", "", "", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    problem = ", ".join(f"{key} {value:g}" for key, value in task.selection.features.items())
+    if not times:
+        return shape.kernel, problem, task.default, "", "", "", "", "one variant"
+    medians = {name: statistics.median(blocks) for name, blocks in times.items()}
+    best = min(medians, key=medians.__getitem__) if row is None else row.variant
+    spread = (max(times[best]) - min(times[best])) / medians[best]
+    verdict = "the default" if best == task.default else "within the noise" if row is None else "kept"
+    return (shape.kernel, problem, task.default, f"{medians[task.default]:.2f}", best, f"{medians[best]:.2f}",
+            f"{spread:.1%}", verdict)
+
+
 def _push(options: argparse.Namespace) -> int:
     from . import oci  # only these two commands open connections
 
@@ -205,6 +249,13 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("after", metavar="AFTER")
     diff.add_argument("--html", metavar="FILE", help="write it as a page, too")
     diff.set_defaults(run=_diff)
+    tune = commands.add_parser("tune", help="time variants on a GPU; what beats the default goes to a file of rows")
+    tune.add_argument("problems", nargs="+", metavar="PROBLEMS", help="files of problems, or directories of "
+                      "them: what LOADER_TRACE_DIR and LOADER_UNMEASURED_DIR wrote")
+    tune.add_argument("--out", metavar="FILE", help="rows, which are merged with what is there; else LOADER_TUNED")
+    tune.add_argument("--device", help="cuda:0; else the current one")
+    tune.add_argument("--seed", type=int, default=0, help="of operands and routing")
+    tune.set_defaults(run=_tune)
     _add_transfers(commands)
     commands.add_parser("doctor", help="driver, devices, packs, and what would run").set_defaults(run=_doctor)
     return parser

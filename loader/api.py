@@ -127,7 +127,7 @@ def preload(*names: str, device: int | Sequence[int] | None = None, variant: str
     found = registry.registry(packs, trust)
     families = _families_of(found, names)
     loaded = []
-    for place in [_ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
+    for place in [ordinal(entry) for entry in (device if isinstance(device, (list, tuple)) else [device])]:
         on = driver.get().device(place)
         for family in families:
             for candidate in select.runnable(found, family, on.facts, variant):
@@ -149,7 +149,8 @@ def _kernels_of(found: registry.Registry, name: str) -> list[str]:
     return [step.kernel for step in composite.steps] if composite else [name]
 
 
-def _ordinal(device: Any) -> int:
+def ordinal(device: Any) -> int:
+    """Of the CUDA device that is asked for, or the current one."""
     asked = target(device)
     if asked.kind == "emulated":
         raise DeviceError("device: the emulated device loads nothing", argument="device", expected="a CUDA device",

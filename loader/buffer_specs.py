@@ -18,6 +18,7 @@ from .dlpack import Buffer
 from .errors import DtypeError, ExpressionError, MissingArgumentError, ShapeError, UnknownArgumentError
 from .expression import Number
 from .manifest import DTYPE_BYTES, Argument, Family, Scalar
+from .signature import Problem
 
 # Addresses of buffers that do not exist: apart from each other, and above every real one.
 _APART = 1 << 64
@@ -61,6 +62,11 @@ class _Shapeless(NamedTuple):
 
 def buffers(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, BufferSpec]:
     """Every buffer of a call by its argument, but optional ones that it does not give; and a composite's workspace."""
+    return solved(call, args, kwargs)[1]
+
+
+def solved(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Problem, dict[str, BufferSpec]]:
+    """The same with the problem, in which what may have several dtypes has the first one."""
     family = call.family
     dimensions = {name: value for name, value in kwargs.items() if name in family.dimensions}
     values = _in_order(family, args, {name: value for name, value in kwargs.items() if name not in dimensions})
@@ -85,7 +91,7 @@ def buffers(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
     if isinstance(call, CompositeCall):
         shape = (call.workspace_bytes(problem.values),)
         specs[WORKSPACE.name] = BufferSpec(shape, WORKSPACE.dtypes, WORKSPACE.alignment)
-    return specs
+    return problem, specs
 
 
 def written(family: Family, specs: Mapping[str, BufferSpec]) -> dict[str, BufferSpec]:

@@ -13,7 +13,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_float,
+    c_int,
+    c_size_t,
+    c_ubyte,
+    c_uint,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from typing import Any
 
 from .errors import CaptureError, CudaError, DriverNotFoundError, DriverTooOldError, ForkError
@@ -22,7 +34,7 @@ from .select import DeviceFacts
 LIBRARY_NAMES = ("nvcuda.dll",) if sys.platform == "win32" else (
     "libcuda.so.1", "libcuda.so", "/usr/lib/wsl/lib/libcuda.so.1")
 
-SUCCESS, INVALID_VALUE, NOT_INITIALIZED = 0, 1, 3
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED = 0, 1, 2, 3
 INVALID_CONTEXT, INVALID_HANDLE = 201, 400
 # CUDA_ERROR_STREAM_CAPTURE_*: what a driver answers to calls that a capture forbids
 CAPTURE_ERRORS = range(900, 909)
@@ -70,6 +82,13 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuMemFreeAsync": (c_uint64, c_uint64),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_uint64),
     "cuStreamSynchronize": (c_uint64,),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_char_p, c_size_t, c_uint64),
+    "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_uint64),
+    "cuEventCreate": (POINTER(c_void_p), c_uint),
+    "cuEventDestroy_v2": (c_void_p,),
+    "cuEventRecord": (c_void_p, c_uint64),
+    "cuEventSynchronize": (c_void_p,),
+    "cuEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
     "cuLibraryLoadData": (POINTER(c_void_p), c_char_p, c_void_p, c_void_p, c_uint, c_void_p, c_void_p, c_uint),
     "cuLibraryUnload": (c_void_p,),
     "cuLibraryGetKernel": (POINTER(c_void_p), c_void_p, c_char_p),
@@ -158,6 +177,42 @@ class Device:
             self.driver.call("cuMemcpyDtoHAsync_v2", memory, address, size, stream, bytes=size, **context)
             self.driver.call("cuStreamSynchronize", stream, **context)
         return memory.raw
+
+    def write(self, address: int, data: bytes, stream: int) -> None:
+        """Put bytes into device memory, behind what is queued on ``stream``."""
+        with self.current():
+            self.driver.call("cuMemcpyHtoDAsync_v2", address, data, len(data), stream, bytes=len(data))
+
+    def clear(self, address: int, size: int, stream: int) -> None:
+        """Zeros in device memory, behind what is queued on ``stream``."""
+        with self.current():
+            self.driver.call("cuMemsetD8Async", address, 0, size, stream, bytes=size)
+
+    @contextmanager
+    def events(self, count: int) -> Iterator[list[c_void_p]]:
+        """Points in time, to be recorded until the end of the block."""
+        events: list[c_void_p] = []
+        with self.current():
+            try:
+                for _ in range(count):
+                    event = c_void_p()
+                    self.driver.call("cuEventCreate", byref(event), 0)
+                    events.append(event)
+                yield events
+            finally:
+                for event in events:
+                    self.driver.call("cuEventDestroy_v2", event)
+
+    def record(self, event: c_void_p, stream: int) -> None:
+        """The event is when all that is queued on ``stream`` is done."""
+        self.driver.call("cuEventRecord", event, stream)
+
+    def microseconds(self, begin: c_void_p, end: c_void_p) -> float:
+        """Between two recorded events; waits for the later one."""
+        milliseconds = c_float()
+        self.driver.call("cuEventSynchronize", end)
+        self.driver.call("cuEventElapsedTime", byref(milliseconds), begin, end)
+        return milliseconds.value * 1000
 
 
 class Driver:

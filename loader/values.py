@@ -49,7 +49,7 @@ def check(family: Family, problem: Problem, pointers: Sequence[int | None], read
 
 
 def _check_rule(kernel: str, rule: Values, problem: Problem, known: dict[str, Sequence[int]]) -> None:
-    low, high, multiple = _bounds(kernel, rule, problem)
+    low, high, multiple = bounds(kernel, rule, problem)
     entries = known[rule.argument]
     if rule.extents is not None:
         if len(known[rule.extents]) != len(entries) + 1:
@@ -70,12 +70,12 @@ def _check_rule(kernel: str, rule: Values, problem: Problem, known: dict[str, Se
             raise _wrong(kernel, rule.argument, index, value, f"at least {entries[index - 1]}, the entry before it")
 
 
-def _bounds(kernel: str, rule: Values, problem: Problem) -> tuple[int, int, int]:
+def bounds(kernel: str, rule: Values, problem: Problem) -> tuple[int, int, int]:
     """Minimum, maximum and multiple of a rule, which are what a manifest says."""
-    bounds = [expression.evaluate(bound, problem.values) for bound in (rule.minimum, rule.maximum, rule.multiple)]
-    if not all(map(math.isfinite, bounds)) or bounds[2] < 1:
-        raise _unusable(kernel, rule, f"minimum, maximum and multiple {bounds}")
-    low, high, multiple = map(int, bounds)
+    found = [expression.evaluate(bound, problem.values) for bound in (rule.minimum, rule.maximum, rule.multiple)]
+    if not all(map(math.isfinite, found)) or found[2] < 1:
+        raise _unusable(kernel, rule, f"minimum, maximum and multiple {found}")
+    low, high, multiple = map(int, found)
     return low, high, multiple
 
 

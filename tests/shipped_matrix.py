@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterable
@@ -11,10 +12,19 @@ from typing import TypeVar
 import pytest
 
 from generator.matrix import Variant, load
+from loader.manifest import Family
+from loader.reader import ABIS, SCHEMAS, parse
 
 MATRIX = load(Path(__file__).resolve().parent.parent / "kernels.yaml")
 VARIANTS = MATRIX.variants
 Item = TypeVar("Item")
+
+
+def families() -> dict[str, Family]:
+    """Every family, as the loader reads it from a manifest."""
+    manifest = {"schema": SCHEMAS[1], "abi": ABIS[1], "toolchain": {}, "source_digest": "0" * 64, "composites": {},
+                "artifacts": [], "families": MATRIX.families}  # fmt: skip
+    return parse(json.dumps(manifest).encode()).families
 
 
 def each(variants: Iterable[Variant]) -> pytest.MarkDecorator:

@@ -8,13 +8,15 @@ import ctypes
 import json
 import struct
 import threading
-from ctypes import CFUNCTYPE, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint32, c_uint64, c_void_p
 from typing import NamedTuple
 
 MAGIC = b"\x7fFAKE"
-SUCCESS, INVALID_VALUE, INVALID_CONTEXT, NO_BINARY, INVALID_HANDLE, NOT_FOUND = 0, 1, 201, 209, 400, 500
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY = 0, 1, 2
+INVALID_CONTEXT, NO_BINARY, INVALID_HANDLE, NOT_FOUND = 201, 209, 400, 500
 CAPTURE_UNSUPPORTED, CAPTURE_IMPLICIT = 900, 906
 NAMES = {1: (b"CUDA_ERROR_INVALID_VALUE", b"invalid argument"),
+         2: (b"CUDA_ERROR_OUT_OF_MEMORY", b"out of memory"),
          201: (b"CUDA_ERROR_INVALID_CONTEXT", b"invalid device context"),
          209: (b"CUDA_ERROR_NO_BINARY_FOR_GPU", b"no kernel image is available for execution on the device"),
          400: (b"CUDA_ERROR_INVALID_HANDLE", b"invalid resource handle"),
@@ -77,6 +79,10 @@ _SIGNATURES = {
                                c_int, c_int, c_int),
     "cuLaunchKernelEx": (c_void_p, c_void_p, c_void_p, c_void_p),
     "cuMemAllocAsync": (c_void_p, c_size_t, c_uint64), "cuMemFreeAsync": (c_uint64, c_uint64),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_uint64),
+    "cuMemsetD8Async": (c_uint64, c_ubyte, c_size_t, c_uint64), "cuEventCreate": (c_void_p, c_uint),
+    "cuEventDestroy_v2": (c_uint64,), "cuEventRecord": (c_uint64, c_uint64), "cuEventSynchronize": (c_uint64,),
+    "cuEventElapsedTime": (c_void_p, c_uint64, c_uint64),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_uint64), "cuStreamSynchronize": (c_uint64,),
 }
 
@@ -85,15 +91,17 @@ class FakeCuda:
     """State and functions; ``calls`` lists every function called, ``launches`` every launch that was accepted.
 
     ``libraries`` are the images that are loaded. ``pool`` lists (device, stream, address, bytes) of every allocation
-    from a memory pool, ``freed`` what came back.
+    from a memory pool, ``freed`` what came back; none has more than ``largest`` bytes. ``clock`` says how many
+    microseconds a launch takes, ``events`` when each one was recorded.
     """
 
     def __init__(self):
         self.devices = [FakeDevice(), FakeDevice(), FakeDevice("Fake H200", (9, 0), 132, 232_448)]
         self.calls, self.launches, self.attributes = [], [], []
-        self.pool, self.freed = [], []
+        self.pool, self.freed, self.largest = [], [], 1 << 40
         self.libraries = set()
-        self.memory = {}  # address -> bytes that a copy to the host finds there
+        self.memory = {}  # address -> bytes that were copied there, or that a copy to the host finds
+        self.clock, self.now, self.events = lambda launch: 1.0, 0.0, {}
         self.capturing = set()
         self.streams = {}  # handle -> device
         self.pointers = {}  # address -> device; unnamed ones of `device_buffers.allocate` lie on device 0
@@ -240,6 +248,8 @@ class FakeCuda:
     def _cuMemAllocAsync(self, out, size, stream):
         if not self.stack:
             return INVALID_CONTEXT
+        if size > self.largest:
+            return OUT_OF_MEMORY
         address = 0x7F80_0000_0000 + 0x1000_0000 * len(self.pool)
         self.pool.append((self.stack[-1], stream, address, size))
         return _put(c_uint64, out, address)
@@ -253,6 +263,34 @@ class FakeCuda:
             return INVALID_CONTEXT if not self.stack else INVALID_VALUE
         ctypes.memmove(host, self.memory[address], size)
         return SUCCESS
+
+    def _cuMemcpyHtoDAsync_v2(self, address, host, size, stream):
+        if not self.stack:
+            return INVALID_CONTEXT
+        self.memory[address] = ctypes.string_at(host, size)
+        return SUCCESS
+
+    def _cuMemsetD8Async(self, address, value, size, stream):
+        self.now += 100.0
+        return SUCCESS if self.stack else INVALID_CONTEXT
+
+    def _cuEventCreate(self, out, flags):
+        event = self._new("event")
+        self.events[event] = None
+        return _put(c_void_p, out, event) if self.stack else INVALID_CONTEXT
+
+    def _cuEventDestroy_v2(self, event):
+        return SUCCESS if self.events.pop(event, self) is not self else INVALID_HANDLE
+
+    def _cuEventRecord(self, event, stream):
+        self.events[event] = self.now
+        return SUCCESS
+
+    def _cuEventSynchronize(self, event):
+        return SUCCESS if self.events.get(event) is not None else INVALID_HANDLE
+
+    def _cuEventElapsedTime(self, out, begin, end):
+        return _put(c_float, out, (self.events[end] - self.events[begin]) / 1000)
 
     def _cuStreamSynchronize(self, stream):
         return SUCCESS
@@ -280,6 +318,7 @@ class FakeCuda:
         self.launches.append(Launch(kernel["symbol"], device, (c.gridDimX, c.gridDimY, c.gridDimZ),
                                     (c.blockDimX, c.blockDimY, c.blockDimZ), c.sharedMemBytes, stream, attributes,
                                     bytes(packed)))
+        self.now += self.clock(self.launches[-1])
         return SUCCESS
 
 
