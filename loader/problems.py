@@ -25,6 +25,7 @@ from .registry import Registry
 from .tuned import document, number, reading
 
 MAX_PROBLEMS = 20_000
+MAX_NAMES = 200  # of one: arguments and scalars are at most 100, and dimensions are fewer than those
 # What decided a problem that nobody has measured.
 UNMEASURED = ("far", "estimated")
 
@@ -68,6 +69,8 @@ def _shapes(fields: Fields, found: Registry) -> Iterator[Shape]:
         return
     kernel, problem = fields.text("kernel"), fields.mapping("problem")
     fields.done()
+    if len(problem) > MAX_NAMES:
+        raise wrong(f"{fields.where}.problem", f"at most {MAX_NAMES} names", len(problem))
     choices = [[_value(each, f"{fields.where}.problem.{key}") for each in (value if type(value) is list else [value])]
                for key, value in problem.items()]
     for values in itertools.product(*choices):

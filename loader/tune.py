@@ -74,7 +74,7 @@ def tune(found: Registry, shapes: Iterable[Shape], device: Device, rows: Sequenc
     with device.current(), device.scratch(FLUSH_BYTES, STREAM) as flush:
         for shape in shapes:
             try:
-                task = _task(found, shape, device)
+                task = task_of(found, shape, device)
                 key = shape.kernel, tuple(task.selection.features.values()), frozenset(task.selection.candidates)
                 if key in known:
                     continue
@@ -109,7 +109,8 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return max(one) < min(other)
 
 
-def _task(found: Registry, shape: Shape, device: Device) -> Task:
+def task_of(found: Registry, shape: Shape, device: Device) -> Task:
+    """What a shape comes to on a device; ``LoaderError`` as for a launch, and where nothing would be launched."""
     call = Call(shape.kernel, device.ordinal, None, found)
     problem, _ = buffer_specs.solved(call, (), {**_assumed(call.family), **shape.given})
     skip = call.family.skip

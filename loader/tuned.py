@@ -65,7 +65,7 @@ def read(path: str) -> tuple[TunedRow, ...]:
 
 def write(path: str, rows: Iterable[TunedRow]) -> None:
     """Replace the file in one step; ``TuningError`` where that cannot be done, or it would be too large to be read."""
-    content = json.dumps({"schema": SCHEMA, "rows": [row._asdict() for row in rows]}, indent=1).encode()
+    content = to_text(rows).encode()
     if len(content) > MAX_BYTES:
         raise TuningError(f"{path}: its rows are {len(content)} bytes, at most {MAX_BYTES} are read; begin a new file",
                           file=path, expected=MAX_BYTES, got=len(content))
@@ -74,6 +74,11 @@ def write(path: str, rows: Iterable[TunedRow]) -> None:
     except OSError as error:
         raise TuningError(f"{path} cannot be written: {error.strerror}", file=path, expected="a file",
                           got=error.strerror) from error
+
+
+def to_text(rows: Iterable[TunedRow]) -> str:
+    """A file of these rows."""
+    return json.dumps({"schema": SCHEMA, "rows": [row._asdict() for row in rows]}, indent=1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ raises is a finding; so is what ``fuzz_limits`` sees.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,6 +15,7 @@ import lzma
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import fake_cuda
@@ -31,7 +33,7 @@ from integrations import expert_layout, model_fields, model_formats, model_layer
 from integrations.expert_formats import SOURCES, CheckpointError
 from integrations.expert_tensors import Checkpoint
 from integrations.safetensors_file import ITEM_BITS, SafetensorsError, SafetensorsFile
-from loader import api, driver, expression, fields, module, registry, trust
+from loader import api, driver, expression, fields, module, problems, registry, trust, tune, tuned
 from loader.errors import ExpressionError, LoaderError
 from loader.listing import ptx_text
 from loader.reader import parse as parse_manifest
@@ -231,10 +233,50 @@ def pack(data: bytes) -> None:
 
 def launch(data: bytes) -> None:
     """A manifest whose files are there, and a call of its kernel on a driver that is none."""
+    (_sample() / "manifest.json").write_bytes(data)
+    _launch()
+
+
+def _sample() -> Path:
+    """The directory of a pack that is right at first."""
     directory = store() / "sample"
     if not directory.exists():
         sample_pack.write(directory)
-    (directory / "manifest.json").write_bytes(data)
+    return directory
+
+
+def tuned_rows(data: bytes) -> None:
+    """The file of a user's rows, and a launch that looks at them: what is read is written as it was."""
+    path = store() / "tuned.json"
+    path.write_bytes(data)
+    os.environ[tuned.VARIABLE] = os.fspath(path)
+    _sample()
+    _launch()
+    try:
+        rows = tuned.read(os.fspath(path))
+    except LoaderError:
+        return
+    (store() / "again.json").write_text(tuned.to_text(rows))
+    assert tuned.read(os.fspath(store() / "again.json")) == rows
+
+
+def problem_list(data: bytes) -> None:
+    """A file of problems to tune, and what the packs would run for some of them."""
+    path = store() / "problems.json"
+    path.write_bytes(data)
+    device = driver.Driver(fake_cuda.FakeCuda()).device(0)
+    try:
+        found = registry.registry(os.fspath(_sample()))
+        shapes = problems.read([os.fspath(path)], found)
+    except LoaderError:
+        return
+    for shape in shapes[:20]:
+        with contextlib.suppress(LoaderError):
+            tune.task_of(found, shape, device)
+
+
+def _launch() -> None:
+    directory = _sample()
     for remembered in (registry._registries, api._calls, module._libraries):
         remembered.clear()
     driver._driver, driver.open_library = None, fake_cuda.FakeCuda
@@ -281,6 +323,10 @@ TARGETS = {
             *(suffix for source in SOURCES.values() for suffix in (source.values, source.scale, *source.marks)),
             *ITEM_BITS, "model.experts.0.w1", "model.experts.w2.0", "a.experts.gate_up_proj_blocks", [3, 64, 2, 16], [],
             [1], [0], [128, 128], 0, 1, 16, 32, 127, 128)),), True),
+    "tuned_rows": Target(tuned_rows, _JSON, True),
+    "problem_list": Target(problem_list, (
+        *_JSON, b'"op_type"', b'"axes"', b'"inputs"', b'"scale_rows"', b'"bf16"', b'"int8"', b'"problem"', b'"kernel"',
+        json.dumps(list(range(200))).encode()), True),
     "signature": Target(signature, (
         b"ed25519 ", b"0" * 64, b"a" * 128, b"\n", b"\r\n", b"\x85", b"\0", b" ", b"ed25519 " + b"1" * 64, b"A" * 64)),
     "key": Target(key, (

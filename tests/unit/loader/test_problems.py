@@ -106,6 +106,7 @@ WRONG = {
     "truth": ([{**SHAPE, "problem": {"M": True}}], "[0].problem.M: expected a number or a word, got True"),
     "depth": ([{**SHAPE, "problem": {"M": [[1]]}}], "[0].problem.M: expected a number or a word, got [1]"),
     "negative": ([{**SHAPE, "problem": {"M": [1, -1]}}], "[0].problem.M: expected a number in 0 .. 1e+18, got -1"),
+    "names": ([{**SHAPE, "problem": {f"x{i}": 1 for i in range(201)}}], "[0].problem: expected at most 200 names"),
     "many": ([{**SHAPE, "problem": {name: list(range(100)) for name in "MKE"}}], "over 20000 problems"),
     "unknown": ({**DEFINITION, "op_type": "rows"}, "the problem.op_type: expected a kernel of the packs"),
     "no axes": ({**DEFINITION, "axes": []}, "the problem.axes: expected an object"),
