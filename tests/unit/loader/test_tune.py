@@ -3,13 +3,17 @@
 import json
 import random
 
+import manifest_pack
 import pytest
 import sample_pack
+from fake_cuda import image
 from sample_call import arguments
+from test_operands import random_problem
 
 import loader
-from loader import driver, problems, registry, tune, tuned
+from loader import driver, expression, problems, registry, tune, tuned
 from loader.__main__ import main
+from loader.expression import evaluate
 
 VALUES = [{"argument": "offsets", "minimum": 0, "maximum": "M", "multiple": 1, "ascending": True}]
 SHAPE = {"kernel": "scale_rows", "problem": {"M": 96, "K": 64, "E": 3, "top": 4}}
@@ -93,8 +97,10 @@ def test_rows_are_merged(cuda, place):
     assert both[:2] == tuple(others) and [kept.features["M"] for kept in both[2:]] == [96, 32]
     cuda.clock = Clock(m16=4.5, m64=5.0)
     assert [kept.microseconds for kept in run(place)] == [1.0, 1.0, 4.0, 4.5]
+    elsewhere = both[2]._replace(device="Other")
+    tuned.write(str(place / "tuned.json"), [*both, elsewhere])
     cuda.clock = Clock(m16=5.0, m64=5.0)
-    assert run(place) == (*others, both[3])
+    assert run(place) == (*others, both[3], elsewhere)
 
 
 def test_the_default_is_what_the_packs_say(cuda, place, monkeypatch):
@@ -117,7 +123,8 @@ def test_variants_take_turns(cuda, place):
     assert cuda.calls.count("cuMemsetD8Async") == 2 * count
     assert len({(launch.symbol, launch.parameters) for launch in cuda.launches}) == 2 * tune.ROUTINGS
     runs = "".join("a" if symbol.endswith("m16_bf16") else "b" for symbol in symbols)
-    assert max(map(len, (*runs.split("a"), *runs.split("b")))) <= 2 * tune.ROUTINGS
+    rounds = [runs[begin:begin + 4] for begin in range(0, len(runs), 4)]
+    assert {"".join(sorted(turns)) for turns in rounds} == {"aabb"} and len(set(rounds)) > 2
     assert len(cuda.freed) == len(cuda.pool) and not cuda.events and not cuda.stack
 
 
@@ -126,6 +133,7 @@ def test_a_problem_is_timed_once(cuda, place):
     cuda.clock = Clock(m16=4.0, m64=5.0)
     shapes = [{**SHAPE, "problem": {**SHAPE["problem"], "K": [64, 96], **more}} for more in ({}, {"out": "f32"})]
     assert [kept.variant for kept in run(place, *shapes)] == ["m16_bf16", "m16_f32"]
+    assert len(cuda.launches) == 2 * 2 * (tune.BLOCKS + 1) * tune.ROUNDS * tune.ROUTINGS
 
 
 def test_one_variant_is_not_timed(cuda, place, capsys):
@@ -223,3 +231,43 @@ def test_a_trace_is_read(cuda, place, monkeypatch, variable):
     assert [outcome.error for outcome in found] == [None] * 3
     assert {(outcome.row.variant, outcome.row.features["M"]) for outcome in found} == {
         ("m16_bf16", 96), ("m16_bf16", 32), ("m16_f32", 96)}
+
+
+def shape_of(family, problem):
+    """A problem as somebody writes it: numbers and words."""
+    used = {name for argument in family.arguments if argument.name in problem.dtypes for extent in argument.shape
+            for name in expression.names(extent)}
+    words = {s.name: s.choices[problem.values[s.name]] if s.choices else problem.values[s.name] for s in family.scalars}
+    sizes = {name: problem.values[name] for name in family.dimensions if name in used}
+    return problems.Shape(family.name, {**sizes, **words, **problem.dtypes}, "here")
+
+
+def is_small(family, problem):
+    """Something to compute in some megabytes, with room for rows of scales, and without what may be left out."""
+    return (problem is not None and max(problem.bytes) < 1 << 22 and not evaluate(family.skip or 0, problem.values)
+            and problem.values.get("S", 1 << 30) >= problem.values.get("M", 0) + 128
+            and not any(argument.optional and argument.name in problem.dtypes for argument in family.arguments))
+
+
+def test_every_kernel_is_timed_or_refused(cuda, tmp_path, monkeypatch, rng):
+    """All that the matrix has, without what may be left out: refused are those with integers that no rule is about."""
+    manifest_pack.write(tmp_path, lambda artifact: image(artifact["symbol"], [
+        [p["offset"], p["size"]] for p in artifact["parameters"]]) + artifact["arch"].encode())
+    monkeypatch.setattr(tune, "BLOCKS", 1)
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+    found, device, outcomes = registry.load([str(tmp_path)], None, ()), driver.get().device(0), {}
+    for name, family in found.families.items():
+        problem = random_problem(rng, family)
+        while not is_small(family, problem):
+            problem = random_problem(rng, family)
+        outcomes[name], = tune.tune(found, [shape_of(family, problem)], device, [], 0)
+        cuda.memory.clear()
+        cuda.launches.clear()
+    errors = {name: str(outcome.error) for name, outcome in outcomes.items() if outcome.error}
+    refused = {name for name, error in errors.items() if "no rule of the manifest" in error}
+    timed = {name for name, outcome in outcomes.items() if outcome.times}
+    assert refused and all("mqa_logits" in name for name in refused), refused
+    assert not [name for name in timed if "mqa_logits" in name] and len(timed) > 50
+    others = {name: error for name, error in errors.items() if name not in refused and "runs this on" not in error}
+    assert not others
+    assert len(cuda.freed) == len(cuda.pool)
