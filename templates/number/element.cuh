@@ -9,5 +9,8 @@ struct e4m3 {
 struct bf16 {
     static constexpr int kBytes = 2;
 };
+struct f16 {
+    static constexpr int kBytes = 2;
+};
 
 }  // namespace number

@@ -44,7 +44,7 @@ except ToolchainError as error:
 
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
          "grouped_mxfp4_swiglu", "grouped_mxfp8_swiglu", "grouped_mxfp8_mxfp4_swiglu", "grouped_fp8_swiglu",
-         "grouped_fp8_ue8m0_swiglu",
+         "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4",
          "grouped_fp8_quantized", "gemm_fp8_quantized",
          "grouped_mxfp4_masked", "grouped_mxfp8_masked", "grouped_mxfp8_mxfp4_masked", "grouped_fp4_swiglu_masked",
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
@@ -185,6 +185,17 @@ def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, built: Path
              for artifact, profile in zip(chosen, profiles(built, chosen), strict=True)
              for promise in broken_promises(artifact["family"], arch, artifact["tile"], profile)]  # fmt: skip
     assert chosen and not found
+
+
+def test_fragments_become_weights_in_few_instructions(built: Path, artifacts: list[dict]) -> None:
+    """Of bf16: at most 20.1 instructions for a product, 7 of them of the ALU. f16 takes half as many again."""
+    chosen = [a for a in artifacts if a["family"] == "grouped_bf16_nvfp4" and a["axes"]["block_n"] == 256]
+    for artifact, profile in zip(chosen, profiles(built, chosen), strict=True):
+        loop = profile.main_loop
+        alu = sum(loop.counts[opcode] for opcode in ("LOP3", "SHF", "PRMT", "SEL", "ISETP", "LEA", "PLOP3"))
+        most, most_of_alu = (20.1, 7) if artifact["axes"]["element"] == "bf16" else (30, 15)
+        assert loop.instructions <= most * loop.tensor and alu <= most_of_alu * loop.tensor, artifact["symbol"]
+    assert chosen
 
 
 def test_mqa_loops_add_up_heads_and_little_else(built: Path, artifacts: list[dict]) -> None:
