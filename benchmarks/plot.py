@@ -32,6 +32,7 @@ PICTURES = {
             "triton": ("Triton by hand, W4A16", "tab:green", "-"),
             "grouped_fp4": ("grouped_fp4", "tab:blue", "-"),
             "best tile": ("grouped_fp4, best tile", "tab:blue", ":"),
+            "grouped_bf16_nvfp4": ("grouped_bf16_nvfp4", "tab:red", "-"),
         },
     ),
     "moe": Picture(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from itertools import accumulate
 
+import record  # noqa: F401  the checkout is on the path
 import torch
+
+from integrations.weight_fragments import to_fragments
 
 GROUP = 16
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
@@ -34,6 +38,13 @@ class Problem:
     def activations(self) -> torch.Tensor:
         """A in bf16 [M, K]: dequantised exactly, so that every contender multiplies the same numbers."""
         return dequantize(self.inputs["a"], self.a_groups)
+
+    @functools.cached_property
+    def of_16_bits(self) -> dict[str, torch.Tensor]:
+        """By argument of grouped_bf16_nvfp4: the same tokens in bf16, and the same weights in fragment order."""
+        kept = {name: self.inputs[name] for name in ("b_scale", "alpha", "expert_offsets")}
+        fragments = torch.stack([to_fragments(b) for b in self.inputs["b"]])
+        return {"a": self.activations(), "b_fragments": fragments, **kept}
 
     def weights(self) -> torch.Tensor:
         """B in bf16 [E, N, K], exactly; built by expert, because the float32 of all would be large."""

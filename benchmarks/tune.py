@@ -28,10 +28,10 @@ class Family(NamedTuple):
     time: Callable[..., float]  # (timer, problem, variant, replays) -> microseconds
 
 
+LAYERS = [(6144, 7168), (7168, 3072), (4096, 1536), (1536, 2048), (128, 7168)]
 FAMILIES = {
-    "grouped_fp4": Family(
-        [(6144, 7168), (7168, 3072), (4096, 1536), (1536, 2048), (128, 7168)], {"out": "bf16"}, grouped_fp4.time_plan
-    ),
+    "grouped_fp4": Family(LAYERS, {"out": "bf16"}, grouped_fp4.time_plan),
+    "grouped_bf16_nvfp4": Family(LAYERS, {"element": "bf16"}, grouped_fp4.time_bf16),
     "grouped_fp4_swiglu": Family(
         [(6144, 7168), (4096, 7168), (3072, 4096), (1536, 2048), (128, 7168)], {}, swiglu_problem.time_plan
     ),

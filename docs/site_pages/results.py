@@ -74,7 +74,8 @@ class Kind:
 KINDS = {
     "beside_deep_gemm": Kind(("part", "cell"), "microseconds", ("deep_gemm",), ("floor", "difference"),
                              families=lambda row: [PARTS[row["part"]]]),
-    "grouped_fp4": Kind(("N", "K", "experts", "m"), "grouped_fp4", ("grouped_mm", "triton"), ("floor", "best tile"),
+    "grouped_fp4": Kind(("N", "K", "experts", "m"), "grouped_fp4", ("grouped_mm", "triton"),
+                        ("floor", "best tile", "grouped_bf16_nvfp4", "best bf16 tile"),
                         families=lambda row: ["grouped_fp4"]),
     "moe": Kind(("layer", "kernel", "tokens", "active experts"), "ours", ("unfused", "torch", "DeepGEMM", "Marlin"),
                 ("floor",),
