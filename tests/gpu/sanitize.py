@@ -7,7 +7,6 @@ kernels) and looks at the closing line. Exit status 1 if a tool reports anything
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import itertools
 import re
@@ -25,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import block_cases  # noqa: E402
 import einsum_problem  # noqa: E402
 import fp8_swiglu  # noqa: E402
+import fragment_problem  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
 import hc_prenorm  # noqa: E402
@@ -37,7 +37,7 @@ import quantization  # noqa: E402
 import reference  # noqa: E402
 import rms_norm  # noqa: E402
 import schedules  # noqa: E402
-from raw_buffer import CUDA, NUMPY_TYPES, RawBuffer  # noqa: E402
+from driver_memory import Device  # noqa: E402
 
 import loader  # noqa: E402
 
@@ -55,37 +55,6 @@ CLEAN = {
 }
 # The loader learns how many parameters a kernel has from the driver's refusal of one too many, which is no error.
 OPTIONS = {"memcheck": ["--report-api-errors", "no"]}
-
-
-class Device:
-    """Memory of device 0 through the driver library, in its primary context."""
-
-    def __init__(self) -> None:
-        self._driver = ctypes.CDLL("libcuda.so.1")
-        context = ctypes.c_void_p()
-        self._call("cuInit", 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-        self._call("cuCtxSetCurrent", context)
-
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._driver, name)(*arguments)
-        if status != 0:
-            raise RuntimeError(f"{name} failed with CUresult {status}")
-
-    def upload(self, array: np.ndarray) -> RawBuffer:
-        """A device copy of an array; uint16 stands for bf16."""
-        array, pointer = np.ascontiguousarray(array), ctypes.c_uint64()
-        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(array.nbytes))
-        self._call(
-            "cuMemcpyHtoD_v2", pointer, ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
-        )
-        return RawBuffer(pointer.value, array.shape, NUMPY_TYPES[array.dtype.name], (CUDA, 0))
-
-    def download(self, buffer: RawBuffer, array: np.ndarray) -> None:
-        """Waits for the device, then copies back."""
-        self._call("cuCtxSynchronize")
-        size = ctypes.c_size_t(array.nbytes)
-        self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(buffer.pointer), size)
 
 
 def launch_grouped(device: Device, rng: np.random.Generator) -> str:
@@ -106,6 +75,23 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
     if not count:
         raise SystemExit("no variant runs on device 0")
     return f"{count} launches of block-scaled GEMMs by offsets"
+
+
+def launch_fragments(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of 16-bit tokens by NVFP4 weights, each element within its bound; K ends inside a stage."""
+    chosen = packs.artifacts("grouped_bf16_nvfp4", hardware.runs_here)
+    for element in sorted({artifact.axes["element"] for artifact in chosen}):
+        problem = fragment_problem.fragment_problem(rng, element, COUNTS, N, K + 16, unowned_rows=2)
+        expected = fragment_problem.expected(problem)
+        inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
+        some = [artifact.variant for artifact in chosen if artifact.axes["element"] == element]
+        for variant, prefetch in itertools.product(some, ("none", "weights")):
+            out = reference.GuardedOutput(problem.shape[0], N, element)
+            buffer = device.upload(out.array)
+            loader.launch("grouped_fp4", **inputs, out=buffer, prefetch=prefetch, variant=variant)
+            device.download(buffer, out.array)
+            fragment_problem.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
+    return f"{len(chosen)} variants of GEMMs of 16-bit tokens and NVFP4 weights"
 
 
 def block_scaled(
@@ -458,7 +444,7 @@ def launch_layer(device: Device, rng: np.random.Generator) -> str:
 def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
-    gemms = launch_grouped, launch_schedules, launch_rows, launch_einsums, launch_k_groups
+    gemms = launch_grouped, launch_fragments, launch_schedules, launch_rows, launch_einsums, launch_k_groups
     fused = launch_fused, launch_fp8_fused, launch_mx_fused
     indexers = launch_mqa, launch_sparse_mqa
     parts = *gemms, *fused, launch_quantising, launch_norm, *indexers, launch_hc_prenorm, launch_layer

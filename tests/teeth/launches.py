@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import block_cases
 import einsum_problem
 import fp8_swiglu
+import fragment_problem
 import gemm_problem
 import hc_prenorm
 import mqa
@@ -55,6 +56,15 @@ def _launch_grouped(problem: Problem, context: str, family: str = "grouped_fp4",
     out = _output(problem, data.shape[0], **options)
     loader.launch(family, **data.inputs(), out=RawBuffer.of(out.array), **options)
     reference.verify(data, expected, out, context)
+
+
+def _launch_fragments(problem: Problem, context: str, variant: str, **options: object) -> None:
+    data = fragment_problem.fragment_problem(np.random.default_rng(0), variant.rpartition("_")[2], list(problem.counts),
+                                             problem.n, problem.k, unowned_rows=2)  # fmt: skip
+    out = _output(problem, data.shape[0], variant)
+    inputs = gemm_problem.buffers(data.inputs())
+    loader.launch("grouped_bf16_nvfp4", **inputs, out=RawBuffer.of(out.array), variant=variant, **options)
+    fragment_problem.verify(data, fragment_problem.expected(data), out, context)
 
 
 def _launch_masked(problem: Problem, context: str, family: str, **options: object) -> None:
@@ -303,7 +313,7 @@ def _launch_quantize(problem: Problem, context: str, family: str, prefetch: str,
     case.verify(outputs, EMULATED, context)
 
 
-LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
+LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense, "grouped_bf16_nvfp4": _launch_fragments,
             **{f"grouped_{operands}_masked": functools.partial(_launch_masked, family=f"grouped_{operands}")
                for operands in schedules.OPERANDS},
             "grouped_fp4_swiglu": _launch_fused, "grouped_fp8_quantized": _launch_fp8_quantized,
