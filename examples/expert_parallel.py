@@ -35,7 +35,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from peers import Peers, end_at_error, spawn  # noqa: E402
+from ranks import Peers, end_at_error, spawn  # noqa: E402
 
 import loader  # noqa: E402
 

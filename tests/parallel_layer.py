@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import expert_parallel  # noqa: E402
-from peers import PeerError, Peers  # noqa: E402
+from ranks import PeerError, Peers  # noqa: E402
 
 Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, ids, weights of all ranks' tokens, by rank
 EXPERTS, TOP_K = 5, 2

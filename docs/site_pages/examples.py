@@ -33,7 +33,7 @@ WITH_GPU = {
 def pages(root: Path, target: Path, outputs: Mapping[str, Output]) -> Iterator[tuple[str, str]]:
     """One page. ``target``: the folder that it will lie in. ``outputs`` of programs, none where there is no pack."""
     text = ["# Examples\n", "Whole programs, and three modules of theirs: `nvfp4.py` quantises inputs, "
-            "`model_layer.py` takes a layer from a checkpoint to its result, `peers.py` is what ranks say to each "
+            "`model_layer.py` takes a layer from a checkpoint to its result, `ranks.py` is what ranks say to each "
             "other.\n"]  # fmt: skip
     text += ["What those without a GPU print came out as this site was built.\n" if outputs else
              "This site was built without a pack of the same sources, so none of them was run for it.\n"]  # fmt: skip

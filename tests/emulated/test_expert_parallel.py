@@ -14,7 +14,7 @@ import gemm_problem  # noqa: E402
 import parallel_layer  # noqa: E402
 import reference  # noqa: E402
 from packs import artifacts  # noqa: E402
-from peers import spawn  # noqa: E402
+from ranks import spawn  # noqa: E402
 
 import loader  # noqa: E402
 

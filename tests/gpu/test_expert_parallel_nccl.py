@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 import parallel_layer  # noqa: E402
 import torch  # noqa: E402
 from device_problem import device_problem  # noqa: E402
-from peers import spawn  # noqa: E402
+from ranks import spawn  # noqa: E402
 
 import loader  # noqa: E402
 
