@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from problem import E2M1, GROUP, to_scale_layout
+from problem import DEVICE, E2M1, GROUP, to_scale_layout
 
 import loader
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is none, for tests
 # Powers of two near 6 * 448 / amax, so that torch's weights, which hold decode scales, are exact in bf16.
 X_ENCODE, H_ENCODE, WEIGHT_DECODE = 512.0, 32.0, 2.0**-7
 TILE = 128  # rows of the layout of block scales, and what K of MXFP4 weights is a multiple of

@@ -13,6 +13,7 @@ import torch
 from integrations.weight_fragments import to_fragments
 
 GROUP = 16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is none, for tests
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 
@@ -33,7 +34,7 @@ class Problem:
 
     def output(self, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         m, n, _, _ = self.shape
-        return torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
+        return torch.full((m, n), float("nan"), dtype=dtype, device=DEVICE)
 
     def activations(self) -> torch.Tensor:
         """A in bf16 [M, K]: dequantised exactly, so that every contender multiplies the same numbers."""
@@ -95,27 +96,27 @@ def routed_counts(rows: int, experts: int, seed: int = 0) -> list[int]:
 
 def make_problem(counts: Sequence[int], n: int, k: int, seed: int = 0) -> Problem:
     """``counts`` rows of each expert; k % 64 == 0 and n % 128 == 0. The weights do not depend on the counts."""
-    generator = torch.Generator("cuda").manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     experts, m, groups = len(counts), sum(counts), k // GROUP
 
     def random_bytes(low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, dtype=torch.uint8, device="cuda", generator=generator)
+        return torch.randint(low, high, shape, dtype=torch.uint8, device=DEVICE, generator=generator)
 
     def offsets(sizes: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device="cuda")
+        return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=DEVICE)
 
     b, b_groups = random_bytes(0, 256, experts, n, k // 2), random_bytes(0x30, 0x40, experts, n, groups)
     a, a_groups = random_bytes(0, 256, m, k // 2), random_bytes(0x30, 0x40, m, groups)
     expert_offsets, scale_offsets = offsets(counts), offsets([-(-count // 128) * 128 for count in counts])
-    of_row = torch.repeat_interleave(torch.arange(experts, device="cuda"), torch.tensor(counts, device="cuda"))
-    a_padded = torch.zeros(int(scale_offsets[-1]), groups, dtype=torch.uint8, device="cuda")
-    a_padded[torch.arange(m, device="cuda") + (scale_offsets - expert_offsets)[of_row]] = a_groups
+    of_row = torch.repeat_interleave(torch.arange(experts, device=DEVICE), torch.tensor(counts, device=DEVICE))
+    a_padded = torch.zeros(int(scale_offsets[-1]), groups, dtype=torch.uint8, device=DEVICE)
+    a_padded[torch.arange(m, device=DEVICE) + (scale_offsets - expert_offsets)[of_row]] = a_groups
     inputs = {
         "a": a,
         "b": b,
         "a_scale": to_scale_layout(a_padded),
         "b_scale": to_scale_layout(b_groups),
-        "alpha": torch.full((experts,), 1 / 64, device="cuda"),
+        "alpha": torch.full((experts,), 1 / 64, device=DEVICE),
         "expert_offsets": expert_offsets,
         "scale_offsets": scale_offsets[:-1],
     }

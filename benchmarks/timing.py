@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import record
 import torch
@@ -13,6 +14,8 @@ import triton.language as tl
 FLUSH_BYTES = 256 << 20  # four times the L2 of an H200
 REPLAYS = 32  # of all instances together
 INSTANCES = 4
+
+Written = TypeVar("Written")
 
 
 class Timer:
@@ -34,7 +37,7 @@ class Timer:
     def in_turn(self, launches: Sequence[Callable[[], object]], replays: int = REPLAYS) -> list[float]:
         """Of several launches, replayed in turn, in an order drawn anew each time: what heats or slows the device meets
         them all alike. Each is captured ``INSTANCES`` times, since graphs of the same kernels differ by 1 to 3 us."""
-        graphs = [(of, _capture(launch)) for of, launch in enumerate(launches) for _ in range(INSTANCES)]
+        graphs = [(of, capture(launch)[0]) for of, launch in enumerate(launches) for _ in range(INSTANCES)]
         for _, graph in graphs * 3:
             graph.replay()
         spans, draw = [], random.Random(0)
@@ -59,13 +62,14 @@ def begin(**peers: str) -> tuple[dict[str, str], Timer, float]:
     return found, timer, bandwidth
 
 
-def _capture(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+def capture(launch: Callable[[], Written]) -> tuple[torch.cuda.CUDAGraph, Written]:
+    """A launch as a graph, and what it gives, which each replay writes."""
     launch()  # whatever it compiles or loads
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch()
-    return graph
+        written = launch()
+    return graph, written
 
 
 def _span(graph: torch.cuda.CUDAGraph, flush: torch.Tensor) -> tuple[torch.cuda.Event, torch.cuda.Event]:
