@@ -35,6 +35,20 @@ PICTURES = {
             "grouped_bf16_nvfp4": ("grouped_bf16_nvfp4", "tab:red", "-"),
         },
     ),
+    "peers": Picture(
+        ("N", "K", "routing"), "N = {N}, K = {K}, E = {experts}, {routing}", "m", "rows of each expert, on average",
+        {
+            "floor": ("floor: bytes / read bandwidth", "0.6", "--"),
+            "grouped_mm": ("torch grouped_mm, bf16 weights", "tab:orange", "-"),
+            "Triton": ("Triton by hand", "tab:green", "-"),
+            "Marlin": ("vLLM's Marlin", "tab:red", "-"),
+            "Humming indexed": ("Humming, indexed", "tab:purple", "-"),
+            "Humming grouped": ("Humming, grouped", "tab:purple", ":"),
+            "DeepGEMM FP8": ("DeepGEMM, FP8 by FP8", "tab:brown", ":"),
+            "grouped_fp4": ("grouped_fp4, tokens in FP4", "tab:blue", ":"),
+            "grouped_bf16_nvfp4": ("grouped_bf16_nvfp4", "tab:blue", "-"),
+        },
+    ),
     "moe": Picture(
         ("kernel", "layer"), "{kernel}, {layer}", "tokens", "tokens",
         {
