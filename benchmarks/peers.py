@@ -29,7 +29,7 @@ import math
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,30 +139,31 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                         record.markdown("benchmarks/peers.py", TABLE, cells)])  # fmt: skip
 
 
+def prepared(libraries: dict[str, Any], weights: Weights) -> tuple[dict[str, Way], dict[str, str]]:
+    """Ways of all, ours first; and why some have none."""
+    ways, failed = {OURS: ours(None, weights)}, {}
+    for name, library in libraries.items():
+        way, reason = attempt(PEERS[name].prepare, library, weights)
+        if reason:
+            failed[name] = reason
+        else:
+            ways[name] = way
+    return ways, failed
+
+
 def measure(
-    libraries: dict[str, Any], arguments: argparse.Namespace, timer: Timer, bandwidth: float,
-    keep: Callable[[dict[str, Any]], None],
-) -> None:  # fmt: skip
-    """Gives every row to ``keep`` as soon as it is there."""
-    counts = [("equal", m, [m] * arguments.experts) for m in arguments.rows]
-    counts += [("routed", m, routed_counts(m, arguments.experts)) for m in arguments.routed]
-    for n, k in LAYERS:
-        weights = Weights(arguments.experts, n, k)
-        ways, failed = {OURS: ours(None, weights)}, {}
-        for name, library in libraries.items():
-            way, reason = attempt(PEERS[name].prepare, library, weights)
-            if reason:
-                failed[name] = reason
-            else:
-                ways[name] = way
-        for routing, m, of_experts in counts:
-            given = make_problem(of_experts, n, k)
-            row = compare(ways, given, weights.expected(given.activations(), of_experts), timer)
-            reasons = "; ".join(f"{what}: {why}" for what, why in {**failed, **row["failed"]}.items())
-            keep({"N": n, "K": k, "routing": routing, "m": m, "experts": arguments.experts,
-                  "floor": least_bytes(given) / bandwidth * 1e6, **row, "failed": reasons or None})  # fmt: skip
-        del weights, ways, given
-        torch.cuda.empty_cache()
+    libraries: dict[str, Any], n: int, k: int, routings: Sequence[tuple[str, int, list[int]]], timer: Timer,
+    bandwidth: float,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row of the record for each of (routing, mean rows of an expert, rows of each)."""
+    weights = Weights(len(routings[0][2]), n, k)
+    ways, without_way = prepared(libraries, weights)
+    for routing, m, counts in routings:
+        given = make_problem(counts, n, k)
+        row = compare(ways, given, weights.expected(given.activations(), counts), timer)
+        failed = "; ".join(f"{what}: {why}" for what, why in {**without_way, **row["failed"]}.items())
+        yield {"N": n, "K": k, "routing": routing, "m": m, "experts": len(counts),
+               "floor": least_bytes(given) / bandwidth * 1e6, **row, "failed": failed or None}  # fmt: skip
 
 
 def main() -> None:
@@ -176,21 +177,26 @@ def main() -> None:
     parser.add_argument("--routed", type=int, nargs="*", default=ROUTED, help="rows of each expert on average")
     arguments = record.parse(parser, [OURS, OF_FP4])
 
+    experts = arguments.experts
+    routings = [("equal", m, [m] * experts) for m in arguments.rows]
+    routings += [("routed", m, routed_counts(m, experts)) for m in arguments.routed]
+    if not routings:
+        parser.error("neither --rows nor --routed has a number")
+
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place), arguments.peers.resolve()]
         unpack(folders[1], folders[0])
         libraries, said = find(arguments.contenders, folders)
-        compile_ahead(list(libraries), folders, arguments.experts, sorted({*arguments.rows, *arguments.routed}))
+        compile_ahead(list(libraries), folders, experts, sorted({m for _, m, _ in routings}))
         environment, timer, bandwidth = begin(**said)
         rows: list[dict[str, Any]] = []
-
-        def keep(row: dict[str, Any]) -> None:
-            rows.append(row)
-            print(row, flush=True)
-            results = {"read_bandwidth": bandwidth, "rows": rows}
-            record.finish(arguments.json, "peers", environment, timer.facts(), results)
-
-        measure(libraries, arguments, timer, bandwidth, keep)
+        for n, k in LAYERS:
+            for row in measure(libraries, n, k, routings, timer, bandwidth):
+                rows.append(row)
+                print(row, flush=True)
+                results = {"read_bandwidth": bandwidth, "rows": rows}  # written after each row: a library may end us
+                record.finish(arguments.json, "peers", environment, timer.facts(), results)
+            torch.cuda.empty_cache()
     print(tables(rows))
 
 

@@ -314,6 +314,40 @@ def test_a_peer_that_fails_is_a_line_of_the_row():
     }  # fmt: skip
 
 
+MEASURE = """
+import json, types, gemm_peers, peers, torch
+peers.capture = lambda call: (types.SimpleNamespace(replay=lambda: call()), call())
+
+def exact(_, weights):
+    def way(given):
+        out = given.output()
+        call = lambda: out.copy_(weights.expected(given.activations(), given.counts))
+        return [gemm_peers.Launch(peers.OURS, "a", call)]
+    return way
+
+def broken(library, weights):
+    raise ValueError(f"no layer of {library}")
+
+peers.ours = exact
+peers.PEERS["Marlin"] = peers.PEERS["Marlin"]._replace(prepare=broken)
+timer = types.SimpleNamespace(in_turn=lambda calls, replays: [1.0 for _ in calls])
+routings = [("equal", 2, [2, 2]), ("routed", 2, [0, 4])]
+print(json.dumps(list(peers.measure({"Marlin": "theirs"}, 128, 256, routings, timer, 1e6))))
+"""
+
+
+def test_rows_are_of_every_routing():
+    """Each with its floor, and with who could not prepare the weights."""
+    done = start(MEASURE)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [
+        (row["routing"], row["m"], row["N"], row["K"], row["experts"], row["grouped_bf16_nvfp4"]) for row in rows
+    ] == [(routing, 2, 128, 256, 2, 1.0) for routing in ("equal", "routed")]
+    assert {row["failed"] for row in rows} == {"Marlin: ValueError: no layer of theirs"}
+    assert [row["floor"] for row in rows] == [2 * 4 * 384 + experts * 128 * 256 * 9 // 16 for experts in (2, 1)]
+
+
 def test_the_table_has_a_dash_for_what_is_not_there():
     """And names what failed; the floor is of experts that have rows."""
     row = {"N": 64, "K": 32, "routing": "equal", "m": 4, "floor": 9.5, "grouped_bf16_nvfp4": 12.0, "Marlin": 13.0,
