@@ -18,11 +18,14 @@ struct FragmentSources : PlainSources {
         for (const tma::TensorMap* map : {&a, &b, &b_scale}) tma::prefetch(map);
     }
 
-    // A stage has 128 bytes of a token in one panel, and the next 128 in another.
+    // A stage has 128 bytes of a token in one panel, and the next 128 in another. Boxes of tokens are loaded as the tile has
+    // rows, so they are announced here; weights are by the Loader, and `full` waits for two arrivals.
     template <class Mainloop>
     class Loads : public PlainSources::Loads<Mainloop> {
         using Base = PlainSources::Loads<Mainloop>;
         static constexpr int SCALE_K = Mainloop::SCALE_K, ATOM_ROWS = scale_layout::ATOM_ROWS;
+        static constexpr int BOX_ROWS = Mainloop::BOX_ROWS, BOX_BYTES = BOX_ROWS * 128;
+        static constexpr int NUM_PANELS = Mainloop::BLOCK_K / Mainloop::PANEL_K;
         static constexpr int SCALE_BYTES = Mainloop::BLOCK_K / SCALE_K * scale_layout::ATOM_WORDS * 4;
 
     public:
@@ -31,9 +34,13 @@ struct FragmentSources : PlainSources {
 
         __device__ __forceinline__ void tokens(const StagePlaces& places, mbarrier::Barrier* full,
                                                const schedule::Tile& tile, int k) const {
-            for (int i = 0; i < Mainloop::BLOCK_K / Mainloop::PANEL_K; ++i)
-                tma::load_2d(places.tokens + i * Mainloop::PANEL_BYTES, &maps_.a, full, k + i * Mainloop::PANEL_K,
-                             tile.row);
+            const int boxes = max(ceil_div(tile.num_rows, BOX_ROWS), Mainloop::LEAST_BOXES);
+            mbarrier::arrive_expect_tx(full, NUM_PANELS * BOX_BYTES * boxes);
+#pragma unroll 1
+            for (int box = 0; box < boxes; ++box)
+                for (int i = 0; i < NUM_PANELS; ++i)
+                    tma::load_2d(places.tokens + i * Mainloop::PANEL_BYTES + box * BOX_BYTES, &maps_.a, full,
+                                 k + i * Mainloop::PANEL_K, tile.row + box * BOX_ROWS);
         }
         __device__ __forceinline__ void weights(const StagePlaces& places, mbarrier::Barrier* full,
                                                 const schedule::Tile& tile, int k) const {

@@ -38,6 +38,8 @@ struct WgmmaFragments {
     static constexpr bool kTokensMnMajor = false, kWeightsMnMajor = false;
     static constexpr int PANEL_K = 64, PANEL_BYTES = BLOCK_M * PANEL_K * 2;  // rows of 128 bytes
     static constexpr int ROW_BYTES = BLOCK_K / 2;                            // of weights
+    // Tokens that TMA brings at once, and how often at least: what is multiplied is loaded.
+    static constexpr int BOX_ROWS = Config::kTokenStep, LEAST_BOXES = BLOCK_M / BOX_ROWS - Config::kTokenCounts + 1;
     static constexpr int SCALE_K = FACTOR_WORD_K;
     static constexpr int WEIGHT_ATOMS = BLOCK_N / scale_layout::ATOM_ROWS;
     static constexpr int kWords = 4, STEPS_PER_WORD = 2;             // of a lane's row in a stage; each of 16 along K
@@ -47,6 +49,8 @@ struct WgmmaFragments {
 
     static_assert(BLOCK_K == 128, "a lane has 16 bytes of a row");
     static_assert(BLOCK_M % 8 == 0 && BLOCK_M >= 8 && BLOCK_M <= 256, "tokens are the N of wgmma");
+    static_assert(BOX_ROWS % 8 == 0 && BLOCK_M % BOX_ROWS == 0, "boxes begin where the swizzle does");
+    static_assert(LEAST_BOXES >= 1, "a tile has rows");
     static_assert(BLOCK_N == 128 || BLOCK_N == 256, "two consumer warpgroups of one or two m64 tiles");
     static_assert(kWords % kWordsPerCommit == 0 && kWords / kWordsPerCommit * kTilesPerWarpgroup % 2 == 0,
                   "fragments are in two buffers, the first of a stage in the first one");
@@ -59,12 +63,12 @@ struct WgmmaFragments {
         mbarrier::Barrier full[kNumStages], ready[kNumStages], empty[kNumStages];
     };
     using Accumulators = float[kTilesPerWarpgroup][BLOCK_M / 2];
-    static constexpr int BYTES_PER_STAGE =
-        sizeof(Storage::weights[0]) + sizeof(Storage::tokens[0]) + sizeof(Storage::weight_scales[0]);
+    // Without tokens, of which there are as many as the tile has.
+    static constexpr int BYTES_PER_STAGE = sizeof(Storage::weights[0]) + sizeof(Storage::weight_scales[0]);
 
     __device__ __forceinline__ static void init(Storage& shared, int part, int parts) {
         for (int s = part; s < kNumStages; s += parts) {
-            mbarrier::init(&shared.full[s], 1);
+            mbarrier::init(&shared.full[s], 2);
             mbarrier::init(&shared.ready[s], 32);
             mbarrier::init(&shared.empty[s], kNumConsumerWarps);
         }
@@ -143,17 +147,21 @@ struct WgmmaFragments {
 
         template <int kTokens>
         __device__ __forceinline__ void multiply_stage(Accumulators& sums, Fragments& fragments, bool first) {
-            uint32_t packed[kTilesPerWarpgroup][2][kWords], factors[kTilesPerWarpgroup][2][kWords];
-            load_rows(packed, factors);
+            constexpr int kTurnsOfTile = kWords / kWordsPerCommit;
+            Rows packed, factors;
+            mbarrier::wait(&shared_.ready[ring_.stage], ring_.parity);
+            load_rows(packed, factors, 0);
             const uint64_t tokens = wgmma::advance(tokens_, ring_.stage * sizeof(Storage::tokens[0]));
 #pragma unroll
-            for (int turn = 0; turn < kWords / kWordsPerCommit * kTilesPerWarpgroup; ++turn) {
-                const int word = turn / kTilesPerWarpgroup * kWordsPerCommit, t = turn % kTilesPerWarpgroup;
+            for (int turn = 0; turn < kTurnsOfTile * kTilesPerWarpgroup; ++turn) {
+                const int t = turn / kTurnsOfTile, word = turn % kTurnsOfTile * kWordsPerCommit;
                 // At most the newest products are still running: this buffer is free, and from the second turn on so is
                 // the stage before.
                 wgmma::wait<1>();
                 if (turn == 1 && !first) release_previous();
-                convert(fragments[turn % 2], packed[t], factors[t], word);
+                const bool converted = word + kWordsPerCommit == kWords;
+                convert(fragments[turn % 2], packed, factors, word);
+                if (converted && t + 1 < kTilesPerWarpgroup) load_rows(packed, factors, t + 1);
                 wgmma::fence();
 #pragma unroll
                 for (int i = 0; i < STEPS_PER_WORD * kWordsPerCommit; ++i) {
@@ -178,20 +186,16 @@ struct WgmmaFragments {
                 wgmma::mma_f16<kTokens>(sums, weights, tokens, accumulate);
         }
 
-        // Of a stage, the two rows that a lane has in each tile.
-        using Rows = uint32_t[kTilesPerWarpgroup][2][kWords];
+        // Of a stage, the two rows that a lane has in a tile: of one tile at a time, since registers are few.
+        using Rows = uint32_t[2][kWords];
 
-        __device__ __forceinline__ void load_rows(Rows& packed, Rows& factors) const {
-            mbarrier::wait(&shared_.ready[ring_.stage], ring_.parity);
+        __device__ __forceinline__ void load_rows(Rows& packed, Rows& factors, int tile) const {
             const uint8_t* weights = shared_.weights[ring_.stage];
             const uint8_t* scales = reinterpret_cast<const uint8_t*>(shared_.factors[ring_.stage]);
 #pragma unroll
-            for (int t = 0; t < kTilesPerWarpgroup; ++t) {
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    load_words(packed[t][i], weights + PackedRows::packed_place(packed_begin_, t, i));
-                    load_words(factors[t][i], scales + FactorRows::packed_place(factors_begin_, t, i));
-                }
+            for (int i = 0; i < 2; ++i) {
+                load_words(packed[i], weights + PackedRows::packed_place(packed_begin_, tile, i));
+                load_words(factors[i], scales + FactorRows::packed_place(factors_begin_, tile, i));
             }
         }
         __device__ __forceinline__ static void load_words(uint32_t (&words)[kWords], const uint8_t* place) {
@@ -201,8 +205,7 @@ struct WgmmaFragments {
 
         // Of the words from `first` on of both rows: the instruction has them in turn, first the lower half of K.
         __device__ __forceinline__ static void convert(uint32_t (&fragments)[STEPS_PER_WORD * kWordsPerCommit][4],
-                                                       const uint32_t (&packed)[2][kWords],
-                                                       const uint32_t (&factors)[2][kWords], int first) {
+                                                       const Rows& packed, const Rows& factors, int first) {
 #pragma unroll
             for (int word = 0; word < kWordsPerCommit; ++word) {
 #pragma unroll

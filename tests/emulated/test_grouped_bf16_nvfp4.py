@@ -84,6 +84,15 @@ def test_small_problems_with_wide_scales(variant: Variant, run: Runner, rng: np.
         run.verify(variant, problem, fragment_problem.expected(problem), prefetch)
 
 
+@shipped_matrix.each([v for v in TILES if v.axes["counts"] > 1])
+def test_every_number_of_boxes(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
+    """A tile loads and multiplies its tokens in steps: of each number of steps the fewest rows and the most."""
+    step = variant.axes["step"]
+    rows = [n for n in range(1, variant.axes["block_m"] + 1) if n % step < 2]
+    problem = fragment_problem.fragment_problem(rng, variant.axes["element"], list(rng.permutation(rows)), 40, 144)
+    run.verify(variant, problem, fragment_problem.expected(problem), str(rng.choice(PREFETCH)))
+
+
 @pytest.mark.parametrize("element", ["bf16", "f16"])
 def test_every_weight_times_every_scale_is_exact(element: str, run: Runner, rng: np.random.Generator) -> None:
     """One token is a row of the identity each, so each element of the result is one weight times its scale; every byte.

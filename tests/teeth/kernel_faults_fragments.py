@@ -14,6 +14,8 @@ SEVERAL, TAILS = Kernel("90a", "m16n256_bf16_bf16", "grouped_bf16_nvfp4"), Probl
 HALVES = Kernel("90a", "m32n256_f16_f16", "grouped_bf16_nvfp4")
 READY = "            mbarrier::wait(&shared_.ready[ring_.stage], ring_.parity);\n"
 LOADED = "                    mbarrier::wait(&shared.full[ring.stage], ring.parity);\n"
+CONVERT = "                convert(fragments[turn % 2], packed, factors, word);\n"
+LOAD_NEXT = "                if (converted && t + 1 < kTilesPerWarpgroup) load_rows(packed, factors, t + 1);\n"
 PANEL = "places.tokens + i * Mainloop::PANEL_BYTES"
 
 CAUGHT = planted(
@@ -33,15 +35,23 @@ CAUGHT = planted(
         ("fragments with rows and halves of K swapped", "[row + i % 2 * 2]", "[row * 2 + i % 2]"),
         ("fragments of the word before", "packed[row][first + word]", "packed[row][first]"),
         ("factors of the word before", "factors[row][first + word]", "factors[row][first]"),
-        ("factors of the row eight before", "FactorRows::packed_place(factors_begin_, t, i)",
-         "FactorRows::packed_place(factors_begin_, t, 0)"),
-        ("weights of the first tile of a warpgroup", "PackedRows::packed_place(packed_begin_, t, i)",
+        ("factors of the row eight before", "FactorRows::packed_place(factors_begin_, tile, i)",
+         "FactorRows::packed_place(factors_begin_, tile, 0)"),
+        ("weights of the first tile of a warpgroup", "PackedRows::packed_place(packed_begin_, tile, i)",
          "PackedRows::packed_place(packed_begin_, 0, i)"),
         ("weights of a neighbouring lane", "(row, lane % 4)", "(row, lane % 4 ^ 1)"),
         ("tokens of the first panel", "step / 4 * PANEL_BYTES", "0 * PANEL_BYTES"),
         ("tokens of the step before", "step % 4 * 32", "step / 2 % 2 * 64"),
         ("tokens of the first half of a stage twice", "k + i * Mainloop::PANEL_K", "k", LOADS),
         ("tokens of both halves in one place", PANEL, "places.tokens", LOADS),
+        ("tokens of the first box twice", "tile.row + box * BOX_ROWS", "tile.row", LOADS | {"kernel": HALVES}),
+        ("tokens of all boxes in one place", " + box * BOX_BYTES", "", LOADS | {"kernel": HALVES}),
+        ("no box for rows that do not fill it", "ceil_div(tile.num_rows, BOX_ROWS)", "tile.num_rows / BOX_ROWS",
+         LOADS | {"kernel": HALVES}),
+        ("one announcement of weights and tokens", "init(&shared.full[s], 2)", "init(&shared.full[s], 1)"),
+        ("rows of the first tile of a warpgroup again", "load_rows(packed, factors, t + 1)",
+         "load_rows(packed, factors, t)"),
+        ("rows of the next tile before those of this one are converted", CONVERT + LOAD_NEXT, LOAD_NEXT + CONVERT),
         ("scales of the first 128 columns", "atom + i);", "atom);", LOADS),
         ("scales of the first expert", "tile.batch * weight_atoms_ + tile", "tile", LOADS),
         ("scales behind K", "left <= 0 ? 0 : (1u << left / FACTOR_K * 8) - 1", "~0u", FACTORS),
