@@ -12,6 +12,7 @@ FRAGMENTS, FACTORS, LOADS = (
 # More stages than the ring has; of the last one there are five steps, and of N eight columns.
 SEVERAL, TAILS = Kernel("90a", "m16n256_bf16_bf16", "grouped_bf16_nvfp4"), Problem((0, 19, 1, 0, 9), 264, 1232)
 HALVES = Kernel("90a", "m32n256_f16_f16", "grouped_bf16_nvfp4")
+SHORT_RING = Kernel("90a", "m64n256_bf16_bf16", "grouped_bf16_nvfp4")
 READY = "            mbarrier::wait(&shared_.ready[ring_.stage], ring_.parity);\n"
 LOADED = "                    mbarrier::wait(&shared.full[ring.stage], ring.parity);\n"
 CONVERT = "                convert(fragments[turn % 2], packed, factors, word);\n"
@@ -59,7 +60,7 @@ CAUGHT = planted(
         ("factors of rows in the order of words", "i * 32 + lane]", "lane * 4 + i]", FACTORS),
         ("factors made of scales that are not there yet", LOADED, ""),
         ("factors read before they are there", READY, ""),
-        ("stages freed a turn early", "if (turn == 1 && !first)", "if (turn == 0 && !first)"),
+        ("stages freed a turn early", "if (turn == 1 && !first)", "if (turn == 0 && !first)", {"kernel": SHORT_RING}),
         ("stages never freed at the end of a tile", "            release_previous();\n            __syncwarp();",
          "            __syncwarp();"),
         ("fragments written while they are read", "fragments[turn % 2], packed", "fragments[0], packed"),
