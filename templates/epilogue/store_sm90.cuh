@@ -40,13 +40,13 @@ struct StoreSm90 {
             const int warp = thread_index_again() / 32 - 4;
 #pragma unroll
             for (int t = 0; t < kTiles; ++t)
-                store(accumulators[t], tile, tile.column + (warp / 4 * kTiles + t) * 64 + warp % 4 * 16, warp);
+                store([&](int first) { return &accumulators[t][first / 2]; }, tile,
+                      tile.column + (warp / 4 * kTiles + t) * 64 + warp % 4 * 16, warp);
         }
 
-    private:
-        // Of 16 columns of out.
-        __device__ __forceinline__ void store(const float (&accumulators)[BLOCK_M / 2], const schedule::Tile& tile,
-                                              int column, int warp) {
+        // Of 16 columns of out; sums(first)[i]: a lane's of kTokens tokens from `first` on.
+        template <class Sums>
+        __device__ __forceinline__ void store(const Sums& sums, const schedule::Tile& tile, int column, int warp) {
             const int lane = thread_index_again() % 32, num_tokens = tile.num_stored, num_columns = params_.num_columns;
             const float alpha = params_.factor(tile.batch);
             uint8_t* const staging = shared_.staging[warp];
@@ -68,7 +68,7 @@ struct StoreSm90 {
                         });
                         __syncwarp();
                     }
-                    stage(staging, &accumulators[first / 2], alpha, bias, lane);
+                    stage(staging, sums(first), alpha, bias, lane);
                     __syncwarp();
                     each_vector(lane, [&](int token, int part) {
                         if (first + token < num_tokens && column + part < num_columns)
@@ -80,6 +80,7 @@ struct StoreSm90 {
             }
         }
 
+    private:
         // Calls with every token of kTokens and every first column of 16 that a lane has a vector of. Neighbouring
         // lanes have neighbouring tokens: with the pad, eight of them touch every bank once.
         template <class Function>
@@ -96,7 +97,8 @@ struct StoreSm90 {
                                             params_.heads.place(column));
         }
 
-        __device__ __forceinline__ void stage(uint8_t* staging, const float* sums, float alpha, const float (&bias)[2],
+        template <class Sums>
+        __device__ __forceinline__ void stage(uint8_t* staging, const Sums& sums, float alpha, const float (&bias)[2],
                                               int lane) const {
             float values[kTokens / 2];
 #pragma unroll

@@ -44,7 +44,7 @@ except ToolchainError as error:
 
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
          "grouped_mxfp4_swiglu", "grouped_mxfp8_swiglu", "grouped_mxfp8_mxfp4_swiglu", "grouped_fp8_swiglu",
-         "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4",
+         "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4", "grouped_bf16_nvfp4_swiglu",
          "grouped_fp8_quantized", "gemm_fp8_quantized",
          "grouped_mxfp4_masked", "grouped_mxfp8_masked", "grouped_mxfp8_mxfp4_masked", "grouped_fp4_swiglu_masked",
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
@@ -156,8 +156,8 @@ def test_every_kernel_renders() -> None:
 
 
 def test_what_ships_is_within_its_budget() -> None:
-    """At most 1,500 kernels in a pack for Hopper and for every Blackwell; forms of a family have theirs in common."""
-    assert 0 < len({(v.symbol, v.arch) for v in VARIANTS if v.arch in ("90a", "100f", "120f")}) <= 1500
+    """At most 1,540 kernels in a pack for Hopper and for every Blackwell; forms of a family have theirs in common."""
+    assert 0 < len({(v.symbol, v.arch) for v in VARIANTS if v.arch in ("90a", "100f", "120f")}) <= 1540
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -188,14 +188,17 @@ def test_kernels_use_the_tensor_cores_of_their_generation(arch: str, built: Path
 
 
 def test_fragments_become_weights_in_few_instructions(built: Path, artifacts: list[dict]) -> None:
-    """Of bf16: at most 20.1 instructions for a product, 7 of them of the ALU. f16 takes half as many again."""
-    chosen = [a for a in artifacts if a["family"] == "grouped_bf16_nvfp4" and a["axes"]["block_n"] == 256]
+    """Of bf16: at most 20.1 instructions for a product, 7 of them of the ALU. f16 takes half as many again. Beside an
+    activation the compiler takes shifts of the ALU for multiplications."""
+    bars = {"grouped_bf16_nvfp4": {"bf16": (20.1, 7), "f16": (30, 15)},
+            "grouped_bf16_nvfp4_swiglu": {"bf16": (20.1, 9), "f16": (30, 18)}}  # fmt: skip
+    chosen = [a for a in artifacts if a["family"] in bars and a["axes"]["block_n"] == 256]
     for artifact, profile in zip(chosen, profiles(built, chosen), strict=True):
         loop = profile.main_loop
         alu = sum(loop.counts[opcode] for opcode in ("LOP3", "SHF", "PRMT", "SEL", "ISETP", "LEA", "PLOP3"))
-        most, most_of_alu = (20.1, 7) if artifact["axes"]["element"] == "bf16" else (30, 15)
+        most, most_of_alu = bars[artifact["family"]][artifact["axes"]["element"]]
         assert loop.instructions <= most * loop.tensor and alu <= most_of_alu * loop.tensor, artifact["symbol"]
-    assert chosen
+    assert set(bars) == {artifact["family"] for artifact in chosen}
 
 
 def test_mqa_loops_add_up_heads_and_little_else(built: Path, artifacts: list[dict]) -> None:

@@ -13,6 +13,7 @@ import kernel_faults_einsum
 import kernel_faults_fp8_mxfp4
 import kernel_faults_fp8_swiglu
 import kernel_faults_fragments
+import kernel_faults_gated_fragments
 import kernel_faults_hc_prenorm
 import kernel_faults_majors
 import kernel_faults_mqa
@@ -42,6 +43,7 @@ CAUGHT = [
     *kernel_faults_fp8_mxfp4.CAUGHT,
     *kernel_faults_fp8_swiglu.CAUGHT,
     *kernel_faults_fragments.CAUGHT,
+    *kernel_faults_gated_fragments.CAUGHT,
     *kernel_faults_hc_prenorm.CAUGHT,
     *kernel_faults_majors.CAUGHT,
     *kernel_faults_mqa.CAUGHT,
