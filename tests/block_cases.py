@@ -209,17 +209,40 @@ def gather(
     return Case(family, dtype, {"x": stored, **arguments}, scalars, outputs, expected)
 
 
+def plain_gather(
+    rng: np.random.Generator, dtype: str, ids: np.ndarray, experts: int, k: int, **scalars: Any
+) -> Case:
+    """moe_gather of tokens that are routed to ``ids``, as ``gather``."""
+    case = gather(rng, "moe_gather_quantize_fp8", dtype, ids, experts, k, **scalars)
+    owned, row_weight = int(case.inputs["expert_offsets"][-1]), case.outputs["row_weight"]
+    a = poisoned(rng, len(row_weight), 2 * k).view(np.float16 if dtype == "f16" else np.uint16)
+
+    def expected(approximations: Approximations) -> dict[str, np.ndarray]:
+        routing, weights = route(ids, experts), case.inputs["topk_weights"]
+        values, _ = gathered(case.inputs["x"], dtype, routing, weights, scalars.get("weighting", "combine"))
+        written, rows = a.copy(), store(values, dtype)
+        rows.view(np.uint16)[np.isnan(values)] = 0x7FFF  # that of arithmetic
+        written[:owned] = rows
+        return {"a": written, "row_weight": case.expected(approximations)["row_weight"]}
+
+    return dataclasses.replace(case, family=PLAIN_GATHER, outputs={"a": a, "row_weight": row_weight}, expected=expected)
+
+
 DENSE = ("mxfp8_quantize", "mxfp4_quantize", "fp8_quantize", "fp8_ue8m0_quantize")
 MASKED = ("fp8_quantize_masked", "fp8_ue8m0_quantize_masked")
 GATHERS = tuple(f"moe_gather_quantize_{name}" for name in ("mxfp8", "mxfp4", "fp8", "fp8_ue8m0"))
+PLAIN_GATHER = "moe_gather"
+WEIGHTINGS = ("combine", "activation", "input")
 
 
 def scalar_choices(family: str) -> list[dict[str, str]]:
     """Both roundings and both layouts of scales, where there are two; all weightings, with the roundings in turn."""
+    if family == PLAIN_GATHER:
+        return [{"weighting": weighting} for weighting in WEIGHTINGS]
     mx, powers = Target.of(family).format.is_mx, "ue8m0" in family
     roundings = [{}] if powers else [{"scale_rounding": r} for r in (("up", "ocp") if mx else ("none", "power_of_two"))]
     if family in GATHERS:
-        return [r | {"weighting": w} for r, w in zip(roundings * 3, ("combine", "activation", "input"), strict=False)]
+        return [r | {"weighting": w} for r, w in zip(roundings * 3, WEIGHTINGS, strict=False)]
     layouts = [{}] if family in MASKED or powers else [{}, {"scale_layout": "linear" if mx else "row_major"}]
     return [rounding | layout for rounding in roundings for layout in layouts]
 
@@ -230,8 +253,10 @@ def case(
     """A call of any family with rows of these counts an expert where it knows experts; MX in longer rows."""
     if family in MASKED:
         return masked(rng, family, dtype, counts, max(counts) + 2, k, **scalars)
-    if family in GATHERS:
+    if family in (PLAIN_GATHER, *GATHERS):
         ids = np.repeat(np.arange(len(counts)), counts)
-        ids = np.append(ids, [-1] * (-len(ids) % 3 + 3))  # tokens without a row
-        return gather(rng, family, dtype, rng.permutation(ids).reshape(-1, 3), len(counts), k, 96, **scalars)
+        ids = rng.permutation(np.append(ids, [-1] * (-len(ids) % 3 + 3))).reshape(-1, 3)  # tokens without a row
+        if family == PLAIN_GATHER:
+            return plain_gather(rng, dtype, ids, len(counts), k, **scalars)
+        return gather(rng, family, dtype, ids, len(counts), k, 96, **scalars)
     return dense(rng, family, dtype, sum(counts), k, 96, **scalars)

@@ -1,17 +1,18 @@
-"""The kernels that quantise rows to MXFP8, MXFP4 and FP8 on a GPU: each byte as tests/block_cases.py says."""
+"""The kernels that quantise rows to MXFP8, MXFP4 and FP8, or gather them, on a GPU: each byte as tests/block_cases.py
+says."""
 
 from __future__ import annotations
 
 import block_cases
 import numpy as np
 import pytest
-from block_cases import DENSE, GATHERS, MASKED
+from block_cases import DENSE, GATHERS, MASKED, PLAIN_GATHER
 from quantization import EMULATED
 from routing import random_ids
 from test_nvfp4_quantize_device import launch
 
 every_dtype = pytest.mark.parametrize("dtype", ["bf16", "f16"])
-every_family = pytest.mark.parametrize("family", [*DENSE, *MASKED, *GATHERS])
+every_family = pytest.mark.parametrize("family", [*DENSE, *MASKED, *GATHERS, PLAIN_GATHER])
 
 
 @every_dtype

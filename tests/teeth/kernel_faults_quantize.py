@@ -52,3 +52,18 @@ CAUGHT += planted(
         ("words of neighbouring K as neighbours", "false, 1, pitch};", "false, count, 1};", {"file": PLACES}),
     ],
 )  # fmt: skip
+CAUGHT += planted(
+    "simt/unquantized.cuh",
+    Kernel("90a", "t256_bf16_bf16", "moe_gather"),
+    ROWS,
+    [
+        ("gathered halves alike", "values + 8 * i", "values"),
+        ("gathered neighbours the other way", "pack<X>(eight[2], eight[3])", "pack<X>(eight[3], eight[2])"),
+        ("scales of a gather that has none", "{nullptr, 0, words", "{nullptr, 1, words"),
+        ("rows gathered by half", "words<Unquantized>(columns), false", "words<Unquantized>(columns) / 2, false"),
+        ("gathered rows by their slots", "located.source = slot(row) / TOPK;", "located.source = slot(row);",
+         {"file": "simt/routed_rows.cuh"}),
+        ("gathered rows without a weight", "in_activation ? topk_weights[rows.slot(row)] : 1.0f",
+         "topk_weights[rows.slot(row)]", {"file": "simt/routed_rows.cuh"}),
+    ],
+)  # fmt: skip

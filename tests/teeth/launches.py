@@ -359,4 +359,5 @@ LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense, "grouped_
             **{family: functools.partial(_launch_grouped, family=family)
                for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")},
             **{family: functools.partial(_launch_quantize, family=family)
-               for family in (*block_cases.DENSE, *block_cases.MASKED, *block_cases.GATHERS)}}  # fmt: skip
+               for family in (*block_cases.DENSE, *block_cases.MASKED, *block_cases.GATHERS,
+                              block_cases.PLAIN_GATHER)}}  # fmt: skip
