@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 
-from .scale_layouts import SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers
+from .scale_layouts import SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers, round_up
+from .weight_fragments import STAGE_K, from_fragments, to_fragments
 
 
 class CheckpointError(ValueError):
@@ -26,26 +27,41 @@ class Target:
     """The layout that a composite or a kernel of the same name takes.
 
     H as K of the first GEMM, H as N of the second, and I are padded to multiples of ``inputs``, ``outputs`` and
-    ``intermediate``. ``in_turn``: rows of gate and up alternate; otherwise all of gate come before all of up.
+    ``intermediate``. ``turn``: so many rows of gate and as many of up alternate; 0: all of gate come before all of up.
+    ``fragments``: values are in fragment order.
     """
 
     name: str
     inputs: int
     outputs: int
     intermediate: int
-    in_turn: bool
+    turn: int
     scales: ScaleLayout
+    fragments: bool = False
+
+    def width(self, columns: int) -> int:
+        """Bytes of a row of values, where a checkpoint's padded row would have ``columns``."""
+        return round_up(columns, STAGE_K // 2) if self.fragments else columns
+
+    def store(self, values: np.ndarray) -> np.ndarray:
+        """Rows of a checkpoint in the order of the kernels."""
+        return to_fragments(values) if self.fragments else values
+
+    def load(self, stored: np.ndarray, columns: int) -> np.ndarray:
+        """The first ``columns`` of each of the rows that ``store`` made."""
+        return (from_fragments(stored, 2 * stored.shape[-1]) if self.fragments else stored)[..., :columns]
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("moe_fp4", 32, 32, 32, True, UE4M3_BLOCKS),
-        Target("moe_mxfp8_mxfp4", 128, 32, 128, True, UE8M0_BLOCKS),
-        Target("moe_mxfp8", 32, 32, 32, True, UE8M0_BLOCKS),
-        Target("moe_mxfp4", 32, 32, 32, True, UE8M0_BLOCKS),
-        Target("moe_fp8", 16, 16, 16, False, SQUARES),
-        Target("moe_fp8_ue8m0", 16, 16, 16, False, UE8M0_WORDS),
+        Target("moe_fp4", 32, 32, 32, 1, UE4M3_BLOCKS),
+        Target("moe_bf16_nvfp4", 16, 16, 64, 64, UE4M3_BLOCKS, fragments=True),
+        Target("moe_mxfp8_mxfp4", 128, 32, 128, 1, UE8M0_BLOCKS),
+        Target("moe_mxfp8", 32, 32, 32, 1, UE8M0_BLOCKS),
+        Target("moe_mxfp4", 32, 32, 32, 1, UE8M0_BLOCKS),
+        Target("moe_fp8", 16, 16, 16, 0, SQUARES),
+        Target("moe_fp8_ue8m0", 16, 16, 16, 0, UE8M0_WORDS),
     )
 }
 
@@ -72,7 +88,7 @@ class Format:
 FORMATS = {
     form.name: form
     for form in (
-        Format("NVFP4", ("U8",), 2, (1, 16), ("F8_E4M3",), 16, ("moe_fp4",)),
+        Format("NVFP4", ("U8",), 2, (1, 16), ("F8_E4M3",), 16, ("moe_fp4", "moe_bf16_nvfp4")),
         Format("MXFP4", ("U8", "I8"), 2, (1, 32), ("U8", "F8_E8M0"), 32, ("moe_mxfp8_mxfp4", "moe_mxfp4")),
         Format("MXFP8", ("F8_E4M3",), 1, (1, 32), ("U8", "F8_E8M0"), 1, ("moe_mxfp8",)),
         Format("FP8", ("F8_E4M3",), 1, (128, 128), ("F32", "BF16", "F8_E8M0"), 1, ("moe_fp8", "moe_fp8_ue8m0")),

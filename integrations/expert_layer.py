@@ -150,7 +150,7 @@ class Layer:
         if name == "w2":
             return 1, round_up(self.hidden, kernels.outputs), largest
         inputs = round_up(self.hidden, kernels.inputs)
-        return (1, 2 * largest, inputs) if kernels.in_turn else (2, largest, inputs)
+        return (1, 2 * largest, inputs) if kernels.turn else (2, largest, inputs)
 
     def extent(self, name: str) -> tuple[int, int]:
         """N and K of gate or of up, or of down, that the rank has."""

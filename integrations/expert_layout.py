@@ -28,7 +28,7 @@ def layout(layer: Layer, nan_scales: bool) -> Layout:
     for name in ("w13", "w2"):
         stack, n, k = layer.stored(name)
         lead = (experts, stack) if stack > 1 else (experts,)
-        arrays[name] = (layer.form.values[0], (*lead, n, k // layer.form.pack))
+        arrays[name] = (layer.form.values[0], (*lead, n, layer.kernels.width(k // layer.form.pack)))
         arrays[f"{name}_scale"] = (scales.dtype, (*lead, *scales.shape(*layer.grid(n, k), n)))
         if layer.biases:
             arrays[f"{name}_bias"] = ("F32", (*lead, n))
@@ -80,16 +80,13 @@ def fill(layer: Layer, expert: int, matrices: Sequence[Matrix], arrays: Mapping[
     slot, scales = expert - layer.owned.start, _empty_scales(layer, matrices)
     for (name, half), matrix in zip(PLACES, matrices, strict=True):
         stack, n, _ = layer.stored(name)
-        pieces = [
-            (arrays[name][slot].reshape(stack, n, -1), matrix.values, (1, layer.form.pack)),
-            (scales[name], matrix.scale, layer.form.block),
-        ]
-        for array, source, units in pieces:
-            part = source[layer.cut(name, units)]
-            _lane(layer, name, half, array)[: part.shape[0], : part.shape[1]] = part
+        values = layer.kernels.store(matrix.values[layer.cut(name, (1, layer.form.pack))])
+        scale = matrix.scale[layer.cut(name, layer.form.block)]
+        for array, part in ((arrays[name][slot].reshape(stack, n, -1), values), (scales[name], scale)):
+            array[(*_rows(layer, name, half, len(part)), slice(part.shape[1]))] = part
         if layer.biases and not (name == "w2" and layer.rank):  # what ranks add up to has it once
             bias = matrix.bias[layer.cut(name, (1, 1))[0]]
-            _lane(layer, name, half, arrays[f"{name}_bias"][slot].reshape(stack, n))[: len(bias)] = bias
+            arrays[f"{name}_bias"][slot].reshape(stack, n)[_rows(layer, name, half, len(bias))] = bias
 
     for name, linear in scales.items():
         if f"source_{name}_nan" in arrays:
@@ -108,11 +105,10 @@ def _empty_scales(layer: Layer, matrices: Sequence[Matrix]) -> Arrays:
     return {name: np.zeros((stack, *layer.grid(n, k)), dtype) for name, (stack, n, k) in sizes.items()}
 
 
-def _lane(layer: Layer, name: str, half: int, array: np.ndarray) -> np.ndarray:
-    """The rows of gate, of up or of down in an array [matrices, rows, ...]."""
-    if name == "w13" and layer.kernels.in_turn:
-        return array[0, half::2]
-    return array[half]
+def _rows(layer: Layer, name: str, half: int, count: int) -> tuple[int, np.ndarray]:
+    """Of arrays [matrices, rows, ...]: which matrix has gate, up or down, and where its first ``count`` rows are."""
+    rows, turn = np.arange(count), layer.kernels.turn
+    return (0, rows + (rows // turn + half) * turn) if name == "w13" and turn else (half, rows)
 
 
 def _fill_numbers(layer: Layer, slot: int, matrices: Sequence[Matrix], arrays: Mapping[str, np.ndarray]) -> None:
@@ -157,11 +153,11 @@ def restore_expert(
         stack, n, _ = layer.stored(name)
         count, k = layer.extent(name)
         rows, columns = layer.grid(count, k)
-        values = _lane(layer, name, half, arrays[name][slot].reshape(stack, n, -1))
-        scale = _lane(layer, name, half, _restored_scales(arrays, layer, name, slot))
-        kinds = {tool.values: values[:count, : k // layer.form.pack], tool.scale: scale[:rows, :columns]}
+        values = arrays[name][slot].reshape(stack, n, -1)[_rows(layer, name, half, count)]
+        scale = _restored_scales(arrays, layer, name, slot)[_rows(layer, name, half, rows)]
+        kinds = {tool.values: layer.kernels.load(values, k // layer.form.pack), tool.scale: scale[:, :columns]}
         if layer.biases and not (name == "w2" and layer.rank):
-            kinds[tool.bias] = _lane(layer, name, half, arrays[f"{name}_bias"][slot].reshape(stack, n))[:count]
+            kinds[tool.bias] = arrays[f"{name}_bias"][slot].reshape(stack, n)[_rows(layer, name, half, count)]
         found.append(kinds)
     for projection in layer.projections:
         taken = [found.pop(0) for _ in range(halves(projection))]

@@ -71,7 +71,7 @@ KERNELS = {
     model_formats.BF16: Kernels((_gemm("gemm_bf16"),), (_BF16_EXPERTS,), (_BF16_EXPERTS,)),
     model_formats.NVFP4: Kernels(
         (_gemm("gemm_fp4"),),
-        (_layer("moe_fp4", global_scale_kind="encode"),),
+        (_layer("moe_bf16_nvfp4"), _layer("moe_fp4", global_scale_kind="encode")),  # tokens as they are, on Hopper
         (_layer("moe_fp4_relu2", global_scale_kind="encode"),),
     ),
     model_formats.MXFP4: Kernels((_gemm("gemm_mxfp8_mxfp4"),), (_layer("moe_mxfp8_mxfp4"),)),

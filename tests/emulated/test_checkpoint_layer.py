@@ -11,11 +11,17 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+import moe_fragments  # noqa: E402
+import moe_reference  # noqa: E402
+from moe_reference import Weights  # noqa: E402
+
 import loader  # noqa: E402
 from integrations.checkpoint import prepare  # noqa: E402
 
 PREFIX = "model.layers.0.mlp.experts"
 EXPERTS, HIDDEN, INTERMEDIATE, TOKENS = 2, 96, 64, 9
+LAYER = "moe_bf16_nvfp4"
+WIDER = {"gate": (96, HIDDEN), "up": (96, HIDDEN), "down": (HIDDEN, 96)}  # I is no multiple of 64
 SIZES = {"gate": (INTERMEDIATE, HIDDEN), "up": (INTERMEDIATE, HIDDEN), "down": (HIDDEN, INTERMEDIATE)}
 
 pytestmark = [
@@ -76,3 +82,33 @@ def test_gate_and_up_with_their_own_global_scales_are_exact(
     assert torch.equal(run(own, up_alpha=True), expected)
     assert torch.equal(run(doubled, up_alpha=True), expected)
     assert not torch.equal(run(own, up_alpha=False), expected)
+
+
+def test_the_layer_of_16_bit_tokens_is_that_of_the_checkpoint(
+    tmp_path: Path, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Weights in fragment order, in turns of 64 and with zeros behind I: every element is within its bound."""
+    packed = {name: rng.integers(0, 256, (EXPERTS, n, k // 2), dtype=np.uint8) for name, (n, k) in WIDER.items()}
+    scale = {name: rng.integers(40, 64, (EXPERTS, n, k // 16), dtype=np.uint8) for name, (n, k) in WIDER.items()}
+    factors = {"gate": 2.0**-6, "up": 2.0**-5, "down": 2.0**-4}
+    path = write(tmp_path / "model", packed, scale, factors)
+    weights = {name: torch.from_numpy(array) for name, array in prepare(path, PREFIX, target=LAYER).items()}
+
+    def in_turn(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+        both = np.stack([arrays["gate"], arrays["up"]], axis=2)
+        return torch.from_numpy(both.reshape(EXPERTS, -1, both.shape[3]))
+
+    alpha = {name: torch.full((EXPERTS,), factor) for name, factor in factors.items()}
+    w13 = Weights(in_turn(packed), in_turn(scale), alpha["gate"], up_alpha=alpha["up"])
+    w2 = Weights(torch.from_numpy(packed["down"]), torch.from_numpy(scale["down"]), alpha["down"])
+    layer = moe_fragments.Layer(moe_reference.Layer(w13, w2, alpha["gate"], alpha["gate"], moe_reference.Settings()))
+    tokens = moe_reference.random_tokens(torch.Generator().manual_seed(int(rng.integers(1 << 31))), TOKENS, 2, EXPERTS,
+                                         HIDDEN)  # fmt: skip
+    out = torch.full((TOKENS, HIDDEN), float("nan"), dtype=torch.bfloat16)
+    context = reschedule()
+    loader.launch(
+        LAYER, **tokens._asdict(), **{name: weights[name] for name in ("w13", "w13_scale", "w2", "w2_scale")},
+        **{f"{name}_alpha": weights[f"{name}_weight_scale"] for name in ("w13", "w13_up", "w2")}, out=out,
+        device="emulated:90a", packs=packs,
+    )  # fmt: skip
+    moe_reference.moe(layer, tokens, "bf16").check(out, context)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import manifest_pack
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+import loader
 from integrations.checkpoint import Checkpoint, CheckpointError, convert, prepare, restore
 from integrations.expert_layer import Layer
+from integrations.scale_layouts import from_blocks
+from integrations.weight_fragments import from_fragments
 
 PREFIX = "model.layers.3.mlp.experts"
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -143,6 +147,42 @@ def test_gate_and_up_keep_their_own_global_scales(tmp_path, rng, template, encod
     assert arrays["w13_up_weight_scale"].tolist() == experts.weight_global["up"].tolist()
     largest = np.maximum(experts.input_global["gate"], experts.input_global["up"])
     assert arrays["w13_input_scale"].tolist() == largest.tolist()
+
+
+def in_turn(rows: np.ndarray) -> np.ndarray:
+    """[E, 2 I, ..] of 64 gates and their 64 ups in turn, with each up behind its gate."""
+    experts, count, *rest = rows.shape
+    return rows.reshape(experts, count // 128, 2, 64, *rest).swapaxes(2, 3).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("intermediate", [160, 128])
+def test_fragments_for_tokens_of_16_bits(tmp_path, rng, intermediate):
+    """Values and scales are those of moe_fp4 in another order, behind which are zeros; every byte comes back, also of
+    a rank's part."""
+    experts = Experts.random(rng, intermediate=intermediate)
+    tensors = separate(experts, "{prefix}.{expert}.{projection}.{suffix}")
+    plain, checkpoint = check(tmp_path, tensors, experts), Checkpoint(tmp_path)
+    layer = checkpoint.layer(PREFIX, target="moe_bf16_nvfp4")
+    arrays = prepare(checkpoint, PREFIX, target="moe_bf16_nvfp4")
+    padded = -(-intermediate // 64) * 64
+    manifest_pack.write(tmp_path)
+    buffers = loader.buffers("moe_bf16_nvfp4", packs=[str(tmp_path)], T=1, TOPK=1, E=3, H=96, I=padded)
+    for name in ("w13", "w13_scale", "w2", "w2_scale"):
+        assert arrays[name].shape == buffers[name].shape
+    sizes = {"w13": (2 * padded, 96), "w2": (96, padded)}
+    for name, (n, k) in sizes.items():
+        values = from_fragments(arrays[name], k)
+        scales = np.stack([from_blocks(scale, n, k // 16) for scale in arrays[f"{name}_scale"]])
+        of_plain = np.stack([from_blocks(scale, *scale.shape) for scale in plain[f"{name}_scale"]])
+        for found, expected in ((values, plain[name]), (scales, of_plain)):
+            found = in_turn(found) if name == "w13" else found
+            rows, columns = (min(sizes) for sizes in zip(found.shape[1:], expected.shape[1:], strict=True))
+            assert (found[:, :rows, :columns] == expected[:, :rows, :columns]).all()
+            assert not found[:, rows:].any() and not found[..., columns:].any()
+    for rank in range(2):
+        convert(checkpoint, checkpoint.layer(PREFIX, 2, rank, target="moe_bf16_nvfp4"), tmp_path / "part")
+    for name, array in restore(arrays, layer.metadata).items():
+        assert array.tobytes() == as_bytes(tensors[name]).tobytes(), name
 
 
 STACKED_NAMES = {

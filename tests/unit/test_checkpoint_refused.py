@@ -159,8 +159,8 @@ def test_gate_and_up_that_share_a_block_are_refused(tmp_path, rng):
 
 @pytest.mark.parametrize(("target", "message"), [
     ("moe_fp4", f"{_MLP}: MXFP4 has a layout for moe_mxfp8_mxfp4 and moe_mxfp4, not for moe_fp4"),
-    ("moe_fp16", "no layout for moe_fp16; there is one for moe_fp4, moe_mxfp8_mxfp4, moe_mxfp8, moe_mxfp4, "
-                 "moe_fp8, moe_fp8_ue8m0"),
+    ("moe_fp16", "no layout for moe_fp16; there is one for moe_fp4, moe_bf16_nvfp4, moe_mxfp8_mxfp4, moe_mxfp8, "
+                 "moe_mxfp4, moe_fp8, moe_fp8_ue8m0"),
 ])  # fmt: skip
 def test_a_layout_is_one_of_the_format(tmp_path, rng, target, message):
     """Nothing is converted from one format to another."""

@@ -166,7 +166,7 @@ DENSE = {
     "FP8, a scale for each row": {"gemm_fp8_row_scales": {"90a"}},
 }
 ROUTED = {
-    "NVFP4": {"moe_fp4": EVERYWHERE},
+    "NVFP4": {"moe_bf16_nvfp4": {"90a"}, "moe_fp4": EVERYWHERE - {"90a"}},
     "MXFP4": {"moe_mxfp8_mxfp4": EVERYWHERE},
     "MXFP8": {"moe_mxfp8": EVERYWHERE},
     FP8: {"moe_fp8": {"90a"}},
@@ -213,6 +213,7 @@ BYTES = {
     "moe_mxfp8": lambda h, i: (3 * h * i, blocks(2 * i, h // 32) + blocks(h, i // 32)),
     "moe_fp8": lambda h, i: (3 * h * i, 3 * 4 * -(-h // 128) * -(-i // 128)),
     "moe_fp8_ue8m0": lambda h, i: (3 * h * i, 4 * (2 * i * -(-h // 512) + h * -(-i // 512))),
+    "moe_bf16_nvfp4": lambda h, i: (i * up(h, 128) + h * up(i, 128) // 2, blocks(2 * i, h // 16) + blocks(h, i // 16)),
     "moe_fp4": lambda h, i: (3 * h * i // 2, blocks(2 * i, h // 16) + blocks(h, i // 16)),
     "moe_fp4_relu2": lambda h, i: (h * i, blocks(i, h // 16) + blocks(h, i // 16)),
 }
