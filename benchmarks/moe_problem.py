@@ -6,6 +6,7 @@ For timing and a rough check. Tests judge correctness.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from problem import DEVICE, E2M1, GROUP, to_scale_layout
 
 import loader
+from integrations.weight_fragments import to_fragments
 
 # Powers of two near 6 * 448 / amax, so that torch's weights, which hold decode scales, are exact in bf16.
 X_ENCODE, H_ENCODE, WEIGHT_DECODE = 512.0, 32.0, 2.0**-7
@@ -33,7 +35,8 @@ def random_fp8(generator: torch.Generator, *shape: int) -> torch.Tensor:
 class Format:
     """Of the weights that a composite takes: E2M1, two in a byte, or E4M3; so many rows by columns share a scale, which
     is drawn from ``lowest`` on: bytes, or of fp32 exponents of two. ``max_error``: root mean square, relative, to torch
-    on unquantised activations; the two quantisations make about two thirds of it."""
+    on unquantised activations; the two quantisations make about two thirds of it. ``turn``: so many rows of gate and as
+    many of up alternate, where they are packed; ``fragments``: these are in fragment order."""
 
     packed: bool
     block: tuple[int, int]
@@ -42,6 +45,8 @@ class Format:
     highest: int
     decode: float
     max_error: float
+    turn: int = 1
+    fragments: bool = False
 
     def draw(self, generator: torch.Generator, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Elements [rows, bytes] and scales [rows of blocks, columns of blocks]."""
@@ -56,6 +61,7 @@ class Format:
 
 FORMATS = {
     "moe_fp4": Format(True, (1, GROUP), torch.float8_e4m3fn, 0x30, 0x40, WEIGHT_DECODE, 0.25),
+    "moe_bf16_nvfp4": Format(True, (1, GROUP), torch.float8_e4m3fn, 0x30, 0x40, WEIGHT_DECODE, 0.02, 64, True),
     "moe_fp8": Format(False, (128, 128), torch.float32, -13, -10, 1.0, 0.1),
     "moe_mxfp8_mxfp4": Format(True, (1, 32), torch.float8_e8m0fnu, 119, 122, 1.0, 0.1),
 }
@@ -81,7 +87,8 @@ SIZES = {
     "gpt-oss-120b": Size(128, 4, 2880, 2880, GPT_OSS),
 }
 # Which are measured in which format: as their checkpoints are, and the first two in NVFP4.
-LAYERS = [("DeepSeek-V3", "moe_fp4"), ("Qwen3-235B", "moe_fp4"), ("DeepSeek-V3", "moe_fp8"), ("Qwen3-235B", "moe_fp8"),
+LAYERS = [("DeepSeek-V3", "moe_fp4"), ("Qwen3-235B", "moe_fp4"), ("DeepSeek-V3", "moe_bf16_nvfp4"),
+          ("Qwen3-235B", "moe_bf16_nvfp4"), ("DeepSeek-V3", "moe_fp8"), ("Qwen3-235B", "moe_fp8"),
           ("gpt-oss-20b", "moe_mxfp8_mxfp4"), ("gpt-oss-120b", "moe_mxfp8_mxfp4")]  # fmt: skip
 
 
@@ -94,10 +101,10 @@ def padded(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return torch.nn.functional.pad(tensor, (0, columns - tensor.shape[-1], 0, rows - tensor.shape[-2]))
 
 
-def in_turn(gate_up: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Gates, then ups [E, 2 I, ..] as gate and up in turn [E, 2 rows, columns], zeros behind either."""
-    halves = gate_up.unflatten(1, (2, gate_up.shape[1] // 2))
-    return padded(halves, rows, columns).transpose(1, 2).flatten(1, 2).contiguous()
+def in_turn(gate_up: torch.Tensor, rows: int, columns: int, turn: int = 1) -> torch.Tensor:
+    """Gates, then ups [E, 2 I, ..] as ``turn`` gates and their ups in turn [E, 2 rows, columns], zeros behind."""
+    halves = padded(gate_up.unflatten(1, (2, gate_up.shape[1] // 2)), rows, columns)
+    return halves.unflatten(2, (rows // turn, turn)).transpose(1, 2).flatten(1, 3).contiguous()
 
 
 class Weights:
@@ -128,7 +135,7 @@ class Weights:
     def in_blocks(self, of_both: bool, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Elements and scales of packed weights with zeros up to so many rows, of gates and of ups each and these in
         turn if it has both, and columns; scales in bytes and in plain order."""
-        order = in_turn if of_both else padded
+        order = functools.partial(in_turn, turn=self.format.turn) if of_both else padded
         scales = order(self.scales.view(torch.uint8), rows, columns // self.format.block[1])
         return order(self.elements, rows, columns // 2), scales
 
@@ -141,6 +148,8 @@ class Weights:
         rows = round_up(n // 2) if of_both else n
         elements, _ = self.in_blocks(of_both, rows, round_up(k))
         _, scales = self.in_blocks(of_both, round_up(rows), round_up(k))
+        if self.format.fragments:
+            elements = torch.stack([to_fragments(expert) for expert in elements])
         return {name: elements, f"{name}_scale": to_scale_layout(scales)}
 
 
@@ -164,7 +173,7 @@ class Layer:
                 "x_global_scale": each(X_ENCODE), "h_global_scale": each(H_ENCODE), "global_scale_kind": "encode",
             }  # fmt: skip
         elif self.format.packed:
-            self.arguments |= {"w13_alpha": each(1.0), "w2_alpha": each(1.0)}
+            self.arguments |= {"w13_alpha": each(self.format.decode), "w2_alpha": each(self.format.decode)}
         self.biases: tuple[torch.Tensor, torch.Tensor] | None = None
         if size.swiglu:
             self.biases = tuple(torch.randn(experts, rows, device=DEVICE, generator=generator).bfloat16().float() / 8

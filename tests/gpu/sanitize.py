@@ -25,6 +25,7 @@ import block_cases  # noqa: E402
 import einsum_problem  # noqa: E402
 import fp8_swiglu  # noqa: E402
 import fragment_problem  # noqa: E402
+import gated_fragments  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
 import hc_prenorm  # noqa: E402
@@ -92,6 +93,20 @@ def launch_fragments(device: Device, rng: np.random.Generator) -> str:
             device.download(buffer, out.array)
             fragment_problem.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
     return f"{len(chosen)} variants of GEMMs of 16-bit tokens and NVFP4 weights"
+
+
+def launch_gated_fragments(device: Device, rng: np.random.Generator) -> str:
+    """Every variant of their SwiGLU form, with all that may be left out, each element within its bound."""
+    chosen, settings = packs.artifacts("grouped_bf16_nvfp4_swiglu", hardware.runs_here), gated_fragments.GPT_OSS
+    for artifact in chosen:
+        problem = gated_fragments.Problem.random(rng, artifact.axes["element"], COUNTS, 192, K + 16, extras=True)
+        out, inputs = problem.output(), {name: device.upload(array) for name, array in problem.inputs().items()}
+        buffer = device.upload(out.array)
+        loader.launch("grouped_fp4_swiglu", **inputs, out=buffer, variant=artifact.variant,
+                      **dataclasses.asdict(settings))  # fmt: skip
+        device.download(buffer, out.array)
+        problem.verify(settings, out, artifact.variant)
+    return f"{len(chosen)} variants of their SwiGLU form"
 
 
 def block_scaled(
@@ -445,7 +460,7 @@ def launch_everything() -> None:
     """What runs on device 0, on small problems."""
     rng, device = np.random.default_rng(), Device()
     gemms = launch_grouped, launch_fragments, launch_schedules, launch_rows, launch_einsums, launch_k_groups
-    fused = launch_fused, launch_fp8_fused, launch_mx_fused
+    fused = launch_gated_fragments, launch_fused, launch_fp8_fused, launch_mx_fused
     indexers = launch_mqa, launch_sparse_mqa
     parts = *gemms, *fused, launch_quantising, launch_norm, *indexers, launch_hc_prenorm, launch_layer
     print(", ".join([part(device, rng) for part in parts]))

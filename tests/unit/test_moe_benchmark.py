@@ -20,8 +20,10 @@ import moe_peers  # noqa: E402
 import moe_problem  # noqa: E402
 from moe_problem import GPT_OSS, Layer, Size  # noqa: E402
 
+from integrations.weight_fragments import from_fragments  # noqa: E402
+
 # H and I are no multiples of 128 where kernels pad them.
-SIZES = {"moe_fp4": Size(3, 2, 256, 128), "moe_fp8": Size(3, 2, 256, 128),
+SIZES = {"moe_fp4": Size(3, 2, 256, 128), "moe_bf16_nvfp4": Size(3, 2, 256, 128), "moe_fp8": Size(3, 2, 256, 128),
          "moe_mxfp8_mxfp4": Size(3, 2, 160, 96, GPT_OSS)}  # fmt: skip
 every_format = pytest.mark.parametrize("composite", SIZES)
 TABLE = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
@@ -52,6 +54,7 @@ def test_weights_of_kernels_are_those_of_torch(composite: str, layer: Layer, rng
     for name, weights, rows in (("w13", layer.gate_up, 2 * size.between), ("w2", layer.w2, size.hidden)):
         values = weights.bf16().double()
         stored, scales, k = given[name], given[f"{name}_scale"], weights.shape[2]
+        stored, turn = (from_fragments(stored, k), 64) if composite == "moe_bf16_nvfp4" else (stored, 1)
         for _ in range(200):
             e, n, column = (int(rng.integers(extent)) for extent in (size.experts, rows, k))
             if composite == "moe_fp8":
@@ -59,7 +62,8 @@ def test_weights_of_kernels_are_those_of_torch(composite: str, layer: Layer, rng
                 of_block = (*place[:-1], place[-1] // 128, column // 128)
                 found = float(stored[(e, *place, column)]) * float(scales[(e, *of_block)])
             else:
-                row = 2 * (n % size.between) + n // size.between if name == "w13" else n
+                up, i = divmod(n, size.between)
+                row = (i // turn * 2 + up) * turn + i % turn if name == "w13" else n
                 code = int(stored[e, row, column // 2]) >> 4 * (column % 2) & 15
                 scale = plain(scales[e])[row, column // layer.format.block[1]].view(layer.format.scale)
                 found = element(code) * float(scale) * layer.format.decode
@@ -141,7 +145,8 @@ def test_the_floor_is_of_experts_with_tokens(composite: str, layer: Layer) -> No
     tokens = layer.tokens(1)
     size = layer.size
     elements = 3 * size.hidden * size.between
-    weights = {"moe_fp4": elements // 2 + elements // 16, "moe_fp8": elements + elements // 128**2 * 4,
+    nvfp4 = elements // 2 + elements // 16
+    weights = {"moe_fp4": nvfp4, "moe_bf16_nvfp4": nvfp4, "moe_fp8": elements + elements // 128**2 * 4,
                "moe_mxfp8_mxfp4": elements // 2 + elements // 32 + 4 * (2 * size.between + size.hidden)}  # fmt: skip
     assert layer.least_bytes(tokens) == 2 * weights[composite] + 4 * size.hidden
 
