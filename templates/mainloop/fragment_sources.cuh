@@ -1,4 +1,4 @@
-// 16-bit tokens, and NVFP4 weights in fragment order with scales in blocks of 128 rows.
+// 16-bit tokens, and FP4 weights in fragment order with scales in blocks of 128 rows.
 #pragma once
 #include <stdint.h>
 
@@ -18,8 +18,8 @@ struct FragmentSources : PlainSources {
         for (const tma::TensorMap* map : {&a, &b, &b_scale}) tma::prefetch(map);
     }
 
-    // A stage has 128 bytes of a token in one panel, and the next 128 in another. Boxes of tokens are loaded as the tile has
-    // rows, so they are announced here; weights are by the Loader, and `full` waits for two arrivals.
+    // A stage has 128 bytes of a token in one panel, and the next 128 in another. There are as many boxes of tokens as the
+    // tile has rows for, so they are announced here, weights by the Loader: `full` waits for two arrivals.
     template <class Mainloop>
     class Loads : public PlainSources::Loads<Mainloop> {
         using Base = PlainSources::Loads<Mainloop>;

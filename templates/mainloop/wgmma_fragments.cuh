@@ -1,9 +1,10 @@
-// Main loop of sm_90 for 16-bit tokens and NVFP4 weights: weights . tokens^T by wgmma on bf16 or f16.
+// Main loop of sm_90 for 16-bit tokens and NVFP4 or MXFP4 weights: weights . tokens^T by wgmma on bf16 or f16.
 //
-// A product of an E2M1 value and its UE4M3 scale has six significant bits: it is exact in both types, so what is summed
-// are products of a token and a weight, exact in fp32. Weights are the 64-row operand and become 16 bits in its registers;
-// tokens are the N operand, which the instruction reads as TMA wrote it. So K is in its own order: a step of 16 has one
-// scale of each row, and weights lie in fragment order (docs/weights.md), of which a lane loads vectors.
+// A product of an E2M1 value and its UE4M3 scale has six significant bits: it is exact in both types, with a UE8M0 scale in
+// bf16. So what is summed are products of a token and a weight, exact in fp32. Weights are the 64-row operand and become
+// 16 bits in its registers; tokens are the N operand, which the instruction reads as TMA wrote it. So K is in its own
+// order: a step of 16 has one scale of each row, and weights lie in fragment order (docs/weights.md), of which a lane
+// loads vectors.
 //
 // Roles: one thread loads by TMA, three warps turn the scales of a stage into factors of the type of tokens, one stage
 // each, two warpgroups convert weights and multiply. One ring of stages.
@@ -26,12 +27,13 @@
 
 namespace mainloop {
 
-// WeightRows: by bytes of a row and tiles of a warpgroup, which row a lane has (layout/weight_rows.cuh).
-template <class Config, template <int, int> class WeightRows>
+// WeightRows: by bytes of a row and tiles of a warpgroup, which row a lane has (layout/weight_rows.cuh). Decode_: what
+// weights are (number/fp4_fragments.cuh).
+template <class Config, template <int, int> class WeightRows, class Decode_ = fp4::Fragments<typename Config::Element>>
 struct WgmmaFragments {
     using Sources = FragmentSources;
     using Element = typename Config::Element;
-    using Decode = fp4::Fragments<Element>;
+    using Decode = Decode_;
     static constexpr int BLOCK_M = Config::BLOCK_M, BLOCK_N = Config::BLOCK_N, BLOCK_K = Config::BLOCK_K;
     static constexpr int kNumStages = Config::kNumStages, kNumConsumerWarps = 8;
     static constexpr int kTilesPerWarpgroup = BLOCK_N / 128;  // m64 tiles
@@ -40,7 +42,7 @@ struct WgmmaFragments {
     static constexpr int ROW_BYTES = BLOCK_K / 2;                            // of weights
     // Tokens that TMA brings at once, and how often at least: what is multiplied is loaded.
     static constexpr int BOX_ROWS = Config::kTokenStep, LEAST_BOXES = BLOCK_M / BOX_ROWS - Config::kTokenCounts + 1;
-    static constexpr int SCALE_K = FACTOR_WORD_K;
+    static constexpr int SCALE_K = 4 * Decode::SCALE_K;                      // of a word
     static constexpr int WEIGHT_ATOMS = BLOCK_N / scale_layout::ATOM_ROWS;
     static constexpr int kWords = 4, STEPS_PER_WORD = 2;             // of a lane's row in a stage; each of 16 along K
     static constexpr int kWordsPerCommit = Config::kWordsPerCommit;  // converted during the products before
@@ -119,7 +121,7 @@ struct WgmmaFragments {
 #pragma unroll
             for (auto& of_tile : sums)
 #pragma unroll
-                for (float& sum : of_tile) sum *= fp4::kFragmentDescale;
+                for (float& sum : of_tile) sum *= Decode::kDescale;
         }
 
     private:

@@ -1,4 +1,4 @@
-// NVFP4 weights in fragment order (docs/weights.md) to pairs of bf16 or f16, exactly.
+// NVFP4 or MXFP4 weights in fragment order (docs/weights.md) to pairs of bf16, or NVFP4 to f16, exactly.
 //
 // A word has eight weights of a row, those that a lane needs of two steps of 16 along K: four pairs, as wgmma takes them
 // in registers. Where bf16 has its sign, the last two bits of its exponent and its first of the mantissa, in bits 15 and
@@ -9,14 +9,13 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "number/element.cuh"
 #include "number/fp4.cuh"
 #include "number/output.cuh"
 
 namespace fp4 {
-
-// Of sums of products of tokens and weights times factors: both are 2^-7 of what they stand for.
-constexpr float kFragmentDescale = 128.0f;
 
 // The pairs of a word, their first at step 0, k 2l, and then 2l + 8, and the same of step 1; each `kUp` bits further up,
 // among other bits.
@@ -41,13 +40,19 @@ __device__ __forceinline__ uint32_t both_high(uint32_t pair) {
     return both;
 }
 
-// By the type of tokens: pairs(), the four of a word; factors(), of two UE4M3 scales what makes of such a pair the
-// weights times 2^-7, which have at most six significant bits; multiply().
+// By the type of tokens: pairs(), the four of a word; factors(), of the scales of 32 along K, in the lowest bytes, what
+// makes of such a pair the weights over kDescale, for each of two steps; multiply(). Here of NVFP4: a weight with its
+// scale has at most six significant bits.
 template <class Element>
 struct Fragments;
 
+struct BlocksOf16 {
+    static constexpr int SCALE_K = 16;  // of a scale
+    static constexpr float kDescale = 0x1p7f;
+};
+
 template <>
-struct Fragments<number::bf16> {
+struct Fragments<number::bf16> : BlocksOf16 {
     __device__ __forceinline__ static void pairs(uint32_t word, uint32_t (&found)[4]) {
         place_pairs<0>(word, found);
 #pragma unroll
@@ -67,7 +72,7 @@ struct Fragments<number::bf16> {
 };
 
 template <>
-struct Fragments<number::f16> {
+struct Fragments<number::f16> : BlocksOf16 {
     __device__ __forceinline__ static void pairs(uint32_t word, uint32_t (&found)[4]) {
         uint32_t magnitudes[4];
         place_pairs<3>(word, magnitudes);
@@ -80,6 +85,21 @@ struct Fragments<number::f16> {
         return fp4::multiply(scales_to_half2(two_bytes), kTwice128);
     }
     __device__ __forceinline__ static uint32_t multiply(uint32_t a, uint32_t b) { return fp4::multiply(a, b); }
+};
+
+// The same of MXFP4, to bf16 alone: f16 has too few exponents. Those of bf16 reach from scales of 2^-100 to 2^33. Of a
+// smaller one a weight is rounded to a multiple of 2^-101, and a larger one is NaN, so that it shows.
+template <class Element>
+struct MxFragments : Fragments<Element> {
+    static_assert(std::is_same_v<Element, number::bf16>, "2^e is exact in bf16 alone");
+    static constexpr int SCALE_K = 32;
+    static constexpr float kDescale = 0x1p32f;
+
+    __device__ __forceinline__ static uint32_t factors(uint32_t scale) {
+        constexpr uint32_t kBias = 94, kLargest = 254 - kBias;  // pairs are 2^-126 of E2M1
+        const uint32_t byte = scale & 0xFF;
+        return byte > kLargest ? 0x7FFF7FFFu : (byte + kBias) * 0x00800080u;
+    }
 };
 
 }  // namespace fp4

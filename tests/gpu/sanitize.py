@@ -79,20 +79,25 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_fragments(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of 16-bit tokens by NVFP4 weights, each element within its bound; K ends inside a stage."""
-    chosen = packs.artifacts("grouped_bf16_nvfp4", hardware.runs_here)
-    for element in sorted({artifact.axes["element"] for artifact in chosen}):
-        problem = fragment_problem.fragment_problem(rng, element, COUNTS, N, K + 16, unowned_rows=2)
-        expected = fragment_problem.expected(problem)
-        inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
-        some = [artifact.variant for artifact in chosen if artifact.axes["element"] == element]
-        for variant, prefetch in itertools.product(some, ("none", "weights")):
-            out = reference.GuardedOutput(problem.shape[0], N, element)
-            buffer = device.upload(out.array)
-            loader.launch("grouped_fp4", **inputs, out=buffer, prefetch=prefetch, variant=variant)
-            device.download(buffer, out.array)
-            fragment_problem.verify(problem, expected, out, f"{variant} prefetch={prefetch}")
-    return f"{len(chosen)} variants of GEMMs of 16-bit tokens and NVFP4 weights"
+    """Every variant of 16-bit tokens by FP4 weights, each element within its bound; K ends inside a stage."""
+    count = 0
+    for family, formats in fragment_problem.FORMATS.items():
+        chosen = packs.artifacts(family, hardware.runs_here)
+        count += len(chosen)
+        for element in sorted({artifact.axes["element"] for artifact in chosen}):
+            problem = fragment_problem.fragment_problem(
+                rng, element, COUNTS, N, K + formats.group, unowned_rows=2, formats=formats
+            )
+            expected = fragment_problem.expected(problem)
+            inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
+            some = [artifact.variant for artifact in chosen if artifact.axes["element"] == element]
+            for variant, prefetch in itertools.product(some, ("none", "weights")):
+                out = reference.GuardedOutput(problem.shape[0], N, element)
+                buffer = device.upload(out.array)
+                loader.launch(family, **inputs, out=buffer, prefetch=prefetch, variant=variant)
+                device.download(buffer, out.array)
+                fragment_problem.verify(problem, expected, out, f"{family} {variant} prefetch={prefetch}")
+    return f"{count} variants of GEMMs of 16-bit tokens and FP4 weights"
 
 
 def launch_gated_fragments(device: Device, rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""Faults where NVFP4 weights become bf16 in registers on Hopper, and tokens lie as wgmma reads them."""
+"""Faults where FP4 weights become bf16 in registers on Hopper, and tokens lie as wgmma reads them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ FRAGMENTS, FACTORS, LOADS = (
 # More stages than the ring has; of the last one there are five steps, and of N eight columns.
 SEVERAL, TAILS = Kernel("90a", "m16n256_bf16_bf16", "grouped_bf16_nvfp4"), Problem((0, 19, 1, 0, 9), 264, 1232)
 HALVES = Kernel("90a", "m32n256_f16_f16", "grouped_bf16_nvfp4")
+MX = {"kernel": Kernel("90a", "m16n256_bf16_bf16", "grouped_bf16_mxfp4"),
+      "problem": Problem((0, 19, 1, 0, 9), 264, 1248)}  # fmt: skip
 SHORT_RING = Kernel("90a", "m64n256_bf16_bf16", "grouped_bf16_nvfp4")
 READY = "            mbarrier::wait(&shared_.ready[ring_.stage], ring_.parity);\n"
 LOADED = "                    mbarrier::wait(&shared.full[ring.stage], ring.parity);\n"
@@ -31,7 +33,7 @@ CAUGHT = planted(
          FRAGMENTS | {"kernel": HALVES}),
         ("fragments of f16 with signs of magnitudes", "(found[i] & 0x8", "(magnitudes[i] & 0x8",
          FRAGMENTS | {"kernel": HALVES}),
-        ("fragments whose sums are not descaled", "sum *= fp4::kFragmentDescale", "sum *= 1"),
+        ("fragments whose sums are not descaled", "sum *= Decode::kDescale", "sum *= 1"),
         ("fragments with the factor of the other step", "i < 2 ? fp4::both_low", "i >= 2 ? fp4::both_low"),
         ("fragments with rows and halves of K swapped", "[row + i % 2 * 2]", "[row * 2 + i % 2]"),
         ("fragments of the word before", "packed[row][first + word]", "packed[row][first]"),
@@ -55,9 +57,12 @@ CAUGHT = planted(
         ("rows of the next tile before those of this one are converted", CONVERT + LOAD_NEXT, LOAD_NEXT + CONVERT),
         ("scales of the first 128 columns", "atom + i);", "atom);", LOADS),
         ("scales of the first expert", "tile.batch * weight_atoms_ + tile", "tile", LOADS),
-        ("scales behind K", "left <= 0 ? 0 : (1u << left / FACTOR_K * 8) - 1", "~0u", FACTORS),
-        ("scales of half a stage behind K", "existing_scales(left - FACTOR_WORD_K)", "existing_scales(left)", FACTORS),
+        ("scales behind K", "left <= 0 ? 0 : (1u << left / kScaleK * 8) - 1", "~0u", FACTORS),
+        ("scales of half a stage behind K", "(left - w * 4 * SCALE_K)", "(left)", FACTORS),
         ("factors of rows in the order of words", "i * 32 + lane]", "lane * 4 + i]", FACTORS),
+        ("factors of a power of two less", "kBias = 94,", "kBias = 93,", FRAGMENTS | MX),
+        ("factors of the first of four powers", ">> byte % 4 * 8", ">> 0", FACTORS | MX),
+        ("factors of powers behind K", "& there[byte / 4]", "", FACTORS | MX),
         ("factors made of scales that are not there yet", LOADED, ""),
         ("factors read before they are there", READY, ""),
         ("stages freed a turn early", "if (turn == 1 && !first)", "if (turn == 0 && !first)", {"kernel": SHORT_RING}),

@@ -59,12 +59,13 @@ def _launch_grouped(problem: Problem, context: str, family: str = "grouped_fp4",
     reference.verify(data, expected, out, context)
 
 
-def _launch_fragments(problem: Problem, context: str, variant: str, **options: object) -> None:
+def _launch_fragments(problem: Problem, context: str, variant: str, family: str, **options: object) -> None:
+    formats = fragment_problem.FORMATS[family]
     data = fragment_problem.fragment_problem(np.random.default_rng(0), variant.rpartition("_")[2], list(problem.counts),
-                                             problem.n, problem.k, unowned_rows=2)  # fmt: skip
+                                             problem.n, problem.k, unowned_rows=2, formats=formats)  # fmt: skip
     out = _output(problem, data.shape[0], variant)
     inputs = gemm_problem.buffers(data.inputs())
-    loader.launch("grouped_bf16_nvfp4", **inputs, out=RawBuffer.of(out.array), variant=variant, **options)
+    loader.launch(family, **inputs, out=RawBuffer.of(out.array), variant=variant, **options)
     fragment_problem.verify(data, fragment_problem.expected(data), out, context)
 
 
@@ -326,7 +327,8 @@ def _launch_quantize(problem: Problem, context: str, family: str, prefetch: str,
     case.verify(outputs, EMULATED, context)
 
 
-LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense, "grouped_bf16_nvfp4": _launch_fragments,
+LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
+            **{family: functools.partial(_launch_fragments, family=family) for family in fragment_problem.FORMATS},
             **{f"grouped_{operands}_masked": functools.partial(_launch_masked, family=f"grouped_{operands}")
                for operands in schedules.OPERANDS},
             "grouped_fp4_swiglu": _launch_fused, "grouped_fp8_quantized": _launch_fp8_quantized,

@@ -1,7 +1,8 @@
-"""Every variant of grouped_bf16_nvfp4, executed from its PTX on the emulated device with all checks on."""
+"""Every variant of grouped_bf16_nvfp4 and of grouped_bf16_mxfp4, executed from its PTX with all checks on."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import fragment_problem
@@ -11,13 +12,14 @@ import pytest
 import quantization
 import reference
 import shipped_matrix
-from fragment_problem import FragmentProblem
+from fragment_problem import FORMATS, FragmentProblem
 from raw_buffer import RawBuffer
 
 import loader
 from generator.matrix import Variant
 
-VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "grouped_bf16_nvfp4"]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family in FORMATS]
+OVERLOADED = {"grouped_bf16_nvfp4": "grouped_fp4", "grouped_bf16_mxfp4": "grouped_mxfp4"}
 TILES = shipped_matrix.one_output(VARIANTS)
 PREFETCH = ("none", "weights")
 
@@ -37,7 +39,7 @@ class Runner:
         """The output of a launch, and that it wrote no rows but those of experts."""
         schedule = self._reschedule()
         out = reference.GuardedOutput(problem.shape[0], problem.shape[1], variant.axes["out"])
-        loader.launch("grouped_fp4", **gemm_problem.buffers(problem.inputs()), out=RawBuffer.of(out.array),
+        loader.launch(OVERLOADED[variant.family], **gemm_problem.buffers(problem.inputs()), out=RawBuffer.of(out.array),
                       variant=variant.variant, device="emulated:90a", packs=self._packs, **arguments)  # fmt: skip
         assert out.intact(problem.owned), f"{variant.label} {problem.shape} {schedule}: wrote outside of experts' rows"
         return out
@@ -47,6 +49,14 @@ class Runner:
         out = self(variant, problem, prefetch=prefetch)
         fragment_problem.verify(problem, result, out, f"{variant.label} {problem.shape} prefetch={prefetch}")
         return out.array.tobytes()
+
+
+def random_problem(rng: np.random.Generator, variant: Variant, counts: list[int], n: int, k: int,
+                   **options: object) -> FragmentProblem:  # fmt: skip
+    """In the formats of the variant, K rounded up to whole blocks of a scale."""
+    formats = FORMATS[variant.family]
+    k = reference.round_up(k, formats.group)
+    return fragment_problem.fragment_problem(rng, variant.axes["element"], counts, n, k, formats=formats, **options)
 
 
 @pytest.fixture
@@ -61,9 +71,7 @@ def test_many_awkward_things_at_once(variant: Variant, run: Runner, rng: np.rand
     are loaded ahead."""
     rows, stages = variant.axes["block_m"], variant.axes["stages"]
     n, k = variant.axes["block_n"] + 8, (stages + 1) * 128 + 80
-    problem = fragment_problem.fragment_problem(
-        rng, variant.axes["element"], [0, 1, rows + 3, 0, rows - 1, 0], n, k, unowned_rows=2
-    )
+    problem = random_problem(rng, variant, [0, 1, rows + 3, 0, rows - 1, 0], n, k, unowned_rows=2)
     result = fragment_problem.expected(problem)
     assert len({run.verify(variant, problem, result, prefetch) for prefetch in PREFETCH}) == 1
 
@@ -78,9 +86,9 @@ SMALL = {
 
 @shipped_matrix.each(TILES)
 def test_small_problems_with_wide_scales(variant: Variant, run: Runner, rng: np.random.Generator) -> None:
-    """Every scale byte from 0 to 0x7E, subnormal ones too, on two of the shapes smaller than any tile."""
+    """Scale bytes over all that are numbers, subnormal ones too, on two of the shapes smaller than any tile."""
     for name, prefetch in zip(rng.permutation(list(SMALL)), PREFETCH, strict=False):
-        problem = fragment_problem.fragment_problem(rng, variant.axes["element"], *SMALL[name], wide=True)
+        problem = random_problem(rng, variant, *SMALL[name], wide=True)
         run.verify(variant, problem, fragment_problem.expected(problem), prefetch)
 
 
@@ -89,25 +97,29 @@ def test_every_number_of_boxes(variant: Variant, run: Runner, rng: np.random.Gen
     """A tile loads and multiplies its tokens in steps: of each number of steps the fewest rows and the most."""
     step = variant.axes["step"]
     rows = [n for n in range(1, variant.axes["block_m"] + 1) if n % step < 2]
-    problem = fragment_problem.fragment_problem(rng, variant.axes["element"], list(rng.permutation(rows)), 40, 144)
+    problem = random_problem(rng, variant, list(rng.permutation(rows)), 40, 144)
     run.verify(variant, problem, fragment_problem.expected(problem), str(rng.choice(PREFETCH)))
 
 
-@pytest.mark.parametrize("element", ["bf16", "f16"])
-def test_every_weight_times_every_scale_is_exact(element: str, run: Runner, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("family, element", [("grouped_bf16_nvfp4", "bf16"), ("grouped_bf16_nvfp4", "f16"),
+                                             ("grouped_bf16_mxfp4", "bf16")])  # fmt: skip
+def test_every_weight_times_every_scale_is_exact(
+    family: str, element: str, run: Runner, rng: np.random.Generator
+) -> None:
     """One token is a row of the identity each, so each element of the result is one weight times its scale; every byte.
-    Weights and scales are all that there are."""
-    variant = rng.choice([v for v in VARIANTS if v.axes["element"] == element and v.axes["block_n"] == 256])
-    n, k = 128, 256
-    problem = fragment_problem.fragment_problem(rng, element, [k], n, k)
+    Weights are all that there are, and scales all that are numbers. Of MXFP4 the smallest are rounded."""
+    chosen = [v for v in VARIANTS if (v.family, v.axes["element"], v.axes["block_n"]) == (family, element, 256)]
+    variant, n, k = rng.choice(chosen), 128, 256
+    problem = random_problem(rng, variant, [k], n, k)
     weights = problem.weights
+    scales = 0x7F if family == "grouped_bf16_nvfp4" else fragment_problem.LARGEST_POWER + 1
     weights.b[:] = rng.permuted(np.arange(n * k // 2) % 256).reshape(weights.b.shape)
-    weights.b_groups[:] = rng.permuted(np.arange(n * k // 16) % 0x7F).reshape(weights.b_groups.shape)
+    weights.b_groups[:] = rng.permuted(np.arange(weights.b_groups.size) % scales).reshape(weights.b_groups.shape)
     weights.b_scale[:] = reference.to_scale_layout(weights.b_groups)
     weights.alpha[:] = 1
     one = {"bf16": 0x3F80, "f16": 1}[element]
     problem.tokens[:] = np.eye(k, dtype=problem.tokens.dtype) * problem.tokens.dtype.type(one)
-    exact = reference.dequantize(weights.b[0], weights.b_groups[0]).T
+    exact = fragment_problem.dequantized(weights, 0).T
     expected = quantization.store(exact.astype(np.float32), element)
     assert (run(variant, problem).values(k) == reference.as_float64(expected, element)).all()
 
@@ -117,7 +129,7 @@ def test_a_bias_is_added_in_fp32(variant: Variant, run: Runner, rng: np.random.G
     """To the product with alpha, each rounded on its own, before the result is rounded once more; every byte. Tokens
     are small integers, so that sums are exact."""
     n, element = variant.axes["block_n"] + 24, variant.axes["element"]
-    problem = fragment_problem.fragment_problem(rng, element, [3, 0, variant.axes["block_m"] + 1], n, 96)
+    problem = random_problem(rng, variant, [3, 0, variant.axes["block_m"] + 1], n, 96)
     whole = rng.integers(-8, 9, problem.tokens.shape).astype(np.float32)
     problem.tokens[:] = quantization.store(whole, element)
     bias = (rng.standard_normal((3, n)) * 8).astype(np.float32)
@@ -129,26 +141,30 @@ def test_a_bias_is_added_in_fp32(variant: Variant, run: Runner, rng: np.random.G
     assert (out.array == expected).all(), variant.label
 
 
-def test_nan_stays_in_its_row_and_column(run: Runner, rng: np.random.Generator) -> None:
-    """A token that has one makes its row of the result NaN, a scale of a weight its column of the expert."""
-    variant = rng.choice(VARIANTS)
-    problem = fragment_problem.fragment_problem(rng, variant.axes["element"], [5, 4], 40, 160)
+@pytest.mark.parametrize("family", FORMATS)
+def test_nan_stays_in_its_row_and_column(family: str, run: Runner, rng: np.random.Generator) -> None:
+    """A token that has one makes its row of the result NaN, a scale of a weight its column of the expert; so does a
+    power of two that bf16 has not."""
+    variant = rng.choice([v for v in VARIANTS if v.family == family])
+    problem = random_problem(rng, variant, [5, 4], 40, 160)
     problem.tokens[2, 77] = {"bf16": 0x7FC0, "f16": np.nan}[variant.axes["element"]]
-    weights = problem.weights
-    weights.b_groups[1, 9, 8] = reference.NAN_SCALE
-    padded = np.full((2, 128, 12), reference.NAN_SCALE, np.uint8)
-    padded[:, :40, :10] = weights.b_groups
-    weights.b_scale[:] = reference.to_scale_layout(padded)
+    scales = problem.weights.b_groups.copy()
+    scales[1, 9, -2] = {"grouped_bf16_nvfp4": 0x7F, "grouped_bf16_mxfp4": rng.choice([161, 254, 255])}[family]
+    problem = dataclasses.replace(problem, weights=fragment_problem.with_scales(problem.weights, scales))
     nan = np.isnan(run(variant, problem).values(9))
     assert nan[2].all() and nan[5:, 9].all() and nan.sum() == 40 + 4
 
 
-def test_selection_without_a_variant(packs: list[str] | None, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("family, element", [("grouped_bf16_nvfp4", "f16"), ("grouped_bf16_mxfp4", "bf16")])
+def test_selection_without_a_variant(
+    family: str, element: str, packs: list[str] | None, rng: np.random.Generator
+) -> None:
     """The name of the weights' order selects the family, and the type of tokens the variant."""
-    problem = fragment_problem.fragment_problem(rng, "f16", [0, 5, 2], 72, 160)
-    out = reference.GuardedOutput(problem.shape[0], 72, "f16")
-    loader.launch("grouped_fp4", **problem.inputs(), out=out.array, device="emulated:90a", packs=packs)
-    fragment_problem.verify(problem, fragment_problem.expected(problem), out, "f16")
+    problem = fragment_problem.fragment_problem(rng, element, [0, 5, 2], 72, 160, formats=FORMATS[family])
+    out = reference.GuardedOutput(problem.shape[0], 72, element)
+    loader.launch(OVERLOADED[family], **gemm_problem.buffers(problem.inputs()), out=RawBuffer.of(out.array),
+                  device="emulated:90a", packs=packs)  # fmt: skip
+    fragment_problem.verify(problem, fragment_problem.expected(problem), out, family)
 
 
 def test_the_result_has_the_type_of_tokens(packs: list[str] | None, rng: np.random.Generator) -> None:
