@@ -72,7 +72,7 @@ struct WgmmaFragments {
         for (int s = part; s < kNumStages; s += parts) {
             mbarrier::init(&shared.full[s], 2);
             mbarrier::init(&shared.ready[s], 32);
-            mbarrier::init(&shared.empty[s], kNumConsumerWarps);
+            mbarrier::init(&shared.empty[s], 32 * kNumConsumerWarps);  // every lane, of what it has read
         }
     }
 
@@ -176,7 +176,7 @@ struct WgmmaFragments {
         }
 
         __device__ __forceinline__ void release_previous() {
-            if (threadIdx.x % 32 == 0) mbarrier::arrive(&shared_.empty[ring_.previous()]);
+            mbarrier::arrive(&shared_.empty[ring_.previous()]);
         }
 
         template <int kTokens>

@@ -24,8 +24,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import block_cases  # noqa: E402
 import einsum_problem  # noqa: E402
 import fp8_swiglu  # noqa: E402
-import fragment_problem  # noqa: E402
-import gated_fragments  # noqa: E402
 import gemm_problem  # noqa: E402
 import hardware  # noqa: E402
 import hc_prenorm  # noqa: E402
@@ -39,6 +37,7 @@ import reference  # noqa: E402
 import rms_norm  # noqa: E402
 import schedules  # noqa: E402
 from driver_memory import Device  # noqa: E402
+from fragment_launches import launch_fragments, launch_gated_fragments  # noqa: E402
 
 import loader  # noqa: E402
 
@@ -76,42 +75,6 @@ def launch_grouped(device: Device, rng: np.random.Generator) -> str:
     if not count:
         raise SystemExit("no variant runs on device 0")
     return f"{count} launches of block-scaled GEMMs by offsets"
-
-
-def launch_fragments(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of 16-bit tokens by FP4 weights, each element within its bound; K ends inside a stage."""
-    count = 0
-    for family, formats in fragment_problem.FORMATS.items():
-        chosen = packs.artifacts(family, hardware.runs_here)
-        count += len(chosen)
-        for element in sorted({artifact.axes["element"] for artifact in chosen}):
-            problem = fragment_problem.fragment_problem(
-                rng, element, COUNTS, N, K + formats.group, unowned_rows=2, formats=formats
-            )
-            expected = fragment_problem.expected(problem)
-            inputs = {name: device.upload(array) for name, array in problem.inputs().items()}
-            some = [artifact.variant for artifact in chosen if artifact.axes["element"] == element]
-            for variant, prefetch in itertools.product(some, ("none", "weights")):
-                out = reference.GuardedOutput(problem.shape[0], N, element)
-                buffer = device.upload(out.array)
-                loader.launch(family, **inputs, out=buffer, prefetch=prefetch, variant=variant)
-                device.download(buffer, out.array)
-                fragment_problem.verify(problem, expected, out, f"{family} {variant} prefetch={prefetch}")
-    return f"{count} variants of GEMMs of 16-bit tokens and FP4 weights"
-
-
-def launch_gated_fragments(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of their SwiGLU form, with all that may be left out, each element within its bound."""
-    chosen, settings = packs.artifacts("grouped_bf16_nvfp4_swiglu", hardware.runs_here), gated_fragments.GPT_OSS
-    for artifact in chosen:
-        problem = gated_fragments.Problem.random(rng, artifact.axes["element"], COUNTS, 192, K + 16, extras=True)
-        out, inputs = problem.output(), {name: device.upload(array) for name, array in problem.inputs().items()}
-        buffer = device.upload(out.array)
-        loader.launch("grouped_fp4_swiglu", **inputs, out=buffer, variant=artifact.variant,
-                      **dataclasses.asdict(settings))  # fmt: skip
-        device.download(buffer, out.array)
-        problem.verify(settings, out, artifact.variant)
-    return f"{len(chosen)} variants of their SwiGLU form"
 
 
 def block_scaled(
