@@ -29,8 +29,8 @@ from integrations.model_description import Row  # noqa: E402
 E4M3 = np.concatenate([nvfp4.UE4M3, [np.nan], -nvfp4.UE4M3, [np.nan]])  # values of all bytes
 E2M1 = np.concatenate([nvfp4.E2M1, -nvfp4.E2M1])
 # Relative, root of mean squares. Where sums round otherwise than in float64, as those of FP8 on sm_90, whose tensor
-# core cuts products, an activation may become a neighbour of what it should be, an eighth away. One of the largest of so
-# small a layer then makes 0.013, the others less; what is wrongly laid out makes 1.
+# core cuts products, an activation may become a neighbour of what it should be, an eighth away. One of the largest of
+# so small a layer then makes 0.013, the others less; what is wrongly laid out makes 1.
 MAX_ERROR = 5e-2
 Tensors = dict[str, tuple[str, np.ndarray]]  # name -> dtype in the file, and its items
 
