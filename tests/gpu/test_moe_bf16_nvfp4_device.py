@@ -20,7 +20,7 @@ from device_problem import Output  # noqa: E402
 from gated_fragments import GPT_OSS, Problem, Settings  # noqa: E402
 from moe_fragments import Layer  # noqa: E402
 from moe_reference import Tokens  # noqa: E402
-from test_grouped_bf16_nvfp4_device import COUNTS, to_device  # noqa: E402
+from test_grouped_bf16_fp4_device import COUNTS, to_device  # noqa: E402
 
 import loader  # noqa: E402
 
