@@ -15,7 +15,8 @@ from driver_memory import Device
 
 import loader
 
-# Empty experts, one row, more than one tile of rows; a tail of each dimension.
+# Of every GEMM here and in sanitize.py. Empty experts, one row, more than one tile of rows; more K tiles than stages,
+# and a tail of each dimension.
 COUNTS, COLUMNS, DEPTH = [0, 1, 19, 130, 0, 9], 264, 1312
 
 

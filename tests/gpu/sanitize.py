@@ -37,12 +37,12 @@ import reference  # noqa: E402
 import rms_norm  # noqa: E402
 import schedules  # noqa: E402
 from driver_memory import Device  # noqa: E402
-from fragment_launches import launch_fragments, launch_gated_fragments  # noqa: E402
+from fragment_launches import COLUMNS as N  # noqa: E402
+from fragment_launches import COUNTS, launch_fragments, launch_gated_fragments  # noqa: E402
+from fragment_launches import DEPTH as K  # noqa: E402
 
 import loader  # noqa: E402
 
-# Empty experts, one row, more than one tile of rows; more K tiles than stages, and a tail of each dimension.
-COUNTS, N, K = [0, 1, 19, 130, 0, 9], 264, 1312
 BETWEEN = 144  # of the fused GEMM, 16 a block
 # Of operands in rows, and of those whose scales lie in blocks of 128 rows.
 FORMATS = ("fp8", "fp8_mxfp4", "fp8_ue8m0", "fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4",
