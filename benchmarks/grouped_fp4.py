@@ -52,18 +52,21 @@ def time_checked(
 
 def time_plan(
     timer: Timer, problem: Problem, variant: str | None, replays: int = REPLAYS,
-    inputs: dict[str, torch.Tensor] | None = None,
+    inputs: dict[str, torch.Tensor] | None = None, dtype: torch.dtype = torch.bfloat16,
 ) -> float:  # fmt: skip
-    """A planned launch of one variant, or of the selected one; its inputs say of which family."""
-    out = problem.output()
+    """A planned launch of one variant, or of the selected one; its inputs say of which family. dtype: of the result."""
+    out = problem.output(dtype)
     plan = loader.plan("grouped_fp4", **(inputs or problem.inputs), out=out, variant=variant)
     name = variant or f"{plan.variant} (selected)"
     return time_checked(timer, problem, out, lambda: plan.launch(torch.cuda.current_stream()), name, replays)
 
 
-def time_bf16(timer: Timer, problem: Problem, variant: str | None, replays: int = REPLAYS) -> float:
-    """The same of tokens in bf16."""
-    return time_plan(timer, problem, variant, replays, problem.of_16_bits)
+def time_16_bits(
+    timer: Timer, problem: Problem, variant: str | None, replays: int = REPLAYS, dtype: torch.dtype = torch.bfloat16,
+) -> float:  # fmt: skip
+    """The same of tokens and results in 16 bits."""
+    inputs = problem.of_16_bits | {"a": problem.of_16_bits["a"].to(dtype)}
+    return time_plan(timer, problem, variant, replays, inputs, dtype)
 
 
 def time_triton(timer: Timer, problem: Problem) -> float:
@@ -107,9 +110,9 @@ def measure(timer: Timer, counts: list[int], n: int, k: int, weights: torch.Tens
     times["tiles"] = {name: time_plan(timer, problem, artifact.variant) for name, artifact in tiles.items()}
     times["best tile"] = min(times["tiles"].values())
     if on_hopper():
-        times["grouped_bf16_nvfp4"] = time_bf16(timer, problem, None)
+        times["grouped_bf16_nvfp4"] = time_16_bits(timer, problem, None)
         tiles = runnable("grouped_bf16_nvfp4", capability, element="bf16")
-        times["bf16 tiles"] = {name: time_bf16(timer, problem, artifact.variant) for name, artifact in tiles.items()}
+        times["bf16 tiles"] = {name: time_16_bits(timer, problem, artifact.variant) for name, artifact in tiles.items()}
         times["best bf16 tile"] = min(times["bf16 tiles"].values())
     return times | {"teraflops": 2 * sum(counts) * n * k / times["grouped_fp4"] / 1e6}
 

@@ -1,16 +1,18 @@
-"""Problems of grouped_fp4 as problems of grouped_fp4_swiglu, for timing and a rough check."""
+"""Problems of grouped_fp4 as problems of grouped_fp4_swiglu, in FP4 or in 16 bits, for timing and a rough check."""
 
 from __future__ import annotations
 
 import torch
 from grouped_fp4 import time_checked
-from problem import GROUP, Problem, dequantize, to_scale_layout
+from problem import GROUP, Problem, dequantize, relative_error, to_scale_layout
 from timing import REPLAYS, Timer
 
 import loader
 
 ENCODE_SCALE = 0.5  # results are of size 100
 MAX_ERROR = 0.15  # root mean square, relative; rounding to NVFP4 makes 0.1
+MAX_ERROR_OF_16_BITS = 8e-3  # of gates, ups and results, each rounded to bf16: 3e-3
+GATES = 64  # rows of gates, and then as many of their ups
 
 
 class SwigluProblem:
@@ -59,3 +61,38 @@ def time_plan(timer: Timer, problem: Problem, variant: str | None, replays: int 
     return time_checked(
         timer, swiglu, out, lambda: plan.launch(torch.cuda.current_stream()), name, replays, max_error=MAX_ERROR
     )
+
+
+class HalfSwigluProblem:
+    """The same tokens in bf16 or f16 (dtype) and weights in fragment order, whose rows [N % 128 == 0] are 64 gates and
+    their 64 ups in turn; results [M, N / 2] in the type of tokens."""
+
+    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+        m, n, _, _ = self.shape = problem.shape
+        self._problem = problem
+        self.arguments = problem.of_16_bits | {
+            "a": problem.of_16_bits["a"].to(dtype),
+            "intermediate": "f16" if dtype == torch.float16 else "bf16",
+            "out": torch.full((m, n // 2), torch.nan, dtype=dtype, device=problem.inputs["a"].device),
+        }
+
+    def error(self, out: torch.Tensor) -> float:
+        """As ``Problem.error``."""
+        return relative_error(out, [(rows, activated(sums)) for rows, sums in self._problem.reference])
+
+
+def activated(sums: torch.Tensor) -> torch.Tensor:
+    """SwiGLU [.., N / 2] of sums [.., N] of gates and ups."""
+    gates, ups = sums.unflatten(-1, (-1, 2, GATES)).unbind(-2)
+    return (torch.nn.functional.silu(gates) * ups).flatten(-2)
+
+
+def time_16_bits(
+    timer: Timer, problem: Problem, variant: str | None, replays: int = REPLAYS, dtype: torch.dtype = torch.bfloat16,
+) -> float:  # fmt: skip
+    """As ``time_plan``, of grouped_bf16_nvfp4_swiglu."""
+    swiglu = HalfSwigluProblem(problem, dtype)
+    plan = loader.plan("grouped_fp4_swiglu", **swiglu.arguments, variant=variant)
+    name, out = variant or f"{plan.variant} (selected)", swiglu.arguments["out"]
+    return time_checked(timer, swiglu, out, lambda: plan.launch(torch.cuda.current_stream()), name, replays,
+                        max_error=MAX_ERROR_OF_16_BITS)  # fmt: skip
