@@ -32,8 +32,8 @@ MASKED = ((32, 192), (6, 1024), (32, 20), (6, 20))
 MASKED_ROWS = 4096  # of which each group has room for
 ALONG_K = tuple((groups, m, n) for groups in (4, 8, 16) for m, n in ((4096, 7168), (7168, 2048)))
 SUM_OF_K = 32768
-FP4_ROWS = (1, 8, 16, 32, 64)
-FP4_GROUPS = 32
+FP4_ROWS = (1, 8, 16, 32, 64, 1024)
+FP4_GROUPS, FP4_ROOM = 32, 128  # rows that each group has room for, or as many as there are
 EINSUM_ROWS = (4, 32, 128, 4096, 8192)
 EINSUMS = ((128, 512, 128), (8, 4096, 1024))  # heads, r, d
 SUMS = tuple((s, *mnk) for s in (129, 4096, 8192) for mnk in ((128, 384, 128), (256, 256, 256), (384, 128, 384)))
@@ -172,8 +172,9 @@ def fp4_weights(mean: int, n: int, k: int) -> Problem:
     blocks = torch.exp2(torch.randint(-6, 3, (FP4_GROUPS, n // 128, k // 128), device="cuda").float())
     of_32 = blocks.repeat_interleave(128, -2).repeat_interleave(4, -1)
     b = elements.view(torch.int8), ours.get_mn_major_tma_aligned_packed_ue8m0_tensor(of_32)
-    a, out = tokens(FP4_GROUPS, 128, k), bf16(FP4_GROUPS, 128, n)
-    count, rows = _masked_rows([mean] * FP4_GROUPS, 128)
+    room = max(mean, FP4_ROOM)
+    a, out = tokens(FP4_GROUPS, room, k), bf16(FP4_GROUPS, room, n)
+    count, rows = _masked_rows([mean] * FP4_GROUPS, room)
 
     def call(library: ModuleType, d: torch.Tensor) -> None:
         library.m_grouped_fp8_fp4_gemm_nt_masked(a, b, d, count, mean, recipe_a=(1, 128), recipe_b=(1, 32))
@@ -181,7 +182,7 @@ def fp4_weights(mean: int, n: int, k: int) -> Problem:
     def peer_call(library: ModuleType, d: torch.Tensor) -> None:
         library.m_grouped_fp8_gemm_nt_masked(a, (as_fp8, blocks), d, count, mean)
 
-    return Problem(call, out, moved(a, out, share=mean / 128) + moved(b), rows, peer_call)
+    return Problem(call, out, moved(a, out, share=mean / room) + moved(b), rows, peer_call)
 
 
 def einsum(b: int, h: int, r: int, d: int, turned: bool, in_bf16: bool = True) -> Problem:

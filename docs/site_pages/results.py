@@ -88,6 +88,8 @@ KINDS = {
     "launch_cost": Kind(("kernel",), "loader.launch", ("Triton JIT",),
                         ("plan.launch()", "plan.launch(stream)", "bare, ctypes", "bare, cuda.bindings"),
                         rows=_launches, families=lambda row: [row["kernel"]]),
+    "counters": Kind(("N", "K", "m", "contender"), "cold", (), ("kernel",),
+                     families=lambda row: ["grouped_bf16_nvfp4"]),
     "tune": Kind(("rows_per_expert", "N", "K", "E", "tile"), "microseconds", (),
                  ("next tile", "its microseconds", "tiles"), rows=_tiles),
     "model": Kind(("record", "chip", "kernel", "problem"), "predicted", (), ("measured", "error", "bound"),
