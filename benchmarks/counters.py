@@ -71,6 +71,7 @@ def sustained(call: Callable[[], object], operations: float) -> dict[str, float]
     graph, _ = capture(lambda: [call() for _ in range(PER_GRAPH)])
     with subprocess.Popen([*SMI, f"--loop-ms={PERIOD}"], stdout=subprocess.PIPE, text=True) as smi:
         try:
+            smi.stdout.readline()  # it takes a while to start
             launches, begun = 0, time.perf_counter()
             while time.perf_counter() - begun < SECONDS:
                 graph.replay()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import problem  # noqa: E402
 import swiglu_problem  # noqa: E402
 import tune  # noqa: E402
+
+from generator.schema import Recording  # noqa: E402
 
 COUNTS, N, K = (3, 0, 2), 256, 128
 pytestmark = pytest.mark.skipif(problem.DEVICE != "cpu", reason="problems would be on the device")
@@ -40,6 +44,29 @@ def test_tiles_around_the_mean_rows_are_timed(rows):
 def test_a_choice_is_compared_with_the_best_of_each_cell():
     """The mean chooses, among equals the first name."""
     assert tune.regrets({"b": 2.0, "a": 2.0}, [{"a": 3.0, "b": 2.0}, {"a": 1.0, "b": 2.0}]) == [1.5, 1.0]
+
+
+def test_a_record_is_what_the_matrix_reads(monkeypatch):
+    """Means of all cells, of the tiles that may win, and how far behind the best of each cell the chosen one is."""
+    times = {("m8", "routed", "bf16"): 4.0, ("m8", "routed", "f16"): 6.0, ("m8", "equal", "bf16"): 2.0,
+             ("m8", "equal", "f16"): 2.0}  # fmt: skip
+    artifacts = {element: {f"m{m}": SimpleNamespace(arch="90a", axes={"block_m": m, "element": element})
+                           for m in (8, 16, 256)} for element in tune.DTYPES}  # fmt: skip
+
+    def time(timer: None, counts: list[int], artifact: SimpleNamespace) -> float:
+        routing = "equal" if len(set(counts)) == 1 else "routed"
+        return times.get((f"m{artifact.axes['block_m']}", routing, artifact.axes["element"]), 3.0)
+
+    monkeypatch.setattr(tune, "runnable", lambda name, capability, element: artifacts[element])
+    monkeypatch.setattr(tune, "make_problem", lambda counts, n, k: counts)
+    monkeypatch.setitem(tune.FAMILIES, "f", tune.Family([], tune.HALVES, time))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H")
+    row, cells = tune.measure(None, "f", 4, 128, 256, 8)
+    assert row["microseconds"] == {"m8": 3.5, "m16": 3.0}  # 256 rows of which 4 are there were not timed
+    assert [cell["regret"] for cell in cells] == [1, 1, 1.5, 1.5]
+    written = json.dumps({"family": "f", "rows": [row], "cells": cells})
+    assert Recording.model_validate_json(written).rows[0].features == {"rows_per_expert": 4, "N": 128, "K": 256, "E": 8}
 
 
 def test_gates_and_ups_are_64_rows_each_in_turn(rng):
