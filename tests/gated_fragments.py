@@ -1,4 +1,5 @@
-"""Problems of grouped_bf16_nvfp4_swiglu: random ones, with the float64 result of every element and its bound."""
+"""Problems of grouped_bf16_nvfp4_swiglu and grouped_bf16_mxfp4_swiglu: random ones, with the float64 result of every
+element and its bound."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import reference
 from fragment_problem import FragmentProblem
 from quantization import EMULATED, NO_LIMIT, Swiglu, load, store
 
+FORMATS = {"grouped_bf16_nvfp4_swiglu": reference.NVFP4, "grouped_bf16_mxfp4_swiglu": reference.MXFP4}
 GATES = 64  # rows of gates, and then as many of their ups
 
 
@@ -54,7 +56,8 @@ class Problem:
         whole: bool = False, **options: object,
     ) -> Problem:  # fmt: skip
         """Gates and ups are of the size of what SiLU bends. whole: tokens are small integers, so that sums are exact.
-        options: of ``fragment_problem``."""
+        options: of ``fragment_problem``; K is rounded up to whole blocks of a scale."""
+        k = reference.round_up(k, options.get("formats", reference.NVFP4).group)
         gemm = fragment_problem.fragment_problem(rng, element, counts, 2 * i, k, **options)
         if whole:
             integers = rng.integers(-8, 9, (gemm.owned, k)).astype(np.float32)
@@ -70,6 +73,11 @@ class Problem:
         return cls(gemm, {"bias": rng.standard_normal((experts, 2 * i)).astype(np.float32),
                           "up_alpha": gemm.weights.alpha * rng.uniform(0.5, 2, experts).astype(np.float32),
                           "row_weight": weight})  # fmt: skip
+
+    @property
+    def call(self) -> str:
+        """The family that is called, which theirs overload."""
+        return "grouped_fp4_swiglu" if self.gemm.weights.formats is reference.NVFP4 else "grouped_mxfp4_swiglu"
 
     @property
     def columns(self) -> int:

@@ -29,7 +29,7 @@ namespace mainloop {
 
 // WeightRows: by bytes of a row and tiles of a warpgroup, which row a lane has (layout/weight_rows.cuh). Decode_: what
 // weights are (number/fp4_fragments.cuh).
-template <class Config, template <int, int> class WeightRows, class Decode_ = fp4::Fragments<typename Config::Element>>
+template <class Config, template <int, int> class WeightRows, class Decode_>
 struct WgmmaFragments {
     using Sources = FragmentSources;
     using Element = typename Config::Element;

@@ -44,7 +44,7 @@ except ToolchainError as error:
 
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
          "grouped_mxfp4_swiglu", "grouped_mxfp8_swiglu", "grouped_mxfp8_mxfp4_swiglu", "grouped_fp8_swiglu",
-         "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4", "grouped_bf16_nvfp4_swiglu",
+         "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4", "grouped_bf16_nvfp4_swiglu", "grouped_bf16_mxfp4_swiglu",
          "grouped_fp8_quantized", "gemm_fp8_quantized",
          "grouped_mxfp4_masked", "grouped_mxfp8_masked", "grouped_mxfp8_mxfp4_masked", "grouped_fp4_swiglu_masked",
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
@@ -192,7 +192,8 @@ def test_fragments_become_weights_in_few_instructions(built: Path, artifacts: li
     activation the compiler takes shifts of the ALU for multiplications."""
     bars = {"grouped_bf16_nvfp4": {"bf16": (20.1, 7), "f16": (30, 15)},
             "grouped_bf16_mxfp4": {"bf16": (20.1, 7)},
-            "grouped_bf16_nvfp4_swiglu": {"bf16": (20.1, 9), "f16": (30, 18)}}  # fmt: skip
+            "grouped_bf16_nvfp4_swiglu": {"bf16": (20.1, 9), "f16": (30, 18)},
+            "grouped_bf16_mxfp4_swiglu": {"bf16": (20.1, 9)}}  # fmt: skip
     chosen = [a for a in artifacts if a["family"] in bars and a["axes"]["block_n"] == 256]
     for artifact, profile in zip(chosen, profiles(built, chosen), strict=True):
         loop = profile.main_loop

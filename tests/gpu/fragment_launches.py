@@ -43,14 +43,16 @@ def launch_fragments(device: Device, rng: np.random.Generator) -> str:
 
 
 def launch_gated_fragments(device: Device, rng: np.random.Generator) -> str:
-    """Every variant of their SwiGLU form, with all that may be left out, each element within its bound."""
-    chosen, settings = packs.artifacts("grouped_bf16_nvfp4_swiglu", hardware.runs_here), gated_fragments.GPT_OSS
+    """Every variant of their SwiGLU forms, with all that may be left out, each element within its bound."""
+    families, settings = gated_fragments.FORMATS, gated_fragments.GPT_OSS
+    chosen = [artifact for family in families for artifact in packs.artifacts(family, hardware.runs_here)]
     for artifact in chosen:
-        problem = gated_fragments.Problem.random(rng, artifact.axes["element"], COUNTS, 192, DEPTH + 16, extras=True)
+        problem = gated_fragments.Problem.random(
+            rng, artifact.axes["element"], COUNTS, 192, DEPTH + 16, extras=True, formats=families[artifact.family]
+        )
         out, inputs = problem.output(), {name: device.upload(array) for name, array in problem.inputs().items()}
         buffer = device.upload(out.array)
-        loader.launch("grouped_fp4_swiglu", **inputs, out=buffer, variant=artifact.variant,
-                      **dataclasses.asdict(settings))  # fmt: skip
+        loader.launch(problem.call, **inputs, out=buffer, variant=artifact.variant, **dataclasses.asdict(settings))
         device.download(buffer, out.array)
-        problem.verify(settings, out, artifact.variant)
-    return f"{len(chosen)} variants of their SwiGLU form"
+        problem.verify(settings, out, f"{artifact.family} {artifact.variant}")
+    return f"{len(chosen)} variants of their SwiGLU forms"

@@ -1,4 +1,4 @@
-"""Faults in the L1 of layers with 16-bit tokens and NVFP4 weights on Hopper: 64 gates and their ups in turn."""
+"""Faults in the L1 of layers with 16-bit tokens and FP4 weights on Hopper: 64 gates and their ups in turn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from launches import Problem
 from planting import Kernel
 
 GATED, STORE = "epilogue/store_gated_sm90.cuh", "epilogue/store_sm90.cuh"
+FRAGMENTS, FACTORS = "number/fp4_fragments.cuh", "mainloop/weight_factors.cuh"
 FEW, MANY = (Kernel("90a", tile, "grouped_bf16_nvfp4_swiglu") for tile in ("m16n256_bf16_bf16", "m64n256_f16_f16"))
+MX = Kernel("90a", "m16n256_bf16_bf16", "grouped_bf16_mxfp4_swiglu")
 SMALL = Problem((0, 1, 19, 0, 7), 192, 144)
 
 CAUGHT = planted(
@@ -39,5 +41,10 @@ CAUGHT = planted(
          "true ? params_.row_weight"),
         ("sums of the first turn", "stage(staging, sums(first)", "stage(staging, sums(0)",
          {"file": STORE, "kernel": MANY}),
+        ("gated powers of two less", "kBias = 94,", "kBias = 93,", {"file": FRAGMENTS, "kernel": MX}),
+        ("gated powers that are too large", "byte > kLargest ?", "byte >= 127 ?", {"file": FRAGMENTS, "kernel": MX}),
+        ("gated powers behind K", "& there[byte / 4]", "", {"file": FACTORS, "kernel": MX}),
+        ("gated powers of the columns before", "tile.column + warp / 4 * 128 + part", "tile.column + part",
+         {"kernel": MX}),
     ],
 )  # fmt: skip

@@ -209,13 +209,14 @@ def _launch_fp8_swiglu(problem: Problem, context: str, family: str, form: str, *
     quantized.verify(*data.expected(settings), settings.scales(fmt), context)
 
 
-def _launch_gated_fragments(problem: Problem, context: str, **options: object) -> None:
+def _launch_gated_fragments(problem: Problem, context: str, family: str, **options: object) -> None:
     """``n`` are the columns of out. Every byte: gates and ups are rounded to a coarser type than f16 tokens have."""
     element = options["variant"].rpartition("_")[2]
     data = gated_fragments.Problem.random(np.random.default_rng(0), element, list(problem.counts), problem.n, problem.k,
-                                          extras=True, whole=True, unowned_rows=2)  # fmt: skip
+                                          extras=True, whole=True, unowned_rows=2,
+                                          formats=gated_fragments.FORMATS[family])  # fmt: skip
     settings, out = gated_fragments.Settings("bf16"), data.output()
-    loader.launch("grouped_fp4_swiglu", **gemm_problem.buffers(data.inputs()), out=RawBuffer.of(out.array),
+    loader.launch(data.call, **gemm_problem.buffers(data.inputs()), out=RawBuffer.of(out.array),
                   **dataclasses.asdict(settings), **options)  # fmt: skip
     data.verify(settings, out, context)
     assert (out.array[: data.gemm.owned] == data.exact(settings)).all(), context
@@ -353,7 +354,7 @@ LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
                for family in ("paged_mqa_logits_fp8", "paged_mqa_schedule")},
             **{family: functools.partial(_launch_sparse_mqa, family=family)
                for family in ("sparse_mqa_table", *mqa_sparse.FAMILIES)},
-            "grouped_bf16_nvfp4_swiglu": _launch_gated_fragments,
+            **{family: functools.partial(_launch_gated_fragments, family=family) for family in gated_fragments.FORMATS},
             "gemm_bf16_heads": functools.partial(_launch_heads, family="gemm_bf16_heads"),
             **{family: functools.partial(_launch_scales, family=family) for family in scale_layouts.AWKWARD},
             **{family: functools.partial(_launch_k_groups, family=family)

@@ -1,22 +1,23 @@
-"""Every variant of grouped_bf16_nvfp4_swiglu, executed from its PTX on the emulated device with all checks on."""
+"""Every variant of grouped_bf16_nvfp4_swiglu and grouped_bf16_mxfp4_swiglu, executed from PTX with all checks on."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 
+import fragment_problem
 import gemm_problem
 import numpy as np
 import pytest
 import reference
 import shipped_matrix
-from gated_fragments import GPT_OSS, Problem, Settings
+from gated_fragments import FORMATS, GPT_OSS, Problem, Settings
 from raw_buffer import RawBuffer
 
 import loader
 from generator.matrix import Variant
 
-VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family == "grouped_bf16_nvfp4_swiglu"]
+VARIANTS = [v for v in shipped_matrix.VARIANTS if v.family in FORMATS]
 TILES = shipped_matrix.one_output(VARIANTS)
 
 pytestmark = [
@@ -42,9 +43,15 @@ class Run:
 
     def launch(self, problem: Problem, settings: Settings, **options: str) -> reference.GuardedOutput:
         out = problem.output()
-        loader.launch("grouped_fp4_swiglu", **gemm_problem.buffers(problem.inputs()), out=RawBuffer.of(out.array),
+        loader.launch(problem.call, **gemm_problem.buffers(problem.inputs()), out=RawBuffer.of(out.array),
                       **dataclasses.asdict(settings), device="emulated:90a", packs=self.packs, **options)  # fmt: skip
         return out
+
+
+def random_problem(rng: np.random.Generator, variant: Variant, counts: list[int], i: int, k: int,
+                   **options: object) -> Problem:  # fmt: skip
+    """For the tokens and the weights of the variant."""
+    return Problem.random(rng, variant.axes["element"], counts, i, k, formats=FORMATS[variant.family], **options)
 
 
 @pytest.fixture
@@ -52,14 +59,14 @@ def run(packs: list[str] | None, reschedule: Callable[[], str]) -> Run:
     return Run(packs, reschedule)
 
 
-@shipped_matrix.each(VARIANTS)
+@shipped_matrix.each(TILES)
 def test_many_awkward_things_at_once(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """Empty experts, one row, a row tile and three rows, a row tile less one; half a tile of columns, a tail of K, also
     inside a word of scales; NaN in rows without an expert and in padding. Every schedule gives the same bytes, and so
     do weights that are loaded ahead."""
     rows, k = variant.axes["block_m"], (variant.axes["stages"] + 1) * 128 + 80
     counts = [0, 1, rows + 3, 0, rows - 1, 0]
-    problem = Problem.random(rng, variant.axes["element"], counts, 192, k, unowned_rows=2)
+    problem = random_problem(rng, variant, counts, 192, k, unowned_rows=2)
     settings = Settings(str(rng.choice(["f32", "bf16", "f16"])))
     assert len({run(variant, problem, settings, prefetch).array.tobytes() for prefetch in ("none", "weights")}) == 1
 
@@ -68,7 +75,7 @@ def test_many_awkward_things_at_once(variant: Variant, run: Run, rng: np.random.
 def test_all_that_may_be_left_out(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """Bias, an alpha of up, weights of rows, and the activations that models have."""
     counts = [3, 0, variant.axes["block_m"] + 1]
-    problem = Problem.random(rng, variant.axes["element"], counts, 64, 96, extras=True, unowned_rows=1)
+    problem = random_problem(rng, variant, counts, 64, 96, extras=True, unowned_rows=1)
     run(variant, problem, GPT_OSS)
     run(variant, problem, Settings(swiglu_limit=3.0, activation="gelu_tanh"), "weights")
 
@@ -83,38 +90,43 @@ SMALL = {
 
 @shipped_matrix.each(TILES)
 def test_small_problems_with_wide_scales(variant: Variant, run: Run, rng: np.random.Generator) -> None:
-    """Every scale byte from 0 to 0x7E, subnormal ones too, on two of the shapes smaller than any tile."""
+    """Scale bytes over all that are numbers, subnormal ones too, on two of the shapes smaller than any tile."""
     for name in rng.permutation(list(SMALL))[:2]:
-        run(variant, Problem.random(rng, variant.axes["element"], *SMALL[name], wide=True), Settings("f32"))
+        run(variant, random_problem(rng, variant, *SMALL[name], wide=True), Settings("f32"))
 
 
 @shipped_matrix.each(VARIANTS)
 def test_every_byte_of_exact_sums(variant: Variant, run: Run, rng: np.random.Generator) -> None:
     """Gates and ups are rounded to the type between, activated in fp32 and rounded once to that of tokens."""
     counts = [5, 0, variant.axes["block_m"] + 1]
-    problem = Problem.random(rng, variant.axes["element"], counts, 128, 336, extras=True, whole=True)
+    problem = random_problem(rng, variant, counts, 128, 336, extras=True, whole=True)
     settings = dataclasses.replace(GPT_OSS, intermediate=str(rng.choice(["f32", "bf16", "f16"])))
     assert (run(variant, problem, settings).array == problem.exact(settings)).all()
 
 
-def test_nan_stays_in_its_row_and_column(run: Run, rng: np.random.Generator) -> None:
-    """A token that has one makes its row of the result NaN, a scale of a gate or of an up its column of the expert."""
-    variant = rng.choice(VARIANTS)
-    problem = Problem.random(rng, variant.axes["element"], [5, 4], 128, 160)
+@pytest.mark.parametrize("family", FORMATS)
+def test_nan_stays_in_its_row_and_column(family: str, run: Run, rng: np.random.Generator) -> None:
+    """A token that has one makes its row of the result NaN, a scale of a gate or of an up its column of the expert; so
+    does a power of two that bf16 has not."""
+    variant = rng.choice([v for v in VARIANTS if v.family == family])
+    problem = random_problem(rng, variant, [5, 4], 128, 160)
     problem.gemm.tokens[2, 77] = {"bf16": 0x7FC0, "f16": np.nan}[variant.axes["element"]]
-    weights = problem.gemm.weights
-    weights.b_groups[1, [9, 128 + 64 + 20], 8] = reference.NAN_SCALE
-    padded = np.full((2, 256, 12), reference.NAN_SCALE, np.uint8)
-    padded[..., :10] = weights.b_groups
-    weights.b_scale[:] = reference.to_scale_layout(padded)
+    scales = problem.gemm.weights.b_groups.copy()
+    nans = {"grouped_bf16_nvfp4_swiglu": [reference.NAN_SCALE], "grouped_bf16_mxfp4_swiglu": [161, 254, 255]}[family]
+    scales[1, [9, 128 + 64 + 20], -2] = rng.choice(nans, 2)
+    weights = fragment_problem.with_scales(problem.gemm.weights, scales)
+    problem = dataclasses.replace(problem, gemm=dataclasses.replace(problem.gemm, weights=weights))
     nan = np.isnan(run.launch(problem, Settings(), variant=variant.variant).values(9))
     assert nan[2].all() and nan[5:, [9, 64 + 20]].all() and nan.sum() == 128 + 8
 
 
-def test_selection_without_a_variant(run: Run, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "family, element", [("grouped_bf16_nvfp4_swiglu", "f16"), ("grouped_bf16_mxfp4_swiglu", "bf16")]
+)
+def test_selection_without_a_variant(family: str, element: str, run: Run, rng: np.random.Generator) -> None:
     """The name of the weights' order selects the family, and the type of tokens the variant."""
-    problem = Problem.random(rng, "f16", [0, 5, 2], 64, 160)
-    problem.verify(Settings(), run.launch(problem, Settings()), "f16")
+    problem = Problem.random(rng, element, [0, 5, 2], 64, 160, formats=FORMATS[family])
+    problem.verify(Settings(), run.launch(problem, Settings()), family)
 
 
 def test_no_rows_is_no_launch(run: Run, rng: np.random.Generator) -> None:
