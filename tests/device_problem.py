@@ -37,7 +37,7 @@ def expand(packed: torch.Tensor, groups: torch.Tensor, elements: np.ndarray, sca
     codes = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
     element = torch.from_numpy(elements).to(packed.device)[codes.int()]
     scale = torch.from_numpy(scales).to(packed.device)[groups.int()]
-    return element * scale.repeat_interleave(GROUP, dim=-1)
+    return element * scale.repeat_interleave(element.shape[-1] // scale.shape[-1], dim=-1)
 
 
 @dataclasses.dataclass(frozen=True)

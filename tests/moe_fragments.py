@@ -1,5 +1,6 @@
-"""The layer ``moe_bf16_nvfp4`` in float64, and how far a result may be off, as of ``moe_reference``: with torch, on
-whatever device its tensors lie. Nothing is quantised but weights; activations are rounded to the type of tokens."""
+"""The layers ``moe_bf16_nvfp4`` and ``moe_bf16_mxfp4`` in float64, and how far a result may be off, as of
+``moe_reference``: with torch, on whatever device its tensors lie. Nothing is quantised but weights; activations are
+rounded to the type of tokens."""
 
 from __future__ import annotations
 
@@ -10,18 +11,21 @@ from typing import Any
 
 import moe_reference as moe
 import torch
+from fragment_problem import WEIGHT_STEP
 from moe_reference import Interval, Settings, Tokens, Weights
+from reference import MXFP4, NVFP4, Formats
 from torch import Tensor
 
 from integrations.weight_fragments import to_fragments
 
+FORMATS = {"moe_bf16_nvfp4": NVFP4, "moe_bf16_mxfp4": MXFP4}
 GATES = 64  # rows of gates, and then as many of their ups
 SCALARS = ("first_expert", "intermediate", "weighting", "swiglu_alpha", "swiglu_beta", "swiglu_limit", "activation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer whose weights are those of one in NVFP4, with gate and up in turn; its encode scales do not count."""
+    """A layer whose weights are those of a plain one, with gate and up in turn; its encode scales do not count."""
 
     plain: moe.Layer
 
@@ -40,7 +44,7 @@ class Layer:
 
     @property
     def composite(self) -> str:
-        return "moe_bf16_nvfp4"
+        return "moe_bf16_nvfp4" if self.plain.w2.formats is NVFP4 else "moe_bf16_mxfp4"
 
     @property
     def scalars(self) -> dict[str, Any]:
@@ -59,10 +63,18 @@ class Layer:
     def rows_of(self, expert: int, x: Tensor, row_weight: Tensor, out: str) -> tuple[Tensor, Tensor]:
         """As ``AnyLayer``; ``out`` is the type of tokens, too."""
         w13, w2, settings = self.plain.w13, self.plain.w2, dataclasses.replace(self.settings, rounding="none")
-        products = moe.first_gemm(x, w13.values(expert), w13.alphas(expert), w13.biases(expert), settings.intermediate)
+        products = moe.first_gemm(
+            x, multiplied(w13, expert), w13.alphas(expert), w13.biases(expert), settings.intermediate
+        )
         gate, up = (products.map(lambda end, part=part: end[:, part::2]) for part in (0, 1))
         activated: Interval = moe.activate(gate, up, row_weight, settings).rounded(out)
-        return moe.second_gemm(activated, w2.values(expert), w2.alphas(expert), w2.biases(expert), out)
+        return moe.second_gemm(activated, multiplied(w2, expert), w2.alphas(expert), w2.biases(expert), out)
+
+
+def multiplied(weights: Weights, expert: int) -> Tensor:
+    """Float64 [N, K] without alpha: of MXFP4 multiples of a step, as bf16 holds them."""
+    values = weights.values(expert)
+    return values if weights.formats is NVFP4 else (values / WEIGHT_STEP).round() * WEIGHT_STEP
 
 
 def in_turns_of_64(weights: Weights) -> Weights:
@@ -80,15 +92,27 @@ def in_turns_of_64(weights: Weights) -> Weights:
 
 def random_layer(
     generator: torch.Generator, experts: int, hidden: int, between: int, settings: Settings,
-    extras: bool = False,
+    extras: bool = False, formats: Formats = NVFP4,
 ) -> Layer:  # fmt: skip
     """As ``moe.random_layer``, for tokens of size 1 as they are. extras: with biases and an alpha of up."""
     plain = moe.random_layer(generator, experts, hidden, between, settings)
+    if formats is MXFP4:
+        plain = dataclasses.replace(plain, w13=with_powers(generator, plain.w13, 0, 1),
+                                    w2=with_powers(generator, plain.w2, -1, 1))  # fmt: skip
     plain = moe.with_biases(generator, plain) if extras else plain
     up_alpha = None if plain.w13.up_alpha is None else plain.w13.up_alpha * plain.x_encode
     w13 = dataclasses.replace(plain.w13, alpha=plain.w13.alpha * plain.x_encode, up_alpha=up_alpha)
     w2 = dataclasses.replace(plain.w2, alpha=plain.w2.alpha * plain.h_encode)
     return Layer(dataclasses.replace(plain, w13=w13, w2=w2))
+
+
+def with_powers(generator: torch.Generator, weights: Weights, lowest: int, highest: int) -> Weights:
+    """The weights in MXFP4, with scales that are powers of two in this range, some of them the byte 0."""
+    experts, n, blocks = weights.groups.shape
+    shape, options = (experts, n, blocks // 2), {"device": generator.device, "generator": generator}
+    powers = torch.randint(127 + lowest, 128 + highest, shape, dtype=torch.uint8, **options)
+    powers[torch.rand(shape, **options) < 1 / 16] = 0
+    return dataclasses.replace(weights, groups=powers, formats=MXFP4)
 
 
 def with_nan(

@@ -24,9 +24,11 @@ from reference import (
     GROUP,
     HALF_SUBNORMAL_STEP,
     NAN_SCALE,
+    NVFP4,
     PRECISION,
     UE4M3,
     Expected,
+    Formats,
     accumulation_bound,
     check_within,
     error_bound,
@@ -93,10 +95,11 @@ class Weights:
     """One weight of E experts."""
 
     packed: Tensor  # u8 [E, N, K/2]
-    groups: Tensor  # u8 [E, N, K/16], scales in plain order
+    groups: Tensor  # u8 [E, N, blocks of K], scales in plain order
     alpha: Tensor  # f32 [E]
     bias: Tensor | None = None  # f32 [E, N]
     up_alpha: Tensor | None = None  # f32 [E], of every second row
+    formats: Formats = NVFP4
 
     def alphas(self, expert: int) -> Tensor:
         """Float64 [N]."""
@@ -113,13 +116,13 @@ class Weights:
 
     def values(self, expert: int) -> Tensor:
         """Float64 [N, K], without alpha."""
-        return expand(self.packed[expert], self.groups[expert], E2M1, UE4M3)
+        return expand(self.packed[expert], self.groups[expert], self.formats.weights, self.formats.scales)
 
     def scale(self) -> Tensor:
         """Scales in the 128x4 layout per expert, NaN in all padding."""
         experts, n, columns = self.groups.shape
-        padded = torch.full((experts, round_up(n, 128), round_up(columns, 4)), NAN_SCALE, dtype=torch.uint8,
-                            device=self.groups.device)  # fmt: skip
+        padded = torch.full((experts, round_up(n, 128), round_up(columns, 4)), self.formats.nan_scale,
+                            dtype=torch.uint8, device=self.groups.device)  # fmt: skip
         padded[:, :n, :columns] = self.groups
         return to_scale_layout(padded)
 
@@ -267,7 +270,7 @@ def with_nan(
     for name in ("w13", "w2"):
         weights = getattr(layer, name)
         alpha, groups = weights.alpha.clone(), weights.groups.clone()
-        alpha[expert], groups[expert, ::5, 1] = torch.nan, NAN_SCALE
+        alpha[expert], groups[expert, ::5, 1] = torch.nan, weights.formats.nan_scale
         for field, value in (("alpha", alpha), ("groups", groups)):
             changed = dataclasses.replace(weights, **{field: value})
             yield f"{field} of {name}", (dataclasses.replace(layer, **{name: changed}), tokens), routed
