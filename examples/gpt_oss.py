@@ -1,7 +1,7 @@
-"""A layer of gpt-oss from its checkpoint: experts in MXFP4 with biases, tokens in MXFP8, checked against float64.
+"""A layer of gpt-oss from its checkpoint: experts in MXFP4 with biases, checked against float64.
 
-The folder is small and random, and has the configuration, names and types of the published one. Runs on a GPU, or with
---emulate ARCH on the emulated device.
+Tokens are in bf16 on Hopper, and in MXFP8 elsewhere. The folder is small and random, and has the configuration, names
+and types of the published one. Runs on a GPU, or with --emulate ARCH on the emulated device.
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ class Layer:
     input_scales: tuple[np.ndarray, np.ndarray] | None = None
 
     def quantize(self, rows: np.ndarray, block: int, expert: int, gemm: int) -> np.ndarray:
-        """What the kernels make of [rows, K] in front of a GEMM, the first or the second."""
+        """What the kernels make of [rows, K] in front of a GEMM, the first or the second; nothing if block is 0."""
+        if not block:
+            return rows
         if self.input_scales is None:
             return quantize(rows, block)
         packed, scales, whole = nvfp4.quantize(rows, self.input_scales[gemm][expert])
@@ -74,7 +76,7 @@ def quantize(rows: np.ndarray, block: int) -> np.ndarray:
 
 
 def expected(layer: Layer, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, block: int) -> np.ndarray:
-    """The layer in float64, tokens and activations quantised as the kernels do."""
+    """The layer in float64, tokens and activations quantised as the kernels do, if they do."""
     out = np.zeros(x.shape)
     for token, k in np.ndindex(ids.shape):
         e = ids[token, k]
@@ -116,14 +118,21 @@ def run(
         module = row.modules[0].format(row.layers[0])
         kernel = _kernel(row, asked.emulate)
         arrays = prepare(name, module[: module.index(".experts") + len(".experts")], target=kernel)
-    x = rng.standard_normal((tokens, row.sizes["hidden"])).astype(np.float16)
+    x = (rng.standard_normal((tokens, row.sizes["hidden"])) * 32).round() / 32  # numbers of both types of 16 bits
     ids, weights = route(x)
     result = _launch(kernel, asked.emulate, layer, arrays, x, ids, weights)
-    wanted = expected(layer, x, ids, weights, 32 if "mx" in kernel else 128)
+    block = 0 if _is_unquantised(kernel) else 32 if "mx" in kernel else 128
+    wanted = expected(layer, x, ids, weights, block)
     error = np.linalg.norm(result - wanted) / np.linalg.norm(wanted)
     print(f"{row.part} of layers {row.layers} in {row.format}; seed {asked.seed}")
-    print(f"error against float64, tokens and activations quantised likewise: {error:.1e} relative")
+    likewise = ", tokens and activations quantised likewise" if block else ""
+    print(f"error against float64{likewise}: {error:.1e} relative")
     return 0 if error <= MAX_ERROR else 1
+
+
+def _is_unquantised(kernel: str) -> bool:
+    """Whether tokens and activations stay in bf16."""
+    return kernel.startswith("moe_bf16")
 
 
 def _kernel(row: Row, emulate: str | None) -> str:
@@ -138,6 +147,21 @@ def _kernel(row: Row, emulate: str | None) -> str:
     return found[0]
 
 
+def _factors(kernel: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Alphas of weights that have them, and global scales of what is quantised to NVFP4."""
+    if "mx" in kernel:  # the weights have no factor of their own
+        return dict.fromkeys(("w13_alpha", "w2_alpha"), np.ones(len(arrays["w13"]), np.float32))
+    if "w13_weight_scale" not in arrays:
+        return {}
+    alphas = {name: arrays[f"{name}_weight_scale"] for name in ("w13", "w13_up", "w2")}
+    if _is_unquantised(kernel):
+        return {f"{name}_alpha": alpha for name, alpha in alphas.items()}
+    of_x, of_h = arrays["w13_input_scale"], arrays["w2_input_scale"]
+    scales = {"w13": of_x, "w13_up": of_x, "w2": of_h}
+    return {"x_global_scale": of_x, "h_global_scale": of_h,
+            **{f"{name}_alpha": alpha * scales[name] for name, alpha in alphas.items()}}  # fmt: skip
+
+
 def _launch(
     kernel: str,
     emulate: str | None,
@@ -147,27 +171,27 @@ def _launch(
     ids: np.ndarray,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """The layer by one call, in fp32 between the GEMMs: nothing but quantisation rounds coarsely."""
+    """The layer by one call, in fp32 between the GEMMs: nothing but quantisation, or bf16, rounds coarsely."""
     given = {name: arrays[name] for name in ("w13", "w13_scale", "w13_bias", "w2", "w2_scale", "w2_bias")
              if name in arrays}  # fmt: skip
-    if "mx" in kernel:  # the weights have no factor of their own
-        given |= dict.fromkeys(("w13_alpha", "w2_alpha"), np.ones(len(arrays["w13"]), np.float32))
-    words = {**layer.words, "intermediate": "f32", "rounding": "none"}
-    if layer.input_scales is not None:
-        of_x, of_h = arrays["w13_input_scale"], arrays["w2_input_scale"]
-        given |= {"x_global_scale": of_x, "h_global_scale": of_h, "w13_alpha": arrays["w13_weight_scale"] * of_x,
-                  "w13_up_alpha": arrays["w13_up_weight_scale"] * of_x, "w2_alpha": arrays["w2_weight_scale"] * of_h}
+    given |= _factors(kernel, arrays)
+    words = {**layer.words, "intermediate": "f32"} | ({} if _is_unquantised(kernel) else {"rounding": "none"})
+    if "x_global_scale" in given:
         words |= {"global_scale_kind": "decode", "division": "ieee"}
     if kernel == "moe_fp8":  # scales are fp32 there, and as elsewhere powers of two
         words["scale_rounding"] = "power_of_two"
-    given |= {"x": x, "topk_ids": ids.astype(np.int32), "topk_weights": weights.astype(np.float32)}
-    out, device = np.full(x.shape, np.nan, np.float32), f"emulated:{emulate}"
-    if emulate is None:
+    given |= {"x": x.astype(np.float16), "topk_ids": ids.astype(np.int32), "topk_weights": weights.astype(np.float32)}
+    out, device = np.full(x.shape, np.nan, np.float32), f"emulated:{emulate}" if emulate else None
+    in_torch = emulate is None or _is_unquantised(kernel)  # numpy has no bf16
+    if in_torch:
         import torch
 
-        given, device = {name: torch.from_numpy(array).cuda() for name, array in given.items()}, None
-        out = torch.from_numpy(out).cuda()
+        place = "cpu" if emulate else "cuda"
+        given = {name: torch.from_numpy(array).to(place) for name, array in given.items()}
+        out = torch.from_numpy(out).to(place)
+        if _is_unquantised(kernel):
+            given["x"], out = given["x"].bfloat16(), out.bfloat16()
     plan = loader.plan(kernel, **given, **words, out=out, device=device)
     plan.launch()
     print(f"launched on {device or 'cuda'}: {kernel} of {', '.join(plan.steps)}")
-    return out if emulate else out.cpu().numpy()
+    return out.float().cpu().numpy() if in_torch else out

@@ -15,8 +15,8 @@ def check_matrix(layer: Layer, name: str, values: np.ndarray, scale: np.ndarray)
         _check_nvfp4(name, values, scale, layer.form.block[1])
     elif layer.weights == "FP8":
         _check_fp8(name, scale, powers=layer.target == "moe_fp8_ue8m0")
-    elif scale.max() == 0xFF:
-        raise CheckpointError(f"{name} has a NaN scale")
+    else:
+        _check_powers(layer, name, values, scale)
     if layer.form.pack == 1 and (values & 0x7F).max() == 0x7F:
         raise CheckpointError(f"{name} scales values of which some are NaN")
 
@@ -28,10 +28,31 @@ def _check_nvfp4(name: str, packed: np.ndarray, scale: np.ndarray, group: int) -
     nan = scale & 0x7F == 0x7F
     if (scale[~nan] > 0x7F).any():
         raise CheckpointError(f"{name} has a negative scale")
+    if _magnitudes(packed, scale, group)[nan].any():
+        raise CheckpointError(f"{name} has a NaN scale of values that are not 0")
+
+
+def _magnitudes(packed: np.ndarray, scale: np.ndarray, group: int) -> np.ndarray:
+    """Of each block the bits of its E2M1 without their signs: [rows, blocks, bytes]."""
     magnitudes = np.zeros((*scale.shape, group // 2), np.uint8)
     magnitudes.reshape(len(scale), -1)[:, : packed.shape[1]] = packed & 0x77
-    if magnitudes[nan].any():
-        raise CheckpointError(f"{name} has a NaN scale of values that are not 0")
+    return magnitudes
+
+
+def _check_powers(layer: Layer, name: str, values: np.ndarray, scale: np.ndarray) -> None:
+    """Scales are numbers, and those that the kernels take exactly; what zeros have may be smaller."""
+    least, most = layer.kernels.powers[0], layer.kernels.powers[-1]
+    if (largest := scale.max()) == 0xFF:
+        raise CheckpointError(f"{name} has a NaN scale")
+    wrong = scale > most
+    if (small := scale < least).any():
+        wrong[small] = _magnitudes(values, scale, layer.form.block[1])[small].any(axis=-1)
+    if wrong.any():
+        found = largest if largest > most else scale[wrong].min()
+        raise CheckpointError(
+            f"{name} has a scale of 2^{int(found) - 127}, and {layer.target} takes 2^{least - 127} to 2^{most - 127}; "
+            f"{layer.form.targets[0]} takes this checkpoint"
+        )
 
 
 def _check_fp8(name: str, scale: np.ndarray, powers: bool) -> None:

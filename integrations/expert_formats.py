@@ -28,7 +28,7 @@ class Target:
 
     H as K of the first GEMM, H as N of the second, and I are padded to multiples of ``inputs``, ``outputs`` and
     ``intermediate``. ``turn``: so many rows of gate and as many of up alternate; 0: all of gate come before all of up.
-    ``fragments``: values are in fragment order.
+    ``fragments``: values are in fragment order. ``powers``: of UE8M0 the bytes with which kernels multiply exactly.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Target:
     turn: int
     scales: ScaleLayout
     fragments: bool = False
+    powers: range = range(0xFF)
 
     def width(self, columns: int) -> int:
         """Bytes of a row of values, where a checkpoint's padded row would have ``columns``."""
@@ -58,6 +59,8 @@ TARGETS = {
         Target("moe_fp4", 32, 32, 32, 1, UE4M3_BLOCKS),
         Target("moe_bf16_nvfp4", 16, 16, 64, 64, UE4M3_BLOCKS, fragments=True),
         Target("moe_mxfp8_mxfp4", 128, 32, 128, 1, UE8M0_BLOCKS),
+        # Scales from 2^-100 to 2^33: pairs of E2M1 are lifted by a factor that is a bf16.
+        Target("moe_bf16_mxfp4", 32, 32, 64, 64, UE8M0_BLOCKS, fragments=True, powers=range(27, 161)),
         Target("moe_mxfp8", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_mxfp4", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_fp8", 16, 16, 16, 0, SQUARES),
@@ -89,11 +92,12 @@ FORMATS = {
     form.name: form
     for form in (
         Format("NVFP4", ("U8",), 2, (1, 16), ("F8_E4M3",), 16, ("moe_fp4", "moe_bf16_nvfp4")),
-        Format("MXFP4", ("U8", "I8"), 2, (1, 32), ("U8", "F8_E8M0"), 32, ("moe_mxfp8_mxfp4", "moe_mxfp4")),
+        Format("MXFP4", ("U8", "I8"), 2, (1, 32), ("U8", "F8_E8M0"), 32,
+               ("moe_mxfp8_mxfp4", "moe_mxfp4", "moe_bf16_mxfp4")),
         Format("MXFP8", ("F8_E4M3",), 1, (1, 32), ("U8", "F8_E8M0"), 1, ("moe_mxfp8",)),
         Format("FP8", ("F8_E4M3",), 1, (128, 128), ("F32", "BF16", "F8_E8M0"), 1, ("moe_fp8", "moe_fp8_ue8m0")),
     )
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

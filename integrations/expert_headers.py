@@ -108,7 +108,7 @@ def _with_format(entry: Entry, layer: Layer, target: str | None) -> Layer:
             "would share scales"
         )
     if target is not None and target not in layer.form.targets:
-        known = " and ".join(layer.form.targets)
+        known = ", ".join(layer.form.targets[:-1]) + " and " * (len(layer.form.targets) > 1) + layer.form.targets[-1]
         raise OtherFormatError(f"{layer.prefix}: {layer.weights} has a layout for {known}, not for {target}")
     return dataclasses.replace(layer, target=target or layer.target)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from . import loader
 from .model_description import Description, Row, Total, describe, ranges
 from .model_fields import ModelError
+from .model_kernels import layouts
 from .safetensors_file import SafetensorsError
 
 __all__ = ["Description", "ModelError", "describe", "main"]
@@ -120,10 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("folder", metavar="PATH", type=Path, help="a folder with config.json; weights may be there")
     command.add_argument("--tp", type=_ranks, default=1, metavar="N", help="ranks of tensor parallelism")
     command.add_argument("--ep", type=_ranks, default=1, metavar="N", help="ranks of expert parallelism")
+    command.add_argument("--layout", choices=layouts(), default="", metavar="KERNELS",
+                         help="what experts are to run on where several kernels take them")  # fmt: skip
     command.add_argument("--json", action="store_true", help="the same for programs; with whole numbers of bytes")
     options = parser.parse_args(arguments)
     try:
-        description = describe(options.folder, options.tp, options.ep)
+        description = describe(options.folder, options.tp, options.ep, options.layout)
     except (ModelError, SafetensorsError, loader.LoaderError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .model_fields import ModelError, read
 from .model_formats import BF16, Format, FormatOf, formats
 from .model_headers import Headers
-from .model_kernels import Fit, Packs
+from .model_kernels import Fit, Packs, layouts
 from .model_layers import Experts, Linear, matrices
 
 
@@ -69,13 +69,16 @@ class Description(NamedTuple):
         return Total(weights, scales, token, sum(arch in row.refused for row in self.rows))
 
 
-def describe(folder: Path, tp: int = 1, ep: int = 1) -> Description:
+def describe(folder: Path, tp: int = 1, ep: int = 1, layout: str = "") -> Description:
     """The layers of the model in ``folder`` as one of ``tp`` ranks has them, and one of ``ep`` its experts.
 
-    With ``ep`` above 1 experts are whole, and ``tp`` shares out everything else. Raises ``ModelError`` where the
+    With ``ep`` above 1 experts are whole, and ``tp`` shares out everything else. ``layout``: one of ``layouts()``, on
+    which experts are to run where they can, rather than on what is best for the arch. Raises ``ModelError`` where the
     configuration is not understood, or the headers of files say otherwise; ``LoaderError`` where there is no pack.
     """
-    config, packs, headers = read(folder / "config.json"), Packs(), Headers(folder)
+    if layout and layout not in layouts():
+        raise ModelError(f"no choice of {layout} for experts; there is one of {', '.join(layouts())}")
+    config, packs, headers = read(folder / "config.json"), Packs(layout), Headers(folder)
     method, format_of = formats(config, folder)
     found: dict[tuple, list[str]] = {}
     for matrix in matrices(config):

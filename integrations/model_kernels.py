@@ -67,14 +67,15 @@ _BF16_EXPERTS = (
     _grouped("grouped_bf16", N="first", K="hidden"),
     _grouped("grouped_bf16", N="hidden", K="intermediate"),
 )
+# Of experts in FP4 first the layers whose tokens are not quantised, which are for Hopper.
 KERNELS = {
     model_formats.BF16: Kernels((_gemm("gemm_bf16"),), (_BF16_EXPERTS,), (_BF16_EXPERTS,)),
     model_formats.NVFP4: Kernels(
         (_gemm("gemm_fp4"),),
-        (_layer("moe_bf16_nvfp4"), _layer("moe_fp4", global_scale_kind="encode")),  # tokens as they are, on Hopper
+        (_layer("moe_bf16_nvfp4"), _layer("moe_fp4", global_scale_kind="encode")),
         (_layer("moe_fp4_relu2", global_scale_kind="encode"),),
     ),
-    model_formats.MXFP4: Kernels((_gemm("gemm_mxfp8_mxfp4"),), (_layer("moe_mxfp8_mxfp4"),)),
+    model_formats.MXFP4: Kernels((_gemm("gemm_mxfp8_mxfp4"),), (_layer("moe_bf16_mxfp4"), _layer("moe_mxfp8_mxfp4"))),
     model_formats.MXFP8: Kernels((_gemm("gemm_mxfp8"),), (_layer("moe_mxfp8"),)),
     model_formats.FP8: Kernels(
         (_gemm("gemm_fp8"),),
@@ -93,9 +94,10 @@ KERNELS = {
 
 
 class Packs:
-    """What the packs that the loader uses answer."""
+    """What the packs that the loader uses answer. layout: of the calls that may serve a layer the one to prefer."""
 
-    def __init__(self) -> None:
+    def __init__(self, layout: str = "") -> None:
+        self.layout = layout
         self.kernels = loader.kernels()
         self.archs = tuple(dict.fromkeys(arch for pack in loader.packs() for arch in pack.archs))
 
@@ -106,7 +108,7 @@ class Packs:
         matrices of L1.
         """
         known = KERNELS.get(format, Kernels(lacking="no kernel takes this format"))
-        routes: tuple[Route, ...] = getattr(known, kind)
+        routes: list[Route] = sorted(getattr(known, kind), key=lambda route: _name(route) != self.layout)
         found, reasons, left = [], [], self.archs
         for route in routes:
             try:
@@ -143,6 +145,11 @@ class Packs:
             runs = tuple(arch for arch in archs if all(_runs(kernel, arch, problem) for kernel, problem in problems))
             return Fit(_name(route), padded, runs, weights, scales)
         raise refused
+
+
+def layouts() -> tuple[str, ...]:
+    """The calls for experts among which a format leaves a choice."""
+    return tuple(_name(route) for known in KERNELS.values() if len(known.swiglu) > 1 for route in known.swiglu)
 
 
 def _name(route: Route) -> str:

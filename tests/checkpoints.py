@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from integrations.weight_fragments import to_fragments
+
 NAMES = ("gate", "up", "down")
 Tensors = dict[str, tuple[str, np.ndarray]]  # name -> dtype of the file, and its bytes in items of that size
 
@@ -60,6 +62,7 @@ def bf16(numbers: np.ndarray) -> np.ndarray:
 
 SCALES = {
     "U8": lambda rng, shape: rng.integers(0, 255, shape, dtype=np.uint8),
+    "exact": lambda rng, shape: rng.integers(27, 161, shape, dtype=np.uint8),  # of bf16 as a factor
     "F32": lambda rng, shape: rng.uniform(1e-5, 1e-2, shape).astype(np.float32),
     "BF16": lambda rng, shape: bf16(rng.uniform(1e-5, 1e-2, shape)),
     "F8_E8M0": lambda rng, shape: rng.integers(0, 255, shape, dtype=np.uint8),
@@ -155,9 +158,10 @@ def _stacked(suffixes: tuple[str, str], types: tuple[str, str]) -> Callable:
 
 _HF, _W, _MLP = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), "model.layers.3.mlp.experts"
 _SCALE, _INVERSE = (".weight", ".weight_scale"), (".weight", ".weight_scale_inv")
-_MIXED, _BYTES, _PACKED = "moe_mxfp8_mxfp4", "moe_mxfp8", "moe_mxfp4"
+_MIXED, _BYTES, _PACKED, _HALF = "moe_mxfp8_mxfp4", "moe_mxfp8", "moe_mxfp4", "moe_bf16_mxfp4"
 PUBLISHED = {
     "gpt-oss": Published("MXFP4", "U8", _MLP, gpt_oss, _MIXED),
+    "gpt-oss for bf16": Published("MXFP4", "exact", _MLP, gpt_oss, _HALF),
     "MXFP4 compressed-tensors": Published(
         "MXFP4", "U8", "language_model.model.layers.1.block_sparse_moe.experts",
         _separate(_W, (".weight_packed", ".weight_scale"), ("U8", "U8")), _MIXED),
@@ -167,6 +171,12 @@ PUBLISHED = {
         "MXFP4", "U8", _MLP, _stacked(("_packed", "_scale"), ("U8", "U8")), _MIXED),
     "MXFP4 DeepSeek-V4": Published(
         "MXFP4", "F8_E8M0", "layers.3.ffn.experts", _separate(_W, (".weight", ".scale"), ("I8", "F8_E8M0")), _PACKED),
+    "MXFP4 DeepSeek-V4 for bf16": Published(
+        "MXFP4", "exact", "layers.3.ffn.experts", _separate(_W, (".weight", ".scale"), ("I8", "F8_E8M0")), _HALF),
+    "MXFP4 compressed-tensors for bf16": Published(
+        "MXFP4", "exact", _MLP, _separate(_W, (".weight_packed", ".weight_scale"), ("U8", "U8")), _HALF),
+    "MXFP4 ModelOpt stacked for bf16": Published(
+        "MXFP4", "exact", _MLP, _stacked(("", "_weight_scale"), ("U8", "U8")), _HALF),
     "MXFP8": Published("MXFP8", "U8", _MLP, _separate(_HF, _SCALE, ("F8_E4M3", "U8")), _BYTES),
     "MXFP8 stacked": Published("MXFP8", "U8", _MLP, _stacked(("", "_weight_scale"), ("F8_E4M3", "U8")), _BYTES),
     "MXFP8 of UE8M0": Published(
@@ -239,7 +249,8 @@ def words(scale: np.ndarray, n: int, k: int) -> np.ndarray:
 def expected(experts: Experts, target: str, share: tuple[int, int], width: int, rank: int, with_bias: bool) -> dict:
     """What kernels take of the rank that has ``share`` of I, from and to, padded to ``width``."""
     (begin, end), pack, hidden = share, experts.pack, experts.hidden
-    k, n = {"moe_mxfp8_mxfp4": (128, 32), "moe_mxfp8": (32, 32), "moe_mxfp4": (32, 32)}.get(target, (16, 16))
+    k = 128 if target == "moe_mxfp8_mxfp4" else 32 if "mx" in target else 16
+    n = 32 if "mx" in target else 16
     inputs, outputs = -(-hidden // k) * k, -(-hidden // n) * n
     rows, columns = (128, 128) if experts.form == "FP8" else (1, 32)
     made = []
@@ -268,8 +279,12 @@ def _arranged(target: str, values: dict, scales: dict, biases: dict, width: int,
             scales = {name: words(scales[name], *size) for name, size in sizes.items()}
         both = [np.stack([kind["gate"], kind["up"]]) for kind in (values, scales, biases)]
     else:
-        pairs = [np.stack([kind["gate"], kind["up"]], axis=1) for kind in (values, scales, biases)]
-        both = [pair.reshape(2 * width, *pair.shape[2:]) for pair in pairs]
+        turn = 64 if target == "moe_bf16_mxfp4" else 1
+        pairs = [np.stack([kind[name].reshape(-1, turn, *kind[name].shape[1:]) for name in ("gate", "up")], axis=1)
+                 for kind in (values, scales, biases)]  # fmt: skip
+        both = [pair.reshape(2 * width, *pair.shape[3:]) for pair in pairs]
         both[1], scales = blocks(both[1]), {"down": blocks(scales["down"])}
+        if target == "moe_bf16_mxfp4":
+            both[0], values = to_fragments(both[0]), {"down": to_fragments(values["down"])}
     return {"w13": both[0], "w13_scale": both[1], "w13_bias": both[2],
             "w2": values["down"], "w2_scale": scales["down"], "w2_bias": biases["down"]}  # fmt: skip

@@ -11,8 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
+import checkpoints  # noqa: E402
 import moe_fragments  # noqa: E402
 import moe_reference  # noqa: E402
+import reference  # noqa: E402
+from checkpoints import PUBLISHED  # noqa: E402
 from moe_reference import Weights  # noqa: E402
 
 import loader  # noqa: E402
@@ -84,6 +87,12 @@ def test_gate_and_up_with_their_own_global_scales_are_exact(
     assert not torch.equal(run(own, up_alpha=False), expected)
 
 
+def in_turn(arrays: dict[str, np.ndarray]) -> torch.Tensor:
+    """Rows of gate and of up in turn."""
+    both = np.stack([arrays["gate"], arrays["up"]], axis=2)
+    return torch.from_numpy(both.reshape(EXPERTS, -1, *both.shape[3:]))
+
+
 def test_the_layer_of_16_bit_tokens_is_that_of_the_checkpoint(
     tmp_path: Path, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
 ) -> None:
@@ -93,10 +102,6 @@ def test_the_layer_of_16_bit_tokens_is_that_of_the_checkpoint(
     factors = {"gate": 2.0**-6, "up": 2.0**-5, "down": 2.0**-4}
     path = write(tmp_path / "model", packed, scale, factors)
     weights = {name: torch.from_numpy(array) for name, array in prepare(path, PREFIX, target=LAYER).items()}
-
-    def in_turn(arrays: dict[str, np.ndarray]) -> torch.Tensor:
-        both = np.stack([arrays["gate"], arrays["up"]], axis=2)
-        return torch.from_numpy(both.reshape(EXPERTS, -1, both.shape[3]))
 
     alpha = {name: torch.full((EXPERTS,), factor) for name, factor in factors.items()}
     w13 = Weights(in_turn(packed), in_turn(scale), alpha["gate"], up_alpha=alpha["up"])
@@ -111,4 +116,30 @@ def test_the_layer_of_16_bit_tokens_is_that_of_the_checkpoint(
         **{f"{name}_alpha": weights[f"{name}_weight_scale"] for name in ("w13", "w13_up", "w2")}, out=out,
         device="emulated:90a", packs=packs,
     )  # fmt: skip
+    moe_reference.moe(layer, tokens, "bf16").check(out, context)
+
+
+def test_the_layer_of_gpt_oss_in_bf16_is_that_of_the_checkpoint(
+    tmp_path: Path, packs: list[str] | None, reschedule: Callable[[], str], rng: np.random.Generator
+) -> None:
+    """Biases and powers of two of its file, rows in turns of 64, zeros behind I: every element is within its bound."""
+    published = PUBLISHED["gpt-oss for bf16"]
+    experts = published.experts(rng, count=EXPERTS, hidden=HIDDEN, intermediate=96)
+    for scale in experts.scale.values():
+        scale[:] = rng.integers(121, 125, scale.shape)
+    checkpoints.save(tmp_path / "model.safetensors", published.tensors(experts, PREFIX))
+    prepared = prepare(tmp_path, PREFIX, target=published.target)
+    weights = {name: torch.from_numpy(array) for name, array in prepared.items()}
+    bias = {name: checkpoints.as_f32(stored) for name, stored in experts.bias.items()}
+    one, swiglu = torch.ones(EXPERTS), {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
+    down = (torch.from_numpy(part["down"]) for part in (experts.values, experts.scale))
+    w13 = Weights(in_turn(experts.values), in_turn(experts.scale), one, in_turn(bias), formats=reference.MXFP4)
+    w2 = Weights(*down, one, torch.from_numpy(bias["down"]), formats=reference.MXFP4)
+    layer = moe_fragments.Layer(moe_reference.Layer(w13, w2, one, one, moe_reference.Settings(**swiglu)))
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
+    tokens = moe_reference.random_tokens(generator, TOKENS, 2, EXPERTS, HIDDEN)
+    out = torch.full((TOKENS, HIDDEN), float("nan"), dtype=torch.bfloat16)
+    context = reschedule()
+    loader.launch(published.target, **tokens._asdict(), **weights, w13_alpha=one, w2_alpha=one, **swiglu, out=out,
+                  device="emulated:90a", packs=packs)  # fmt: skip
     moe_reference.moe(layer, tokens, "bf16").check(out, context)

@@ -22,10 +22,11 @@ from site_pages.examples import WITHOUT_GPU  # noqa: E402
 import loader  # noqa: E402
 
 
-@pytest.mark.parametrize("name", WITHOUT_GPU)
-def test_examples_run(name, packs):
-    """By the command of the page; each compares its own result, and prints what came of it."""
-    python, *words = shlex.split(WITHOUT_GPU[name])
+@pytest.mark.parametrize("command", [*WITHOUT_GPU.values(), "python examples/gpt_oss.py --emulate 90a"])
+def test_examples_run(command, packs):
+    """By the command of the page, and where tokens stay in bf16; each compares its own result, and prints what came of
+    it."""
+    python, *words = shlex.split(command)
     assert python == "python"
     # Of the newest arch the tests' pack may hold a sample alone.
     environment = {"LOADER_EMULATED_ARCH": ARCHS[-1], **os.environ, "PYTHONPATH": str(ROOT)}

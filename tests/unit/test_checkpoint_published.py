@@ -14,8 +14,9 @@ from integrations.checkpoint import Checkpoint, CheckpointError, convert, prepar
 from integrations.expert_layer import Layer
 from integrations.safetensors_file import SafetensorsFile
 
-PAD = {"moe_mxfp8_mxfp4": 128, "moe_mxfp8": 32, "moe_mxfp4": 32, "moe_fp8": 16, "moe_fp8_ue8m0": 16}
-WHOLE = {"gpt-oss": 192, "FP8 stacked": 256}  # I of those that take no part of a block
+PAD = {"moe_mxfp8_mxfp4": 128, "moe_bf16_mxfp4": 64, "moe_mxfp8": 32, "moe_mxfp4": 32, "moe_fp8": 16,
+       "moe_fp8_ue8m0": 16}  # fmt: skip
+WHOLE = {"gpt-oss": 192, "gpt-oss for bf16": 192, "FP8 stacked": 256}  # I of those that take no part of a block
 published = pytest.mark.parametrize("name", PUBLISHED)
 
 
@@ -52,7 +53,7 @@ def test_what_is_prepared_is_the_plain_reference(tmp_path, rng, name):
     arrays = prepare(opened, layout.prefix, target=layout.target)
     assert not [array for array, content in arrays.items() if content.ctypes.data % 64]
     width = -(-experts.intermediate // PAD[layout.target]) * PAD[layout.target]
-    same(arrays, expected(experts, layout.target, (0, experts.intermediate), width, 0, name == "gpt-oss"))
+    same(arrays, expected(experts, layout.target, (0, experts.intermediate), width, 0, "gpt-oss" in name))
     restored = restore(arrays, layer.metadata)
     assert set(restored) == set(tensors)
     for tensor, array in restored.items():
@@ -95,6 +96,9 @@ RANKS = [
     ("MXFP4 compressed-tensors", 32, 1408, 8, 256), ("MXFP8", 80, 704, 4, 192), ("FP8 DeepSeek-V3", 24, 704, 2, 384),
     ("FP8 DeepSeek-V3", 16, 1408, 8, 256), ("FP8 Qwen3", 144, 208, 2, 128), ("FP8 DeepSeek-V3.1", 16, 1408, 3, 512),
     ("MXFP4 ModelOpt", 32, 360, 2, 256), ("MXFP8", 32, 360, 3, 128), ("FP8 DeepSeek-V3", 16, 360, 1, 368),
+    ("gpt-oss for bf16", 32, 2880, 1, 2880), ("gpt-oss for bf16", 32, 2880, 2, 1472),
+    ("gpt-oss for bf16", 32, 2880, 8, 384), ("MXFP4 compressed-tensors for bf16", 144, 1408, 8, 192),
+    ("MXFP4 DeepSeek-V4 for bf16", 80, 360, 2, 192),
 ]  # fmt: skip
 
 
@@ -107,7 +111,7 @@ def test_ranks_add_up_to_the_layer(tmp_path, rng, name, hidden, intermediate, tp
     for rank in range(tp):
         end = min(groups * (rank + 1) // tp * step, intermediate)
         arrays = prepare(opened, layout.prefix, tp, rank, target=layout.target)
-        same(arrays, expected(experts, layout.target, (begin, end), width, rank, name == "gpt-oss"))
+        same(arrays, expected(experts, layout.target, (begin, end), width, rank, "gpt-oss" in name))
         convert(opened, opened.layer(layout.prefix, tp, rank, target=layout.target), tmp_path / "part")
         begin = end
     assert begin == intermediate
@@ -164,7 +168,7 @@ def test_the_command_converts_a_sharded_model(tmp_path, rng, capsys):
     files = [f"model.layers.{number}.mlp.experts.experts1of2.safetensors" for number in (3, 4)]
     assert sorted(os.listdir(tmp_path / "out")) == files
     assert table.count("moe_fp8_ue8m0") == table.count("every byte") == 2
-    assert "MXFP4 has a layout for moe_mxfp8_mxfp4 and moe_mxfp4, not" in skipped
+    assert "MXFP4 has a layout for moe_mxfp8_mxfp4, moe_mxfp4 and moe_bf16_mxfp4, not" in skipped
     metadata = SafetensorsFile(tmp_path / "out" / files[0]).metadata
     assert [json.loads(metadata[name]) for name in ("ep", "ep_rank", "experts")] == [2, 1, 3]
     assert [metadata[name] for name in ("weights", "target")] == ["FP8", "moe_fp8_ue8m0"]

@@ -38,7 +38,7 @@ def bytes_of(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.uint8)
 
 
-OSS, V3, V31, MX8 = "gpt-oss", "FP8 DeepSeek-V3", "FP8 DeepSeek-V3.1", "MXFP8"
+OSS, OSS16, V3, V31, MX8 = "gpt-oss", "gpt-oss for bf16", "FP8 DeepSeek-V3", "FP8 DeepSeek-V3.1", "MXFP8"
 FLOATS = np.zeros((2, 2), np.float32)
 DAMAGES = [
     (OSS, drop("gate_up_proj_scales"), f"no tensor {_MLP}.gate_up_proj_scales"),
@@ -62,6 +62,10 @@ DAMAGES = [
     (OSS, put("0.w1.weight_scale_inv", "F32", FLOATS), "tensors of gpt-oss and weight_scale_inv"),
     (OSS, poke("down_proj_scales", 0xFF), "down_proj_scales has a NaN scale"),
     (OSS, poke("down_proj_bias", 0x7F80), "down_proj_bias has numbers that are not finite"),
+    (OSS16, poke("down_proj_scales", 0xFF), "down_proj_scales has a NaN scale"),
+    (OSS16, poke("down_proj_scales", 161), "down_proj_scales has a scale of 2^34, and moe_bf16_mxfp4 takes 2^-100 to "
+     "2^33; moe_mxfp8_mxfp4 takes this checkpoint"),
+    (OSS16, poke("gate_up_proj_scales", 26), "gate_up_proj_scales has a scale of 2^-101, and moe_bf16_mxfp4 takes"),
     (V3, drop("1.up_proj.weight_scale_inv"), f"no tensor {_MLP}.1.up_proj.weight_scale_inv"),
     (V3, drop("0.gate_proj.weight"), f"no tensor {_MLP}.0.gate_proj.weight"),
     (V3, put("2.down_proj.weight", "F8_E5M2", bytes_of(160, 192)),
@@ -112,6 +116,18 @@ def test_scales_that_are_no_powers_of_two_are_not_rounded(tmp_path, rng):
         prepare(tmp_path, _MLP, target="moe_fp8_ue8m0")
 
 
+@pytest.mark.parametrize("scale", [0, 26])
+def test_zeros_may_have_a_smaller_scale(tmp_path, rng, scale):
+    """As exporters give it to blocks of zeros: they are exact under any; the byte comes back."""
+    layout = PUBLISHED[OSS16]
+    experts = layout.experts(rng)
+    for name in ("gate", "down"):
+        experts.values[name][1, 5, :16], experts.scale[name][1, 5, 0] = 0x80, scale
+    save(tmp_path / "model.safetensors", layout.tensors(experts, _MLP))
+    opened = Checkpoint(tmp_path)
+    checkpoint.convert(opened, opened.layer(_MLP, target=layout.target), tmp_path / "out")  # compares every byte
+
+
 HF = ("gate_proj", "up_proj", "down_proj")
 OTHERS = [
     ("BF16", "BF16", "0.gate_proj.weight is BF16 and 0.gate_proj.weight_scale is BF16"),
@@ -158,9 +174,9 @@ def test_gate_and_up_that_share_a_block_are_refused(tmp_path, rng):
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    ("moe_fp4", f"{_MLP}: MXFP4 has a layout for moe_mxfp8_mxfp4 and moe_mxfp4, not for moe_fp4"),
-    ("moe_fp16", "no layout for moe_fp16; there is one for moe_fp4, moe_bf16_nvfp4, moe_mxfp8_mxfp4, moe_mxfp8, "
-                 "moe_mxfp4, moe_fp8, moe_fp8_ue8m0"),
+    ("moe_fp4", f"{_MLP}: MXFP4 has a layout for moe_mxfp8_mxfp4, moe_mxfp4 and moe_bf16_mxfp4, not for moe_fp4"),
+    ("moe_fp16", "no layout for moe_fp16; there is one for moe_fp4, moe_bf16_nvfp4, moe_mxfp8_mxfp4, moe_bf16_mxfp4, "
+                 "moe_mxfp8, moe_mxfp4, moe_fp8, moe_fp8_ue8m0"),
 ])  # fmt: skip
 def test_a_layout_is_one_of_the_format(tmp_path, rng, target, message):
     """Nothing is converted from one format to another."""

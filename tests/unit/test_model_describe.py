@@ -167,7 +167,7 @@ DENSE = {
 }
 ROUTED = {
     "NVFP4": {"moe_bf16_nvfp4": {"90a"}, "moe_fp4": EVERYWHERE - {"90a"}},
-    "MXFP4": {"moe_mxfp8_mxfp4": EVERYWHERE},
+    "MXFP4": {"moe_bf16_mxfp4": {"90a"}, "moe_mxfp8_mxfp4": EVERYWHERE - {"90a"}},
     "MXFP8": {"moe_mxfp8": EVERYWHERE},
     FP8: {"moe_fp8": {"90a"}},
     UE8M0: {"moe_fp8": {"90a"}, "moe_fp8_ue8m0": EVERYWHERE - {"90a"}},
@@ -214,9 +214,11 @@ BYTES = {
     "moe_fp8": lambda h, i: (3 * h * i, 3 * 4 * -(-h // 128) * -(-i // 128)),
     "moe_fp8_ue8m0": lambda h, i: (3 * h * i, 4 * (2 * i * -(-h // 512) + h * -(-i // 512))),
     "moe_bf16_nvfp4": lambda h, i: (i * up(h, 128) + h * up(i, 128) // 2, blocks(2 * i, h // 16) + blocks(h, i // 16)),
+    "moe_bf16_mxfp4": lambda h, i: (i * up(h, 128) + h * up(i, 128) // 2, blocks(2 * i, h // 32) + blocks(h, i // 32)),
     "moe_fp4": lambda h, i: (3 * h * i // 2, blocks(2 * i, h // 16) + blocks(h, i // 16)),
     "moe_fp4_relu2": lambda h, i: (h * i, blocks(i, h // 16) + blocks(h, i // 16)),
 }
+MULTIPLES = {"moe_mxfp8_mxfp4": 128, "moe_bf16_mxfp4": 64}  # of I
 
 
 def test_bytes_are_those_of_the_buffers(described):
@@ -230,7 +232,7 @@ def test_bytes_are_those_of_the_buffers(described):
                 token = weights + scales
             else:
                 count, topk, hidden, size = shape(row)
-                weights, scales = BYTES[fit.kernels](hidden, up(size, 128 if row.format == "MXFP4" else 16))
+                weights, scales = BYTES[fit.kernels](hidden, up(size, MULTIPLES.get(fit.kernels, 16)))
                 token = topk * (weights + scales)
                 weights, scales = count * weights, count * scales
             assert row.bytes(fit) == (weights, scales, token)
@@ -259,10 +261,21 @@ def test_ranks_have_shares(tmp_path):
 
 @pytest.mark.parametrize(("tp", "size"), [(1, 2880), (2, 1440), (4, 736), (8, 384)])
 def test_a_rank_of_gpt_oss_has_whole_groups(tp, size, tmp_path):
-    """2880 are 90 groups of 32; the kernel takes groups of 128."""
+    """2880 are 90 groups of 32; tokens in bf16 are multiplied by groups of 64, those in MXFP8 by groups of 128."""
     row = describe(saved(tmp_path, published.GPT_OSS), tp=tp).rows[-2]
     assert shape(row) == (32, 4, 2880, size)
-    assert (row.fits[0].sizes["hidden"], row.fits[0].sizes["intermediate"]) == (2880, up(size, 128))
+    assert [(fit.kernels, fit.sizes["hidden"], fit.sizes["intermediate"]) for fit in row.fits] == [
+        ("moe_bf16_mxfp4", 2880, up(size, 64)), ("moe_mxfp8_mxfp4", 2880, up(size, 128))]  # fmt: skip
+
+
+def test_a_layout_that_is_asked_for_comes_first(tmp_path):
+    """On every arch that it takes; the others keep their own. A format that has no such layout is as it was."""
+    rows = describe(saved(tmp_path, published.GPT_OSS), layout="moe_mxfp8_mxfp4").rows
+    assert {fit.kernels: set(fit.archs) for fit in rows[-2].fits} == {"moe_mxfp8_mxfp4": EVERYWHERE}
+    qwen = saved(tmp_path, quantised(published.QWEN, published.QWEN_FP8))
+    assert describe(qwen, layout="moe_mxfp8_mxfp4") == describe(qwen)
+    with pytest.raises(ModelError, match="no choice of moe_mxfp8 for experts; there is one of moe_bf16_nvfp4, moe_fp4"):
+        describe(qwen, layout="moe_mxfp8")
 
 
 def test_a_cut_inside_of_a_scale_is_refused(tmp_path):
