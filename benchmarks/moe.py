@@ -1,12 +1,13 @@
 """MoE layers beside what else computes them: ``python benchmarks/moe.py --json benchmarks/results/moe-h200.json``.
 
-MoE layers of real models in NVFP4, with tokens in that or in bf16, FP8 and MXFP4, tokens routed at random, bf16 in and
-out, L2 cold, median of CUDA-graph replays in turn. Ours is one call; unfused are this registry's kernels of moe_fp4 one
-by one, L1 and its activation apart; torch is sort, index_select, two grouped_mm, SwiGLU and index_add on dequantised
-bf16 weights, without quantisation of activations; DeepGEMM are its grouped FP8 GEMMs between the same steps, which are
-moe_route and one Triton kernel each; Marlin is vLLM's layer, whose tokens stay in bf16. A peer that cannot be imported
-is left out, and the environment says so. The floor is the bytes of the experts that have tokens over the measured read
-bandwidth. Each step of the layer is timed alone, with a cold L2 of its own, so the steps add up to more than the whole.
+MoE layers of real models in NVFP4, with tokens in that or in bf16, in FP8, and in MXFP4, with tokens in MXFP8 or in
+bf16; routed at random, bf16 in and out, L2 cold, median of CUDA-graph replays in turn. Ours is one call; unfused are
+this registry's kernels of moe_fp4 one by one, L1 and its activation apart; torch is sort, index_select, two grouped_mm,
+SwiGLU and index_add on dequantised bf16 weights, without quantisation of activations; DeepGEMM are its grouped FP8
+GEMMs between the same steps, which are moe_route and one Triton kernel each; Marlin is vLLM's layer of MXFP4, whose
+tokens stay in bf16, too. A peer that cannot be imported is left out, and the environment says so. The floor is the
+bytes of the experts that have tokens over the measured read bandwidth. Each step of the layer is timed alone, with a
+cold L2 of its own, so the steps add up to more than the whole.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from moe_problem import DEVICE, GPT_OSS, Layer, padded, round_up
+from moe_problem import DEVICE, GPT_OSS, Layer, in_turn, padded, round_up
 
 import loader
 
@@ -189,9 +189,9 @@ def by_marlin(layer: Layer, _: ModuleType, marlin: ModuleType, activation: Modul
 def marlin_operands(layer: Layer) -> list[torch.Tensor]:
     """w13 and w2 with gates and ups in turn, each with scales and bf16 biases, zeros up to what Marlin's tiles take."""
     hidden, between = round_up(layer.size.hidden, 256), round_up(layer.size.between)
-    w13_bias, w2_bias = layer.arguments["w13_bias"], layer.arguments["w2_bias"]
-    return [*layer.gate_up.in_blocks(True, between, hidden), w13_bias.bfloat16(),
-            *layer.w2.in_blocks(False, hidden, between), padded(w2_bias, len(w2_bias), hidden).bfloat16()]  # fmt: skip
+    w13_bias, w2_bias = layer.biases
+    return [*layer.gate_up.in_blocks(1, between, hidden), in_turn(w13_bias[..., None], between, 1)[..., 0].bfloat16(),
+            *layer.w2.in_blocks(0, hidden, between), padded(w2_bias, len(w2_bias), hidden).bfloat16()]  # fmt: skip
 
 
 class Library(NamedTuple):
@@ -204,7 +204,7 @@ class Library(NamedTuple):
 
 LIBRARIES = {  # by column
     "DeepGEMM": Library("moe_fp8", by_deep_gemm, ("deep_gemm",)),
-    "Marlin": Library("moe_mxfp8_mxfp4", by_marlin, (
+    "Marlin": Library("moe_bf16_mxfp4", by_marlin, (
         "vllm", "vllm.model_executor.layers.fused_moe.experts.marlin_moe",
         "vllm.model_executor.layers.fused_moe.activation",
         "vllm.model_executor.layers.quantization.utils.marlin_utils_fp4", "vllm._custom_ops", "vllm.scalar_type",

@@ -48,6 +48,10 @@ class Format:
     turn: int = 1
     fragments: bool = False
 
+    def between(self, size: int) -> int:
+        """I as the composite takes it."""
+        return round_up(size, self.turn if self.fragments else TILE)
+
     def draw(self, generator: torch.Generator, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Elements [rows, bytes] and scales [rows of blocks, columns of blocks]."""
         elements = (random_bytes(generator, 0, 256, rows, columns // 2) if self.packed
@@ -64,6 +68,7 @@ FORMATS = {
     "moe_bf16_nvfp4": Format(True, (1, GROUP), torch.float8_e4m3fn, 0x30, 0x40, WEIGHT_DECODE, 0.02, 64, True),
     "moe_fp8": Format(False, (128, 128), torch.float32, -13, -10, 1.0, 0.1),
     "moe_mxfp8_mxfp4": Format(True, (1, 32), torch.float8_e8m0fnu, 119, 122, 1.0, 0.1),
+    "moe_bf16_mxfp4": Format(True, (1, 32), torch.float8_e8m0fnu, 119, 122, 1.0, 0.02, 64, True),
 }
 
 
@@ -86,10 +91,11 @@ SIZES = {
     "gpt-oss-20b": Size(32, 4, 2880, 2880, GPT_OSS),
     "gpt-oss-120b": Size(128, 4, 2880, 2880, GPT_OSS),
 }
-# Which are measured in which format: as their checkpoints are, and the first two in NVFP4.
+# Which are measured in which format: as their checkpoints are, and the first two in NVFP4; tokens of FP4 also in bf16.
 LAYERS = [("DeepSeek-V3", "moe_fp4"), ("Qwen3-235B", "moe_fp4"), ("DeepSeek-V3", "moe_bf16_nvfp4"),
           ("Qwen3-235B", "moe_bf16_nvfp4"), ("DeepSeek-V3", "moe_fp8"), ("Qwen3-235B", "moe_fp8"),
-          ("gpt-oss-20b", "moe_mxfp8_mxfp4"), ("gpt-oss-120b", "moe_mxfp8_mxfp4")]  # fmt: skip
+          ("gpt-oss-20b", "moe_mxfp8_mxfp4"), ("gpt-oss-120b", "moe_mxfp8_mxfp4"),
+          ("gpt-oss-20b", "moe_bf16_mxfp4"), ("gpt-oss-120b", "moe_bf16_mxfp4")]  # fmt: skip
 
 
 def round_up(value: int, multiple: int = TILE) -> int:
@@ -132,10 +138,10 @@ class Weights:
     def bytes_of_expert(self) -> int:
         return self.elements[0].nbytes + self.scales[0].nbytes
 
-    def in_blocks(self, of_both: bool, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Elements and scales of packed weights with zeros up to so many rows, of gates and of ups each and these in
-        turn if it has both, and columns; scales in bytes and in plain order."""
-        order = functools.partial(in_turn, turn=self.format.turn) if of_both else padded
+    def in_blocks(self, turn: int, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Elements and scales of packed weights with zeros up to so many rows and columns; where gates and ups are in
+        turn, so many, rows are of each; 0 where there is one matrix. Scales in bytes and in plain order."""
+        order = functools.partial(in_turn, turn=turn) if turn else padded
         scales = order(self.scales.view(torch.uint8), rows, columns // self.format.block[1])
         return order(self.elements, rows, columns // 2), scales
 
@@ -145,9 +151,9 @@ class Weights:
         if not self.format.packed:
             parts = (experts, 2, -1) if of_both else (experts, -1)
             return {name: self.elements.view(*parts, k), f"{name}_scale": self.scales.view(*parts, k // TILE)}
-        rows = round_up(n // 2) if of_both else n
-        elements, _ = self.in_blocks(of_both, rows, round_up(k))
-        _, scales = self.in_blocks(of_both, round_up(rows), round_up(k))
+        turn, rows = (self.format.turn, self.format.between(n // 2)) if of_both else (0, n)
+        elements, _ = self.in_blocks(turn, rows, round_up(k))
+        _, scales = self.in_blocks(turn, rows if of_both else round_up(n), round_up(k))
         if self.format.fragments:
             elements = torch.stack([to_fragments(expert) for expert in elements])
         return {name: elements, f"{name}_scale": to_scale_layout(scales)}
@@ -179,8 +185,8 @@ class Layer:
             self.biases = tuple(torch.randn(experts, rows, device=DEVICE, generator=generator).bfloat16().float() / 8
                                 for rows in (2 * between, hidden))  # fmt: skip
             w13_bias, w2_bias = self.biases
-            self.arguments |= {"w13_bias": in_turn(w13_bias[..., None], round_up(between), 1)[..., 0],
-                               "w2_bias": w2_bias}  # fmt: skip
+            rows = in_turn(w13_bias[..., None], self.format.between(between), 1, self.format.turn)
+            self.arguments |= {"w13_bias": rows[..., 0], "w2_bias": w2_bias}
 
     def tokens(self, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
         """Every token picks distinct experts, all equally popular; arguments of the composites."""

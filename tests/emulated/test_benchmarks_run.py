@@ -21,7 +21,7 @@ from moe_problem import GPT_OSS, Layer, Size  # noqa: E402
 import loader  # noqa: E402
 
 SIZES = {"moe_fp4": Size(3, 2, 128, 128), "moe_bf16_nvfp4": Size(3, 2, 128, 128), "moe_fp8": Size(3, 2, 256, 128),
-         "moe_mxfp8_mxfp4": Size(3, 2, 160, 96, GPT_OSS)}  # fmt: skip
+         "moe_mxfp8_mxfp4": Size(3, 2, 160, 96, GPT_OSS), "moe_bf16_mxfp4": Size(3, 2, 160, 160, GPT_OSS)}  # fmt: skip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),

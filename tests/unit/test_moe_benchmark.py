@@ -24,7 +24,7 @@ from integrations.weight_fragments import from_fragments  # noqa: E402
 
 # H and I are no multiples of 128 where kernels pad them.
 SIZES = {"moe_fp4": Size(3, 2, 256, 128), "moe_bf16_nvfp4": Size(3, 2, 256, 128), "moe_fp8": Size(3, 2, 256, 128),
-         "moe_mxfp8_mxfp4": Size(3, 2, 160, 96, GPT_OSS)}  # fmt: skip
+         "moe_mxfp8_mxfp4": Size(3, 2, 160, 96, GPT_OSS), "moe_bf16_mxfp4": Size(3, 2, 160, 160, GPT_OSS)}  # fmt: skip
 every_format = pytest.mark.parametrize("composite", SIZES)
 TABLE = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 pytestmark = pytest.mark.skipif(moe_problem.DEVICE != "cpu", reason="layers would be on the device")
@@ -54,7 +54,7 @@ def test_weights_of_kernels_are_those_of_torch(composite: str, layer: Layer, rng
     for name, weights, rows in (("w13", layer.gate_up, 2 * size.between), ("w2", layer.w2, size.hidden)):
         values = weights.bf16().double()
         stored, scales, k = given[name], given[f"{name}_scale"], weights.shape[2]
-        stored, turn = (from_fragments(stored, k), 64) if composite == "moe_bf16_nvfp4" else (stored, 1)
+        stored, turn = (from_fragments(stored, k), 64) if layer.format.fragments else (stored, 1)
         for _ in range(200):
             e, n, column = (int(rng.integers(extent)) for extent in (size.experts, rows, k))
             if composite == "moe_fp8":
@@ -71,6 +71,12 @@ def test_weights_of_kernels_are_those_of_torch(composite: str, layer: Layer, rng
         if composite == "moe_mxfp8_mxfp4":
             assert stored.shape[1:] == ((256, 128) if name == "w13" else (160, 64))
             assert not stored[..., k // 2 :].any() and not stored[:, rows:].any()
+        if composite == "moe_bf16_mxfp4":  # I to 64
+            assert given[name].shape[1:] == ((384, 128) if name == "w13" else (160, 128))
+            if name == "w13":
+                bias = given["w13_bias"].unflatten(1, (3, 2, 64)).transpose(1, 2).flatten(2)
+                assert torch.equal(bias[..., : size.between].flatten(1), layer.biases[0])
+                assert not bias[..., size.between :].any()
 
 
 @every_format
@@ -95,7 +101,7 @@ def test_torch_computes_the_layer(layer: Layer) -> None:
     assert float((out.double() - expected).norm() / expected.norm()) < 8 * 2.0**-9
 
 
-@pytest.mark.parametrize("composite", ["moe_mxfp8_mxfp4"])
+@pytest.mark.parametrize("composite", ["moe_bf16_mxfp4"])
 def test_marlin_gets_the_layer(layer: Layer) -> None:
     """What its functions are called with is the layer: of stand-ins that compute it plainly, torch's result comes."""
     kept = []
@@ -132,7 +138,7 @@ def test_marlin_gets_the_layer(layer: Layer) -> None:
     launch()
     other, expected = moe_peers.in_torch(layer)(tokens)
     other()
-    assert kept == [(5, "of gpt-oss", "sum")] and moe_peers.marlin_operands(layer)[0].shape == (3, 256, 128)
+    assert kept == [(5, "of gpt-oss", "sum")] and moe_peers.marlin_operands(layer)[0].shape == (3, 512, 128)
     assert float((out.double() - expected.double()).norm() / expected.double().norm()) < 8 * 2.0**-9
     plain_swiglu = Layer("moe_fp4", SIZES["moe_fp4"])
     with pytest.raises(ValueError, match="Marlin's activation is that of gpt-oss, .* the layer has {}"):
@@ -147,7 +153,8 @@ def test_the_floor_is_of_experts_with_tokens(composite: str, layer: Layer) -> No
     elements = 3 * size.hidden * size.between
     nvfp4 = elements // 2 + elements // 16
     weights = {"moe_fp4": nvfp4, "moe_bf16_nvfp4": nvfp4, "moe_fp8": elements + elements // 128**2 * 4,
-               "moe_mxfp8_mxfp4": elements // 2 + elements // 32 + 4 * (2 * size.between + size.hidden)}  # fmt: skip
+               **dict.fromkeys(("moe_mxfp8_mxfp4", "moe_bf16_mxfp4"),
+                               elements // 2 + elements // 32 + 4 * (2 * size.between + size.hidden))}  # fmt: skip
     assert layer.least_bytes(tokens) == 2 * weights[composite] + 4 * size.hidden
 
 
