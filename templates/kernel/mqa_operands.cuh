@@ -63,13 +63,58 @@ struct MqaOperands {
         }
     }
 
-    // The role of a warp: walks the schedule, tells the others of tiles, and loads queries and keys.
-    template <class Tiles>
+    // The keys of tiles, by as many warps as there are loaders, in turn.
+    template <int kLoaders>
+    class KeyLoader {
+    public:
+        __device__ __forceinline__ KeyLoader(Storage& shared, const Keys& keys, int loader)
+            : shared_(shared), keys_(keys), loader_(loader) {}
+
+        __device__ __forceinline__ void load(const schedule::Tile& tile) {
+            constexpr int kKeys = Keys::kStages * kRows;
+            const int own = Keys::stage_of_lane();
+            int turn = loader_, index = 0;
+#pragma unroll 1
+            for (int key = tile.k_begin; key < tile.k_end; key += kKeys) {
+                const int count = min(Keys::kStages, ceil_div(tile.k_end - key, kRows));
+                if (turn == 0) {
+                    RingState<kNumStages> place = ring_;  // of the lane's stage
+                    place.advance(own < count ? own : 0);
+                    // Together: a lane that came late would see the stage full and empty again, and wait for the next time.
+                    mbarrier::wait_together(&shared_.empty[place.stage], place.parity ^ 1, own < count);
+                    keys_.template load<kLoaders>(
+                        {shared_.keys[place.stage], shared_.scales[place.stage], shared_.parts_there[place.stage]},
+                        &shared_.full[place.stage], tile, key, index, own < count);
+                    ++index;
+                }
+                turn = turn == 0 ? kLoaders - 1 : turn - 1;
+                ring_.advance(count);
+            }
+        }
+
+    private:
+        Storage& shared_;
+        Keys keys_;
+        const int loader_;
+        RingState<kNumStages> ring_;
+    };
+
+    // The role of a warp: one of those that load keys, where that is not the work of the one that walks the schedule.
+    template <int kLoaders, class Tiles>
+    __device__ __forceinline__ static void load_keys(Storage& shared, Tiles tiles, const Keys& keys, int loader) {
+        for (KeyLoader<kLoaders> loads(shared, keys, loader); tiles.wait(); tiles.release()) {
+            const schedule::Tile tile = tiles.tile();
+            loads.load(tile);
+        }
+    }
+
+    // The role of a warp: walks the schedule, tells the others of tiles, and loads queries and, unless others do, keys.
+    template <bool kLoadsKeys = true, class Tiles>
     __device__ __forceinline__ static void load(Storage& shared, Tiles tiles, Schedule schedule, const Queries& queries,
-                                                Keys keys) {
+                                                const Keys& keys) {
         const bool leads = threadIdx.x % 32 == 0;
         RingState<kBuffers> buffer;
-        RingState<kNumStages> ring;
+        KeyLoader<1> loads(shared, keys, 0);
         schedule::Tile tile;
         while (schedule.next(tile)) {
             if (leads) tiles.write(tile);
@@ -81,17 +126,7 @@ struct MqaOperands {
                              &shared.queries_full[buffer.stage], 0, 0, tile.row);
             }
             buffer.advance();
-#pragma unroll 1
-            for (int key = tile.k_begin; key < tile.k_end; key += Keys::kStages * kRows) {
-                const int count = min(Keys::kStages, ceil_div(tile.k_end - key, kRows)), own = Keys::stage_of_lane();
-                RingState<kNumStages> place = ring;  // of the lane's stage
-                place.advance(own < count ? own : 0);
-                // Together: a lane that came late would see the stage full and empty again, and wait for the next time.
-                mbarrier::wait_together(&shared.empty[place.stage], place.parity ^ 1, own < count);
-                keys.load({shared.keys[place.stage], shared.scales[place.stage], shared.parts_there[place.stage]},
-                          &shared.full[place.stage], tile, key, own < count);
-                ring.advance(count);
-            }
+            if constexpr (kLoadsKeys) loads.load(tile);
         }
         if (leads) tiles.end();
     }

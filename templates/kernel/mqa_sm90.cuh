@@ -2,11 +2,12 @@
 //
 // Keys are the rows of the instruction and the heads of some queries its columns: these and their weights, which a
 // thread has in registers, stay for a whole tile, and keys go through a ring of stages of 64. There is no loop over K. Two
-// warpgroups have every other stage each; one adds up heads while the tensor core is the other's. Nobody tells them to take
-// turns: on an H200 that was 2 to 5 % slower than to let them.
+// or three warpgroups have every second or third stage each; one adds up heads while the tensor core is another's. Nobody
+// tells them to take turns: on an H200 that was 2 to 5 % slower than to let them.
 //
 // Roles: warp 0 walks the schedule and loads, warp 1 brings weights to shared memory, and where logits go, warps 2 and 3
-// clean what is not multiplied, warps 4-11 multiply.
+// clean what is not multiplied; or, of keys that are looked up one part at a time, which takes a warp longer than memory
+// takes to bring them, they load those. Warps from 4 on multiply.
 #pragma once
 #include <stdint.h>
 
@@ -28,12 +29,12 @@ struct MqaSm90 {
     using Operands = MqaOperands<Config, Schedule, Keys, Config::kBlockScaled>;
     using Product = Products<Config, typename Operands::Storage, Keys>;
     static constexpr int kRows = Operands::kRows, kColumns = Operands::kColumns;
-    static constexpr int kNumThreads = 384, kNumStages = Operands::kNumStages;
+    static constexpr int kGroups = Config::kGroups, kNumThreads = 128 * (1 + kGroups), kNumStages = Operands::kNumStages;
     // Pages take the warp that loads more of them.
     static constexpr int kProducerRegisters = Keys::kHasHoles ? 56 : 40;
-    static constexpr int kConsumerRegisters = Keys::kHasHoles ? 224 : 232;
+    static constexpr int kConsumerRegisters = kGroups == 3 ? 152 : Keys::kHasHoles ? 224 : 232;
     static_assert(kRows == 64, "a warpgroup multiplies the keys of a stage");
-    static_assert(kNumStages % 2 == 0, "a stage is always the same warpgroup's");
+    static_assert(kNumStages % kGroups == 0, "a stage is always the same warpgroup's");
 
     using Fragments = epilogue::LogitFragments<Config::kHeads, kColumns, !Config::kBlockScaled>;
     using Tiles = schedule::TileRing<kNumThreads / 32 - 1>;
@@ -62,20 +63,30 @@ struct MqaSm90 {
             registers::increase<kConsumerRegisters>();
             multiply_role(shared, shared.operands, logits);
         } else if (warp >= 2) {
-            for (schedule::TileReader tiles(shared.tiles); tiles.wait(); tiles.release())
-                if (logits.cleaned) logits.template clean<kRows>(tiles.tile(), warp - 2, 2);
+            helper_role(shared, schedule::TileReader(shared.tiles), keys, logits, warp - 2);
         } else if (warp == 1) {
             Operands::bring_weights(shared.operands, schedule::TileReader(shared.tiles), params, queries, logits);
         } else {
-            Operands::load(shared.operands, schedule::TileWriter(shared.tiles), Schedule(params), queries, keys);
+            Operands::template load<!Keys::kHasHoles>(shared.operands, schedule::TileWriter(shared.tiles), Schedule(params), queries, keys);
         }
     }
 
 private:
     __device__ __forceinline__ static void init_barriers(Storage& shared) {
-        Operands::init(shared.operands, 4 * 32, 8 * 32);  // every lane of a warpgroup, of both
+        Operands::init(shared.operands, 4 * 32, kGroups * 4 * 32);  // every lane of a warpgroup, of all
         shared.tiles.init();
         mbarrier::fence_init();
+    }
+
+    template <class Reader>
+    __device__ __forceinline__ static void helper_role(Storage& shared, Reader tiles, const Keys& keys,
+                                                       const epilogue::Logits& logits, int helper) {
+        if constexpr (Keys::kHasHoles) {
+            Operands::template load_keys<2>(shared.operands, tiles, keys, helper);
+        } else {
+            for (; tiles.wait(); tiles.release())
+                if (logits.cleaned) logits.template clean<kRows>(tiles.tile(), helper, 2);
+        }
     }
 
     // The product of a stage's keys with the queries of a buffer; when it is nearly done, the other warpgroup may begin.
@@ -98,7 +109,7 @@ private:
         const int group = warp_index() / 4 - 1, warp_row = warp_index() % 4 * 16;
         Product product(operands, shared);
         RingState<Operands::kBuffers> buffer;
-        RingState<kNumStages / 2> ring;
+        RingState<kNumStages / kGroups> ring;
         int skipped = group;  // stages of the next tile that come before this warpgroup's first one
         for (schedule::TileReader tiles(shared.tiles); tiles.wait(); tiles.release()) {
             const schedule::Tile& tile = tiles.tile();
@@ -114,10 +125,10 @@ private:
             for (int g = 0; g < Fragments::kGroups; ++g) rows[g] = operands.rows[buffer.stage][Fragments::query(g)];
             const int stages = ceil_div(end - key, kRows);
             key += skipped * kRows;
-            skipped = (skipped + stages) % 2;
+            skipped = (skipped + stages * (kGroups - 1)) % kGroups;
 #pragma unroll 1
-            for (; key < end; key += 2 * kRows) {
-                const int stage = ring.stage * 2 + group;
+            for (; key < end; key += kGroups * kRows) {
+                const int stage = ring.stage * kGroups + group;
                 mbarrier::wait(&operands.full[stage], ring.parity);
                 const float scale = product.scale(stage, warp_row + Fragments::row());
                 const bool exists = Keys::there(operands.parts_there[stage], warp_row, Fragments::row());

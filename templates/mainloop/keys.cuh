@@ -3,7 +3,8 @@
 //     static constexpr int kBytes, kScaleSpace;  static constexpr bool kHasHoles;
 //     static constexpr int kThereWords;  static bool there(words, first, row): whether key first + row of a stage exists
 //     static float scale(scales, row): of a stage, its word
-//     void load(KeyPlace, barrier, tile, key): a whole warp
+//     void load<kLoaders>(KeyPlace, barrier, tile, key, index, loads): a whole warp; keys from `key` on, its index-th call
+//         of the tile, where calls of kLoaders warps take turns
 //     void prefetch(): one thread
 #pragma once
 #include <stdint.h>
@@ -41,7 +42,8 @@ struct KeyMatrix {
     }
 
     __device__ __forceinline__ static int stage_of_lane() { return 0; }
-    __device__ __forceinline__ void load(const KeyPlace& place, mbarrier::Barrier* full, const schedule::Tile&, int key,
+    template <int kLoaders>
+    __device__ __forceinline__ void load(const KeyPlace& place, mbarrier::Barrier* full, const schedule::Tile&, int key, int,
                                          bool) const {
         if (threadIdx.x % 32 != 0) return;
         mbarrier::arrive_expect_tx(full, kBytes);

@@ -44,11 +44,12 @@ struct ListedKeys {
     }
 
     __device__ __forceinline__ static int stage_of_lane() { return threadIdx.x % 32 / kParts; }
+    template <int kLoaders>
     __device__ __forceinline__ void load(const KeyPlace& place, mbarrier::Barrier* full, const schedule::Tile& tile,
-                                         int column, bool loads) {
+                                         int column, int index, bool loads) {
         const int part = threadIdx.x % kParts;
-        const int2 entry = column == tile.k_begin ? look_up(tile, column) : ahead;
-        ahead = look_up(tile, column + 32 * kPart);
+        const int2 entry = index == 0 ? look_up(tile, column) : ahead;
+        ahead = look_up(tile, column + kLoaders * 32 * kPart);
         const int page_there = entry.x / page;
         const bool exists = entry.y != 0 && entry.x >= 0 && page_there < num_pages;
         const int number = exists ? page_there : -1, row = exists ? entry.x % page : 0;  // TMA reads zeros of page -1

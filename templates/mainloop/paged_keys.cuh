@@ -1,7 +1,7 @@
 // Keys in pages, by TMA, 16 at a time: of those a page has all, or none.
 //
 // A page has the bytes of its keys, then their fp32 scales. Which pages a request has is in a row of the block table; the
-// lanes of a warp look up 32 times 16 keys at once. A page that does not exist (a negative number, or one too large) is
+// lanes of a warp look up 32 parts at once, and the next 32 before they are needed. A page that does not exist (a negative number, or one too large) is
 // not read: its keys count as not there.
 #pragma once
 #include <stdint.h>
@@ -27,7 +27,7 @@ struct PagedKeys {
     const tma::TensorMap *values, *scales;
     const int* block_table;
     int table_pitch, page, num_pages;
-    int pages_ahead = 0;  // of the lane
+    int2 ahead = {}, further = {};  // the lane's, of this look-up and of the next one: a page, and a key's row in it
 
     __device__ __forceinline__ static float scale(const float* scales, int row) {
         return scales[row / kPart * kScaleStride + row % kPart];
@@ -45,12 +45,18 @@ struct PagedKeys {
     // Each lane loads a part of a stage. On its way to a load it computes as long as a stage lasts, so where there are many
     // stages lanes load four at once.
     __device__ __forceinline__ static int stage_of_lane() { return threadIdx.x % 32 / kParts; }
+    template <int kLoaders>
     __device__ __forceinline__ void load(const KeyPlace& place, mbarrier::Barrier* full, const schedule::Tile& tile,
-                                         int key, bool loads) {
-        const int lane = threadIdx.x % 32, part = lane % kParts;
-        const int ahead = (key - tile.k_begin) / kPart % 32;
-        if (ahead == 0) pages_ahead = look_up(tile, key + lane * kPart);
-        const int number = __shfl_sync(0xFFFFFFFF, pages_ahead, ahead + lane);
+                                         int key, int index, bool loads) {
+        constexpr int kCalls = 32 / (kStages * kParts), kStride = kLoaders * kStages * kRows;  // of a look-up; between calls
+        const int lane = threadIdx.x % 32, part = lane % kParts, call = index % kCalls;
+        if (call == 0) {
+            const int own = key + lane / (kStages * kParts) * kStride + lane % (kStages * kParts) * kPart;
+            ahead = index == 0 ? look_up(tile, own) : further;
+            further = look_up(tile, own + kCalls * kStride);
+        }
+        const int from = call * kStages * kParts + lane;
+        const int number = __shfl_sync(0xFFFFFFFF, ahead.x, from), row = __shfl_sync(0xFFFFFFFF, ahead.y, from);
         const unsigned there = __ballot_sync(0xFFFFFFFF, number >= 0) >> (lane - part);
         if (loads && part == 0) {
             *place.parts_there = there;
@@ -58,18 +64,18 @@ struct PagedKeys {
         }
         __syncwarp();
         if (!loads) return;
-        const int row = (key + lane * kPart) % page;
         tma::load_3d(mbarrier::shared_address(place.values + part * kPart * kRowBytes), values, full, 0, row, number);
         tma::load_2d(mbarrier::shared_address(place.scales + part * kScaleStride), scales, full,
                      page * kRowBytes / 4 + row, number);
     }
 
 private:
-    // The page of a key, -1 where there is none. TMA reads zeros of it.
-    __device__ __forceinline__ int look_up(const schedule::Tile& tile, int key) const {
-        if (key >= tile.k_end) return -1;
-        const int number = __ldcg(block_table + int64_t{tile.batch} * table_pitch + key / page);
-        return number >= 0 && number < num_pages ? number : -1;
+    // The page of a key, -1 where there is none, of which TMA reads zeros, and the key's row.
+    __device__ __forceinline__ int2 look_up(const schedule::Tile& tile, int key) const {
+        if (key >= tile.k_end) return {-1, 0};
+        const int place = key / page;
+        const int number = __ldcg(block_table + int64_t{tile.batch} * table_pitch + place);
+        return {number >= 0 && number < num_pages ? number : -1, key - place * page};
     }
 };
 
