@@ -91,21 +91,23 @@ class WarpgroupOperations(SynchronizationOperations):
             if self.cta.races is not None:
                 extra = {k: v for k, v in options.items() if k.startswith("transpose")}
                 where = wgmma.shared_addresses(modifiers, left, int(b[first, 0]), **extra)
-                self.asynchronous_read(first, where[::4], mark=False)
+                self.asynchronous_read(first, where[::4], mark=False)  # over when it is carried out
             options_here = options | {"scale_d": bool(scale[first, 0])}
             queue.operations.append((queue.group, modifiers, registers, initial, left, int(b[first, 0]), options_here))
             queue.in_flight.update(registers)
             queue.written.update(dict.fromkeys(registers, queue.group))
             if not self.launch.lazy:
-                self._carry_out(queue, queue.group)
+                self._carry_out(queue, first, queue.group)
 
-    def _carry_out(self, queue: WarpgroupQueue, last: int) -> None:
-        """Carries out the operations of the groups up to `last`."""
+    def _carry_out(self, queue: WarpgroupQueue, first: int, last: int) -> None:
+        """Carries out the operations of the groups up to `last` of the warpgroup whose first row that is."""
         while queue.operations and queue.operations[0][0] <= last:
             _, modifiers, registers, initial, a, b, options = queue.operations.pop(0)
             accumulators = [queue.results[r] if initial[r] is None else initial[r].view(np.uint32) for r in registers]
             extra = {k: v for k, v in options.items() if k.startswith("transpose")}
-            self.cta.require_written(wgmma.shared_addresses(modifiers, a, b, **extra))
+            where = wgmma.shared_addresses(modifiers, a, b, **extra)
+            self.cta.require_written(where)
+            self.asynchronous_read(first, where[::4])
             results = wgmma.execute(modifiers, accumulators, a, b, self.cta.window, **options)
             queue.results.update(zip(registers, results, strict=True))
 
@@ -138,10 +140,9 @@ class WarpgroupOperations(SynchronizationOperations):
     def on_wgmma_wait(self, mask: np.ndarray | None, count: int) -> None:
         """A product needs what all lanes have read, so that its end counts as a barrier of the warp."""
         self.converged(mask)
-        self.warp_sync(mask)
         for queue, rows in self._warpgroups(mask):
             last = queue.group - 1 - count
-            self._carry_out(queue, last)
+            self._carry_out(queue, rows.start, last)
             queue.reading = {register: group for register, group in queue.reading.items() if group > last}
             for register in [r for r, group in queue.written.items() if group <= last]:
                 old = self.registers[register]
@@ -152,3 +153,4 @@ class WarpgroupOperations(SynchronizationOperations):
                 self.registers[register] = new
                 queue.in_flight.discard(register)
                 del queue.written[register]
+        self.warp_sync(mask)

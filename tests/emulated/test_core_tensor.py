@@ -266,6 +266,24 @@ def test_fragments_belong_to_wgmma_until_it_is_waited_for() -> None:
             launch(module(text, 0, shared=1024), [], 128)
 
 
+def test_operands_belong_to_wgmma_until_it_is_waited_for() -> None:
+    """Shared memory that another warp writes, told so before the wait, is a fault, behind it none."""
+    wait, tell = "wgmma.wait_group.sync.aligned 0;", "bar.arrive 1, 160;"
+    body = """
+        .reg .b32 %a<4>; .reg .b32 %f<4>;
+        mov.u32 %r50, buffer; and.b32 %r4, %r50, 0x3FFFF; shr.u32 %r4, %r4, 4; cvt.u64.u32 %d2, %r4;
+        mad.lo.u32 %r5, %tid, 4, %r50; st.shared.u32 [%r5], 0; fence.proxy.async.shared::cta; bar.sync 0;
+        setp.lt.u32 %p0, %tid, 128; @%p0 bra MULTIPLY;
+        bar.sync 1, 160; st.shared.u32 [%r5+-512], 0; ret;
+        MULTIPLY: mov.b32 %f0, 0; mov.b32 %f1, 0; mov.b32 %f2, 0; mov.b32 %f3, 0;
+        wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%a0, %a1, %a2, %a3}, {%f0, %f1, %f2, %f3}, %d2, 0, 1, 1;
+        wgmma.commit_group.sync.aligned;"""
+    for order, done in ((tell + wait, False), (wait + tell, True)):
+        with contextlib.nullcontext() if done else pytest.raises(emulator.EmulatorFault, match="unordered"):
+            launch(module(body + order, 0, shared=1024), [], 160)
+
+
 def test_wgmma_waits_for_the_whole_warpgroup() -> None:
     """Warps that come to wgmma at different times execute it together."""
     rng = np.random.default_rng(2)
