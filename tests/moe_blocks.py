@@ -36,6 +36,7 @@ from reference import (
 from torch import Tensor
 
 NAN_POWER = 0xFF  # of UE8M0
+AT_ONCE = 1 << 26  # sums of blocks that the reference has in memory, several times
 
 
 FP8_MAGNITUDES, FP4_MAGNITUDES = UE4M3[:NAN_SCALE], E2M1[:8]
@@ -280,23 +281,33 @@ class Layer:
 def cut_on_hopper(a: Blocks, b: Blocks, block: int) -> Tensor:
     """``reference.cut_on_hopper`` of a in intervals and b that is known; nothing where all elements of a block are
     multiples of units, and products and sums of these have no bit to be cut."""
+    values = (a.middle, a.radius, b.middle, a.scale, b.scale)
+    of_blocks = [_by_blocks(part, block) for part in values[:3]] + [part.T[..., None] for part in values[3:]]
     bound = torch.zeros(len(a.scale), len(b.scale), dtype=torch.float64, device=a.scale.device)
-    for index in range(a.scale.shape[1]):
-        of_block = slice(index * block, (index + 1) * block)
-        middle, radius, weights = a.middle[:, of_block], a.radius[:, of_block], b.middle[:, of_block]
-        total, moved, largest = (torch.zeros_like(bound) for _ in range(3))
-        for step in range(0, middle.shape[1], STEP):
-            span = slice(step, step + STEP)
-            total = total + middle[:, span] @ weights[:, span].T
-            moved = moved + radius[:, span] @ weights[:, span].abs().T
-            product = torch.outer((middle.abs() + radius)[:, span].amax(-1), weights[:, span].abs().amax(-1))
-            largest = torch.maximum(largest, torch.maximum(product, total.abs() + moved))
-        scale, of_weights = a.scale[:, index, None], b.scale[:, index, None]
-        units = torch.outer(moe.lowest_bit(middle / scale), moe.lowest_bit(weights / of_weights))
-        sums = (middle / scale).abs() @ (weights / of_weights).abs().T
-        is_cut = (sums >= 2.0**FRACTION * units) | (radius > 0).any(-1)[:, None]
-        bound += is_cut * (block // STEP) * (STEP + 1) * 2.0**-FRACTION * largest * 1.05
-    return bound
+    at_once = max(1, AT_ONCE // max(1, bound.numel()))
+    for parts in zip(*(part.split(at_once) for part in of_blocks), strict=True):
+        bound += _cut_of_blocks(*parts).sum(0)
+    return bound * ((block // STEP) * (STEP + 1) * 2.0**-FRACTION * 1.05)
+
+
+def _by_blocks(values: Tensor, block: int) -> Tensor:
+    """[rows, K] as [blocks, rows, of a block]."""
+    return blocks_of(values, block).transpose(0, 1)
+
+
+def _cut_of_blocks(middle: Tensor, radius: Tensor, weights: Tensor, scale: Tensor, of_weights: Tensor) -> Tensor:
+    """[blocks, rows, N]: the largest that the tensor core has at hand in each block, or 0 where it cuts nothing."""
+    total, moved, largest = (torch.zeros((), dtype=torch.float64, device=middle.device) for _ in range(3))
+    for step in range(0, middle.shape[2], STEP):
+        its, off, others = (part[..., step : step + STEP] for part in (middle, radius, weights))
+        total = total + its @ others.mT
+        moved = moved + off @ others.abs().mT
+        product = (its.abs() + off).amax(-1)[:, :, None] * others.abs().amax(-1)[:, None]
+        largest = torch.maximum(largest, torch.maximum(product, total.abs() + moved))
+    elements, numbers = middle / scale, weights / of_weights
+    units = moe.lowest_bit(elements)[:, :, None] * moe.lowest_bit(numbers)[:, None]
+    sums = elements.abs() @ numbers.abs().mT
+    return largest * ((sums >= 2.0**FRACTION * units) | (radius > 0).any(-1)[:, :, None])
 
 
 def _in_turn(halves: Tensor) -> Tensor:
