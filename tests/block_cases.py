@@ -10,7 +10,7 @@ import block_quantization
 import numpy as np
 import scale_layouts
 from block_quantization import FP8, MXFP4, MXFP8, Format
-from quantization import Approximations, Case, load, poisoned, sample, store
+from quantization import Approximations, Case, Swiglu, load, poisoned, sample, store
 from reference import ceil_div, pack_e2m1, round_up, scale_offset
 from routing import gathered, route
 
@@ -142,8 +142,31 @@ def dense(
     else:
         out_scale = target.mn_major(rng, rows=m, k=k)
     outputs = {"out": target.elements(rng, m, k=columns), "out_scale": out_scale}
+    rows = Rows(every, every, every * 0)
+    if family in GATED:
+        return _gated(rng, family, dtype, rows, outputs, scalars)
     x = store(values(rng, m, k), dtype)
-    return _case(family, dtype, x, Rows(every, every, every * 0), outputs, {}, scalars)
+    return _case(family, dtype, x, rows, outputs, {}, scalars)
+
+
+def _gated(
+    rng: np.random.Generator, family: str, dtype: str, rows: Rows, outputs: dict[str, np.ndarray],
+    scalars: dict[str, Any],
+) -> Case:  # fmt: skip
+    """Of gates and ups side by side, of ordinary size but for an infinity and a NaN, and a weight a row."""
+    m, k = outputs["out"].shape
+    wide = rng.standard_normal((m, 2 * k)) * np.exp2(rng.integers(-6, 4, (m, 1)))
+    wide[:: max(1, m // 3), k // 2] = rng.choice([np.inf, np.nan, 0.0])
+    x, weight = store(wide.astype(F32), dtype), rng.uniform(-2, 2, m).astype(F32)
+    swiglu = Swiglu(**{name: value for name, value in scalars.items() if not name.startswith("scale_")})
+
+    def expected(approximations: Approximations) -> dict[str, np.ndarray]:
+        gate, up = np.split(load(x, dtype), 2, axis=1)
+        activated = swiglu.apply(gate, up, weight, dtype, approximations)
+        return dict(zip(outputs, quantized(*outputs.values(), Target.of(family), rows, activated,
+                                           *_choices(family, scalars)), strict=True))  # fmt: skip
+
+    return Case(family, dtype, {"x": x, "row_weight": weight}, scalars, outputs, expected)
 
 
 def masked(
@@ -229,10 +252,12 @@ def plain_gather(
 
 
 DENSE = ("mxfp8_quantize", "mxfp4_quantize", "fp8_quantize", "fp8_ue8m0_quantize")
+GATED = ("silu_mul_fp8_quantize",)
 MASKED = ("fp8_quantize_masked", "fp8_ue8m0_quantize_masked")
 GATHERS = tuple(f"moe_gather_quantize_{name}" for name in ("mxfp8", "mxfp4", "fp8", "fp8_ue8m0"))
 PLAIN_GATHER = "moe_gather"
 WEIGHTINGS = ("combine", "activation", "input")
+GPT_OSS = {"swiglu_alpha": 1.702, "swiglu_beta": 1.0, "swiglu_limit": 7.0}
 
 
 def scalar_choices(family: str) -> list[dict[str, str]]:
@@ -243,6 +268,8 @@ def scalar_choices(family: str) -> list[dict[str, str]]:
     roundings = [{}] if powers else [{"scale_rounding": r} for r in (("up", "ocp") if mx else ("none", "power_of_two"))]
     if family in GATHERS:
         return [r | {"weighting": w} for r, w in zip(roundings * 3, WEIGHTINGS, strict=False)]
+    if family in GATED:
+        return [{"scale_layout": "row_major", "rounding": "none", **GPT_OSS}, {"activation": "gelu_tanh"}, *roundings]
     layouts = [{}] if family in MASKED or powers else [{}, {"scale_layout": "linear" if mx else "row_major"}]
     return [rounding | layout for rounding in roundings for layout in layouts]
 

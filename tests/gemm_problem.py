@@ -4,6 +4,7 @@ of rows, and majors."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -348,6 +349,20 @@ def columns_of_heads(heads: int, width: int, left: int, gap: int) -> np.ndarray:
 def row_scales(scale: np.ndarray) -> np.ndarray:
     """fp32 [rows, blocks] as kernels take it, [blocks, rows up to a multiple of 4], NaN behind."""
     return _mn_major("f32", scale, np.arange(len(scale)), len(scale))
+
+
+def with_channel_scales(
+    problem: GemmProblem, form: Callable[[GemmProblem], tuple[dict[str, np.ndarray], np.ndarray]], tokens: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A form of the rows of a problem whose weights have a scale each row, made the same for all of K; and so of its
+    tokens."""
+    problem.b_scale[:] = problem.b_scale[..., :1]
+    problem.a_scale[:] = problem.a_scale[:, :1] if tokens else problem.a_scale
+    inputs, places = form(problem)
+    inputs["b_channel_scale"] = np.ascontiguousarray(inputs.pop("b_scale")[..., 0])
+    if tokens:
+        inputs["a_token_scale"] = np.ascontiguousarray(inputs.pop("a_scale")[0, : len(inputs["a"])])
+    return inputs, places
 
 
 def _aligned_bytes(*shape: int) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""Layers whose operands have scales in blocks of 32 or 128, in float64: ``moe_fp8``, ``moe_fp8_ue8m0``, ``moe_mxfp8``
-and ``moe_mxfp8_mxfp4``, and how far a result may be off, as of ``moe``.
+"""Layers whose operands have scales in blocks of 32 or 128, in float64, and how far a result may be off, as of ``moe``:
+``moe_fp8``, ``moe_fp8_channel``, of whose weights rows have scales, ``moe_fp8_ue8m0``, ``moe_mxfp8`` and
+``moe_mxfp8_mxfp4``.
 
 Tokens are such that their quantisation, and in nearly all blocks the sums of L1, are exact, also in the tensor core of
 sm_90, which cuts FP8 products: so the bound is narrow.
@@ -52,6 +53,7 @@ class Format:
     power: bool  # scales are powers of two
     rules: tuple[str, ...]  # words for scale_rounding; none where there is one rule
     tokens: np.ndarray  # magnitudes of their elements, and of what L1 hands to L2
+    rows: int = 128  # of weights that share a scale, where it is no power of two
 
     @property
     def is_mx(self) -> bool:
@@ -61,6 +63,11 @@ class Format:
     def is_packed(self) -> bool:
         """Weights are two in a byte."""
         return self.weights is E2M1
+
+    @property
+    def of_channels(self) -> bool:
+        """A row of weights has one scale, for all of K."""
+        return self.rows == 1
 
     @property
     def gates_in_turn(self) -> bool:
@@ -77,11 +84,12 @@ class Format:
 
 
 FP8 = Format("moe_fp8", 128, E4M3, False, ("none", "power_of_two"), FP8_MAGNITUDES)
+FP8_CHANNEL = Format("moe_fp8_channel", 128, E4M3, False, ("none", "power_of_two"), FP8_MAGNITUDES, rows=1)
 FP8_UE8M0 = Format("moe_fp8_ue8m0", 128, E4M3, True, (), FP8_MAGNITUDES)
 MXFP8_MXFP4 = Format("moe_mxfp8_mxfp4", 32, E2M1, True, ("up", "ocp"), FP8_MAGNITUDES)
 MXFP8 = Format("moe_mxfp8", 32, E4M3, True, ("up", "ocp"), FP8_MAGNITUDES)
 MXFP4 = Format("moe_mxfp4", 32, E2M1, True, ("up", "ocp"), FP4_MAGNITUDES)
-FORMATS = {fmt.composite: fmt for fmt in (FP8, FP8_UE8M0, MXFP8_MXFP4, MXFP8, MXFP4)}
+FORMATS = {fmt.composite: fmt for fmt in (FP8, FP8_CHANNEL, FP8_UE8M0, MXFP8_MXFP4, MXFP8, MXFP4)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +112,8 @@ class Settings:
     def arguments(self, fmt: Format) -> dict[str, Any]:
         """Of the composite, by name."""
         given = dataclasses.asdict(self) | {"scale_rounding": self.rule(fmt)}
+        if fmt.of_channels:  # what is between the GEMMs has the type of the tokens
+            del given["intermediate"]
         return given if fmt.rules else {name: value for name, value in given.items() if name != "scale_rounding"}
 
 
@@ -219,7 +229,7 @@ class Layer:
         experts, _, between = self.shape
         tensors = {}
         for name, weight in (("w13", self.w13), ("w2", self.w2)):
-            halves = (2,) if name == "w13" else ()
+            halves = (2,) if name == "w13" and not self.format.of_channels else ()
             codes, scales, bias = (part if part is None or not halves else part.unflatten(1, (2, between))
                                    for part in (weight.codes, weight.scales, weight.bias))  # fmt: skip
             if self.format.is_mx:
@@ -325,6 +335,8 @@ def _stored(codes: Tensor, fmt: Format) -> Tensor:
 
 def _stored_scales(scales: Tensor, fmt: Format) -> Tensor:
     """Of [.., rows, blocks] as kernels take them; NaN in padding."""
+    if fmt.of_channels:
+        return scales[..., 0].contiguous()
     if not fmt.power:
         return scales[..., ::128, :].contiguous()
     powers = torch.where(scales.isnan(), NAN_POWER, scales.log2() + 127).to(torch.uint8)
@@ -461,8 +473,10 @@ def random_layer(
         if fmt.power:
             scales = torch.exp2((uniform(experts, rows, blocks) * 3 - 1 + math.log2(size)).floor())
         else:
-            of_blocks = size * (0.5 + uniform(experts, parts, ceil_div(rows // parts, 128), blocks))
-            scales = of_blocks.repeat_interleave(128, dim=2)[:, :, : rows // parts].flatten(1, 2)
+            columns = 1 if fmt.of_channels else blocks
+            of_blocks = size * (0.5 + uniform(experts, parts, ceil_div(rows // parts, fmt.rows), columns))
+            scales = of_blocks.repeat_interleave(fmt.rows, dim=2)[:, :, : rows // parts].flatten(1, 2)
+            scales = scales.expand(-1, -1, blocks).contiguous()
         alpha = torch.ones(experts, parts, device=device)
         if fmt.is_mx:
             alpha = (0.5 + uniform(experts, parts if extras else 1)).expand(experts, parts)

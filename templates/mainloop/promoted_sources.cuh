@@ -17,7 +17,7 @@ struct PromotedSources : PlainSources {
     int a_stride;
     const float* b_scale;  // of blocks, [batch, N / 128, K / 128], or
     const tma::TensorMap* b_scale_map;  // of rows
-    int b_stride;
+    int b_stride, b_rows;  // b_rows: of scales, from a batch to the next one
 
     // Of the i-th 128 rows of a tile's weights; a batch has `blocks` of them.
     __device__ __forceinline__ static int weight_block(const schedule::Tile& tile, int i, int blocks) {
@@ -33,7 +33,8 @@ struct PromotedSources : PlainSources {
     __device__ __forceinline__ void load_weight_scales(const StagePlaces& places, mbarrier::Barrier* full,
                                                        const schedule::Tile& tile, int k) const {
         if constexpr (Mainloop::kWeightRowScales)
-            tma::load_1d(places.weight_scales, b_scale_map, full, tile.column + k / Mainloop::BLOCK_K * b_stride);
+            tma::load_1d(places.weight_scales, b_scale_map, full,
+                         tile.batch * b_rows + tile.column + k / Mainloop::BLOCK_K * b_stride);
     }
 
     template <class Mainloop>

@@ -16,6 +16,7 @@ from generator.matrix import Variant
 
 ARCHS = ("90a", "100a", "120a")
 MATRIX = [variant for variant in shipped_matrix.VARIANTS if variant.arch in ARCHS]
+BY_NAME = ("_channel_tokens",)  # that other arguments do not tell apart
 OF_32 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4")  # of K a scale, on Blackwell
 
 pytestmark = [
@@ -68,9 +69,9 @@ class Run:
         rows, n = int(np.prod(lead)), problem.b.shape[1]
         out = reference.GuardedOutput(rows, n, variant.axes["out"])
         context = f"{variant.label} {self.reschedule()}"
-        prefix, fmt, letters, _ = gemm_problem.named(variant.family)
+        prefix, fmt, letters, suffix = gemm_problem.named(variant.family)
         loader.launch(
-            f"{prefix}_{fmt}" + f"_{letters}" * (letters != "nt"),
+            f"{prefix}_{fmt}" + f"_{letters}" * (letters != "nt") + suffix * (suffix in BY_NAME),
             **gemm_problem.buffers(gemm_problem.in_majors(inputs, letters)),
             out=RawBuffer.of(out.array.reshape(*lead, n)),
             variant=variant.variant,
@@ -153,6 +154,17 @@ def test_row_scales(variant: Variant, run: Run, rng: np.random.Generator) -> Non
     inputs, places = gemm_problem.dense(problem)
     row_scale = gemm_problem.row_scales(inputs.pop("b_scale"))
     run(variant, problem, ({**inputs, "b_row_scale": row_scale}, places))
+
+
+@pytest.mark.parametrize("variant", shipped_matrix.one_output([v for v in MATRIX if "_fp8_channel" in v.family]),
+                         ids=lambda v: f"{v.arch}-{v.family}-{v.variant}")  # fmt: skip
+def test_channel_scales(variant: Variant, run: Run, rng: np.random.Generator) -> None:
+    """Each row of the weights has one scale for all of K, of each group its own, and so may have the tokens."""
+    grouped, rows, n = variant.family.startswith("grouped"), variant.axes["block_m"] + 3, variant.axes["block_n"] + 8
+    counts, form = ([0, rows, 1, 0, 9], gemm_problem.by_offsets) if grouped else ([rows], gemm_problem.dense)
+    problem = gemm_problem.gemm_problem(rng, "fp8", counts, n, 272, weight_rows=1)
+    tokens = variant.family.endswith("_tokens")
+    run(variant, problem, gemm_problem.with_channel_scales(problem, form, tokens))
 
 
 @variants("bmm*", formats=("fp8", "fp8_ue8m0", "bf16"))

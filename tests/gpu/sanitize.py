@@ -304,7 +304,8 @@ def launch_fp8_quantized(device: Device, rng: np.random.Generator) -> int:
 def launch_quantising(device: Device, rng: np.random.Generator) -> str:
     """The quantising families from every type, launched only; test_nvfp4_quantize_device.py and
     test_block_quantize_device.py have their bytes."""
-    blocks = (*block_cases.DENSE, *block_cases.MASKED, *block_cases.GATHERS, block_cases.PLAIN_GATHER)
+    blocks = (*block_cases.DENSE, *block_cases.GATED, *block_cases.MASKED, *block_cases.GATHERS,
+              block_cases.PLAIN_GATHER)  # fmt: skip
     for module, families, dtypes, k in (
         (quantization, quantization.FAMILIES, ("bf16", "f16", "f32"), 80), (block_cases, blocks, ("bf16", "f16"), 160),
     ):  # fmt: skip

@@ -6,10 +6,10 @@ from __future__ import annotations
 import block_cases
 import numpy as np
 import pytest
-from block_cases import DENSE, GATHERS, MASKED, PLAIN_GATHER
-from quantization import EMULATED
+from block_cases import DENSE, GATED, GATHERS, MASKED, PLAIN_GATHER
+from quantization import EMULATED, Approximations
 from routing import random_ids
-from test_nvfp4_quantize_device import launch
+from test_nvfp4_quantize_device import approximations, launch  # noqa: F401 (a fixture)
 
 every_dtype = pytest.mark.parametrize("dtype", ["bf16", "f16"])
 every_family = pytest.mark.parametrize("family", [*DENSE, *MASKED, *GATHERS, PLAIN_GATHER])
@@ -23,6 +23,18 @@ def test_many_awkward_things_at_once(dtype: str, family: str, rng: np.random.Gen
     for scalars in block_cases.scalar_choices(family):
         case = block_cases.case(rng, family, dtype, [0, 1, 201, 0, 7], k, scalars)
         case.verify(launch(case), EMULATED)
+
+
+@every_dtype
+@pytest.mark.parametrize("family", GATED)
+def test_gated(
+    dtype: str, family: str, approximations: Approximations, rng: np.random.Generator  # noqa: F811
+) -> None:
+    """With every choice of scalars, of few rows and many; its sigmoid is approximated as the device does it."""
+    for scalars in block_cases.scalar_choices(family):
+        for counts, k in (([13], 848), ([2000], 1536)):
+            case = block_cases.case(rng, family, dtype, counts, k, scalars)
+            case.verify(launch(case), approximations)
 
 
 @every_dtype

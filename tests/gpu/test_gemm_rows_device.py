@@ -75,6 +75,7 @@ def verify_repeated(
 OF_32 = ("fp8_ue8m0_mxfp4", "mxfp4_fp8_ue8m0", "mxfp8_rows", "mxfp8_rows_mxfp4")  # of K a scale
 FORMATS = ("fp8", "fp8_mxfp4", "fp8_ue8m0", *OF_32, "bf16", "bf16_nn")
 GROUPED = {f"grouped_{fmt}{form}": form for fmt in FORMATS for form in gemm_problem.FORMS}
+CHANNEL = [f"{schedule}_fp8_channel{tokens}" for schedule in ("grouped", "gemm") for tokens in ("", "_tokens")]
 DENSE = [f"gemm_{fmt}" for fmt in (*FORMATS, "bf16_tt", "bf16_tn")]
 
 
@@ -99,6 +100,15 @@ def test_row_scales(family: str, name: str, dtype: str, rng: np.random.Generator
     problem = gemm_problem.gemm_problem(rng, "fp8", [531], 392, 1120, weight_rows=1)
     inputs, places = gemm_problem.dense(problem)
     inputs["b_row_scale"] = gemm_problem.row_scales(inputs.pop("b_scale"))
+    verify_repeated(family, name, dtype, problem, (inputs, places), "as before")
+
+
+@pytest.mark.parametrize(("family", "name", "dtype"), cases(CHANNEL))
+def test_channel_scales(family: str, name: str, dtype: str, rng: np.random.Generator) -> None:
+    """Each row of b has one scale for all of K, of each group its own; so may have the rows of a."""
+    counts, form = ([0, 531, 1, 0, 9], gemm_problem.by_offsets) if "grouped" in family else ([531], gemm_problem.dense)
+    problem = gemm_problem.gemm_problem(rng, "fp8", counts, 392, 1120, weight_rows=1)
+    inputs, places = gemm_problem.with_channel_scales(problem, form, family.endswith("_tokens"))
     verify_repeated(family, name, dtype, problem, (inputs, places), "as before")
 
 

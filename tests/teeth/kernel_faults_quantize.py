@@ -53,6 +53,16 @@ CAUGHT += planted(
     ],
 )  # fmt: skip
 CAUGHT += planted(
+    "simt/gated_source.cuh",
+    Kernel("90a", "t256_bf16", "silu_mul_fp8_quantize"),
+    ROWS,
+    [
+        ("gates as ups", "quantize::load(gate + columns)", "quantize::load(gate)"),
+        ("gates alone from the row before", "int64_t(row.source) * 2 * columns", "int64_t(row.source) * columns"),
+        ("rows without their weights", "row_weight ? row_weight[row.source] : 1.0f", "1.0f"),
+    ],
+)
+CAUGHT += planted(
     "simt/unquantized.cuh",
     Kernel("90a", "t256_bf16_bf16", "moe_gather"),
     ROWS,

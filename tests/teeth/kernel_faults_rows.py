@@ -25,6 +25,7 @@ SPANS, NARROW, FEW, WHOLE_BLOCKS = (
     Kernel("90a", f"{tile}_f32", "gemm_fp8") for tile in ("m128n192s1", "m64n32s1", "m16n32s1", "m64n256s1")
 )
 NN = Kernel("90a", "m128n256_f32", "grouped_bf16_nn")
+CHANNEL, CHANNEL_TOKENS = (Kernel("90a", "m16n128_bf16", f"grouped_fp8_channel{form}") for form in ("", "_tokens"))
 K_BF16, K_FP8 = Kernel("90a", "m64n128_f32", "k_grouped_bf16_tn"), Kernel("90a", "m128n128_f32", "k_grouped_fp8_nt")
 SMALL = Problem((0, 1, 19, 0, 7), 136, 400)
 WIDE, ONE = Problem((3, 0, 17), 264, 272), Problem((17,), 264, 272)
@@ -41,6 +42,23 @@ TOKEN_BLOCK = "tile.scale_row / 4 * 4 + k / Mainloop::BLOCK_K"
 MASKED_COUNT = "kind == kMasked && groups != nullptr ? group(batch) : num_rows"
 
 CAUGHT = [
+    *planted(
+        PROMOTED_SOURCES,
+        CHANNEL,
+        SMALL,
+        [
+            ("channel scales of the first group", "tile.batch * b_rows + tile.column", "tile.column"),
+            ("channel scales of the first columns", "* b_rows + tile.column", "* b_rows"),
+        ],
+    ),
+    *planted(
+        PROMOTE,
+        CHANNEL_TOKENS,
+        SMALL,
+        [
+            ("channel scales of tokens alone", "[j * 4 + 2] += rows.y * of_columns.x", "[j * 4 + 2] += of_columns.x"),
+        ],
+    ),
     *planted(
         PROMOTE,
         COLUMNS,

@@ -102,6 +102,17 @@ def _launch_rows(problem: Problem, context: str, family: str, **options: object)
     gemm_problem.verify(data, places, out, len(out.array), padding, context)
 
 
+def _launch_channel(problem: Problem, context: str, family: str, **options: object) -> None:
+    """FP8 weights with one scale a row, packed rows."""
+    data = gemm_problem.gemm_problem(np.random.default_rng(0), "fp8", list(problem.counts), problem.n, problem.k, 1)
+    data.on_hopper = problem.on_hopper
+    tokens = family.endswith("_tokens")
+    inputs, places = gemm_problem.with_channel_scales(data, gemm_problem.by_offsets, tokens)
+    out = _output(problem, len(inputs["a"]), **options)
+    loader.launch(family, **inputs, out=RawBuffer.of(out.array), **options)
+    gemm_problem.verify(data, places, out, len(out.array), "as before", context)
+
+
 def _launch_heads(problem: Problem, context: str, family: str, **options: object) -> None:
     """Three heads, each with a gap of 8 columns behind its first 16."""
     _, fmt, _, _ = gemm_problem.named(family)
@@ -342,6 +353,8 @@ LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
                for family in (f"grouped_{fmt}{form}" for fmt in gemm_problem.FORMATS for form in gemm_problem.FORMS)},
             **{family: functools.partial(_launch_rows, family=family)
                for family in ("grouped_bf16_nn", "grouped_fp8_ue8m0_nn", "gemm_fp8", "gemm_bf16_nn")},
+            **{family: functools.partial(_launch_channel, family=family)
+               for family in ("grouped_fp8_channel", "grouped_fp8_channel_tokens")},
             **{family: functools.partial(_launch_einsum, family=family)
                for family in ("einsum_bf16", "einsum_bf16_tn", "einsum_fp8")},
             "einsum_bf16_shares": _launch_shares, "sum_of_shares": _launch_sum_of_shares,
@@ -362,5 +375,5 @@ LAUNCHES = {"grouped_fp4": _launch_grouped, "gemm_fp4": _launch_dense,
             **{family: functools.partial(_launch_grouped, family=family)
                for family in ("grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4")},
             **{family: functools.partial(_launch_quantize, family=family)
-               for family in (*block_cases.DENSE, *block_cases.MASKED, *block_cases.GATHERS,
+               for family in (*block_cases.DENSE, *block_cases.GATED, *block_cases.MASKED, *block_cases.GATHERS,
                               block_cases.PLAIN_GATHER)}}  # fmt: skip
