@@ -13,7 +13,7 @@ def check_matrix(layer: Layer, name: str, values: np.ndarray, scale: np.ndarray)
     """Refuse values and scales of a matrix, [N, K / pack] and one for each block; ``name`` is that of the scales."""
     if layer.weights == "NVFP4":
         _check_nvfp4(name, values, scale, layer.form.block[1])
-    elif layer.weights == "FP8":
+    elif layer.form.has_numbers:
         _check_fp8(name, scale, powers=layer.target == "moe_fp8_ue8m0")
     else:
         _check_powers(layer, name, values, scale)

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from .scale_layouts import SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers, round_up
+from .scale_layouts import ROWS, SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers, round_up
 from .weight_fragments import STAGE_K, from_fragments, to_fragments
 
 
@@ -28,7 +28,8 @@ class Target:
 
     H as K of the first GEMM, H as N of the second, and I are padded to multiples of ``inputs``, ``outputs`` and
     ``intermediate``. ``turn``: so many rows of gate and as many of up alternate; 0: all of gate come before all of up.
-    ``fragments``: values are in fragment order. ``powers``: of UE8M0 the bytes with which kernels multiply exactly.
+    ``fragments``: values are in fragment order. ``joined``: gates and ups are rows of one matrix. ``powers``: of UE8M0
+    the bytes with which kernels multiply exactly.
     """
 
     name: str
@@ -39,6 +40,13 @@ class Target:
     scales: ScaleLayout
     fragments: bool = False
     powers: range = range(0xFF)
+    joined: bool = False
+
+    def stacked(self, matrices: int, *shape: int) -> tuple[int, ...]:
+        """The shape of so many matrices of an expert: one behind the other, or the rows of all in one."""
+        if matrices == 1:
+            return shape
+        return (matrices * shape[0], *shape[1:]) if self.joined else (matrices, *shape)
 
     def width(self, columns: int) -> int:
         """Bytes of a row of values, where a checkpoint's padded row would have ``columns``."""
@@ -64,9 +72,13 @@ TARGETS = {
         Target("moe_mxfp8", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_mxfp4", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_fp8", 16, 16, 16, 0, SQUARES),
+        Target("moe_fp8_channel", 16, 16, 16, 0, ROWS, joined=True),
         Target("moe_fp8_ue8m0", 16, 16, 16, 0, UE8M0_WORDS),
     )
 }
+
+
+ALL = 1 << 30  # of K, however long it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +97,12 @@ class Format:
     @property
     def step(self) -> int:
         """Where ranks of tensor parallelism may cut: at multiples of this, of rows or columns."""
-        return max(self.block)
+        return max(size for size in self.block if size != ALL)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Scales are numbers, fp32 once they are read."""
+        return "F32" in self.scales
 
 
 FORMATS = {
@@ -96,6 +113,7 @@ FORMATS = {
                ("moe_mxfp8_mxfp4", "moe_mxfp4", "moe_bf16_mxfp4")),
         Format("MXFP8", ("F8_E4M3",), 1, (1, 32), ("U8", "F8_E8M0"), 1, ("moe_mxfp8",)),
         Format("FP8", ("F8_E4M3",), 1, (128, 128), ("F32", "BF16", "F8_E8M0"), 1, ("moe_fp8", "moe_fp8_ue8m0")),
+        Format("FP8 channel", ("F8_E4M3",), 1, (1, ALL), ("F32", "BF16"), 1, ("moe_fp8_channel",)),
     )
 }  # fmt: skip
 
@@ -132,7 +150,7 @@ def _nvfp4(name: str, values: str, scale: str, weight_global: str, input_global:
 
 def _plain(name: str, values: str, scale: str, *marks: str) -> Source:
     """Values and scales alone: their types and shapes say in which format."""
-    return Source(name, values, scale, ("MXFP4", "MXFP8", "FP8"), marks)
+    return Source(name, values, scale, ("MXFP4", "MXFP8", "FP8", "FP8 channel"), marks)
 
 
 SOURCES = {

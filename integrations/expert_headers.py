@@ -114,11 +114,11 @@ def _with_format(entry: Entry, layer: Layer, target: str | None) -> Layer:
 
 
 def _coarse_shapes(layer: Layer) -> list[tuple[int, ...]]:
-    """Of scales for rows or for a whole matrix, which tools use for FP8."""
+    """Of scales for a whole matrix, or for rows without a dimension behind them, which tools use for FP8."""
     if layer.weights != "FP8":
         return []
     lead, rows = (layer.experts,) * layer.stacked, layer.size(layer.projections[0])[0]
-    return [(*lead, *shape) for shape in ((), (1,), (1, 1), (rows,), (rows, 1))]
+    return [(*lead, *shape) for shape in ((), (1,), (1, 1), (rows,))]
 
 
 def _measure(entry: Entry, layer: Layer) -> Layer:

@@ -24,14 +24,15 @@ PLACES = (("w13", 0), ("w13", 1), ("w2", 0))  # of gate, up and down: array, and
 
 def layout(layer: Layer, nan_scales: bool) -> Layout:
     """Name -> dtype and shape of the prepared arrays."""
-    experts, scales, arrays = len(layer.owned), layer.kernels.scales, {}
+    experts, kernels, arrays = len(layer.owned), layer.kernels, {}
     for name in ("w13", "w2"):
         stack, n, k = layer.stored(name)
-        lead = (experts, stack) if stack > 1 else (experts,)
-        arrays[name] = (layer.form.values[0], (*lead, n, layer.kernels.width(k // layer.form.pack)))
-        arrays[f"{name}_scale"] = (scales.dtype, (*lead, *scales.shape(*layer.grid(n, k), n)))
+        scales = kernels.scales.shape(*layer.grid(n, k), n)
+        width = kernels.width(k // layer.form.pack)
+        arrays[name] = (layer.form.values[0], (experts, *kernels.stacked(stack, n, width)))
+        arrays[f"{name}_scale"] = (kernels.scales.dtype, (experts, *kernels.stacked(stack, *scales)))
         if layer.biases:
-            arrays[f"{name}_bias"] = ("F32", (*lead, n))
+            arrays[f"{name}_bias"] = ("F32", (experts, *kernels.stacked(stack, n)))
         if nan_scales:
             arrays[f"source_{name}_nan"] = ("U8", (experts, 2, -(-math.prod(layer.grid(n, k)) // 8)))
     return arrays | (_global_layout(layer) if layer.tool.weight_global else {})

@@ -139,7 +139,7 @@ class Checkpoint:
         tool, found = layer.tool, []
         for projection in layer.projections:
             values, scale = (self.part(layer, expert, projection, suffix) for suffix in (tool.values, tool.scale))
-            if layer.weights == "FP8":
+            if layer.form.has_numbers:
                 scale = widened(scale, layer.types[1])
             check_matrix(layer, layer.name(expert, projection, tool.scale), values, scale)
             if layer.weight_shape:

@@ -15,7 +15,7 @@ from .model_formats import Format
 
 MULTIPLES = (1, 8, 16, 32, 64, 128)  # of a padded size
 WEIGHTS = ("b", "w1", "w13", "w2")
-SCALES = ("b_scale", "b_row_scale", "w1_scale", "w13_scale", "w2_scale")
+SCALES = ("b_scale", "b_channel_scale", "w1_scale", "w13_scale", "w2_scale")
 
 
 class Step(NamedTuple):
@@ -86,9 +86,10 @@ KERNELS = {
     model_formats.FP8_UE8M0: Kernels(
         (_gemm("gemm_fp8"), _gemm("gemm_fp8_ue8m0")), (_layer("moe_fp8"), _layer("moe_fp8_ue8m0"))
     ),
-    # The scale of a row is that of each 128 of its K.
     model_formats.FP8_ROWS: Kernels(
-        (_gemm("gemm_fp8_row_scales"),), lacking="of scales of rows in fp32 there is gemm_fp8_row_scales alone"
+        (_gemm("gemm_fp8_channel"),),
+        (_layer("moe_fp8_channel"),),
+        lacking="of weights with a scale for each row there are kernels for Hopper alone",
     ),
 }
 

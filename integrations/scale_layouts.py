@@ -84,6 +84,12 @@ SQUARES = ScaleLayout(
     store=lambda scales, n: scales,
     load=lambda stored, rows, columns: stored[:rows, :columns],
 )
+ROWS = ScaleLayout(
+    "F32",
+    shape=lambda rows, columns, n: (n,),
+    store=lambda scales, n: scales[:, 0],
+    load=lambda stored, rows, columns: stored[:rows, None],
+)
 UE8M0_WORDS = ScaleLayout(
     "I32", shape=lambda rows, columns, n: (-(-columns // 4), n), store=to_words, load=from_words
 )

@@ -60,6 +60,7 @@ def bf16(numbers: np.ndarray) -> np.ndarray:
     return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
+BLOCKS = {"FP8": (128, 128), "FP8 channel": (1, 1 << 30)}  # of values that share a scale, which is a number
 SCALES = {
     "U8": lambda rng, shape: rng.integers(0, 255, shape, dtype=np.uint8),
     "exact": lambda rng, shape: rng.integers(27, 161, shape, dtype=np.uint8),  # of bf16 as a factor
@@ -83,7 +84,7 @@ def random_experts(
     rng: np.random.Generator, form: str, kind: str, count: int, hidden: int, intermediate: int
 ) -> Experts:
     """Every byte is another one, and every scale of every block; no E4M3 is NaN."""
-    rows, columns = (128, 128) if form == "FP8" else (1, 32)
+    rows, columns = BLOCKS.get(form, (1, 32))
     pack = 2 if form == "MXFP4" else 1
     sizes = dict(zip(NAMES, [(intermediate, hidden)] * 2 + [(hidden, intermediate)], strict=True))
     values = {name: rng.integers(0, 256, (count, n, k // pack), dtype=np.uint8) for name, (n, k) in sizes.items()}
@@ -186,6 +187,10 @@ PUBLISHED = {
         "FP8", "powers", _MLP, _separate(_HF, _INVERSE, ("F8_E4M3", "F32")), "moe_fp8_ue8m0"),
     "FP8 Qwen3": Published("FP8", "BF16", _MLP, _separate(_HF, _INVERSE, ("F8_E4M3", "BF16")), "moe_fp8"),
     "FP8 compressed-tensors": Published("FP8", "BF16", _MLP, _separate(_HF, _SCALE, ("F8_E4M3", "BF16")), "moe_fp8"),
+    "FP8 channel": Published(
+        "FP8 channel", "BF16", _MLP, _separate(_HF, _SCALE, ("F8_E4M3", "BF16")), "moe_fp8_channel"),
+    "FP8 channel stacked": Published(
+        "FP8 channel", "F32", _MLP, _stacked(("", "_weight_scale"), ("F8_E4M3", "F32")), "moe_fp8_channel"),
     "FP8 of UE8M0": Published(
         "FP8", "F8_E8M0", "layers.3.ffn.experts", _separate(_W, (".weight", ".scale"), ("F8_E4M3", "F8_E8M0")),
         "moe_fp8_ue8m0"),
@@ -204,6 +209,7 @@ DENSE = {
     "FP8 DeepSeek-V3.1": "model.layers.3.mlp.shared_experts",
     "FP8 Qwen3": "model.layers.7.mlp",
     "FP8 compressed-tensors": "model.layers.3.mlp.shared_expert",
+    "FP8 channel": "model.layers.0.mlp",
     "FP8 of UE8M0": "layers.0.ffn",
 }
 
@@ -252,18 +258,18 @@ def expected(experts: Experts, target: str, share: tuple[int, int], width: int, 
     k = 128 if target == "moe_mxfp8_mxfp4" else 32 if "mx" in target else 16
     n = 32 if "mx" in target else 16
     inputs, outputs = -(-hidden // k) * k, -(-hidden // n) * n
-    rows, columns = (128, 128) if experts.form == "FP8" else (1, 32)
+    rows, columns = BLOCKS.get(experts.form, (1, 32))
     made = []
     for e in range(experts.count):
         one, scales = {}, {}
         for name in ("gate", "up"):
             one[name] = padded(experts.values[name][e, begin:end], width, inputs // pack)
             scale = experts.scale[name][e, begin // rows : -(-end // rows)]
-            scale = as_f32(scale) if experts.form == "FP8" else scale
+            scale = as_f32(scale) if experts.form in BLOCKS else scale
             scales[name] = padded(scale, -(-width // rows), -(-inputs // columns))
         one["down"] = padded(experts.values["down"][e][:, begin // pack : end // pack], outputs, width // pack)
         scale = experts.scale["down"][e][:, begin // columns : -(-end // columns)]
-        scale = as_f32(scale) if experts.form == "FP8" else scale
+        scale = as_f32(scale) if experts.form in BLOCKS else scale
         scales["down"] = padded(scale, -(-outputs // rows), -(-width // columns))
         biases = {name: padded(as_f32(experts.bias[name][e, begin:end])[None], 1, width)[0] for name in ("gate", "up")}
         biases["down"] = padded(as_f32(experts.bias["down"][e])[None] if rank == 0 else np.zeros((1, 0), np.float32),
@@ -278,6 +284,9 @@ def _arranged(target: str, values: dict, scales: dict, biases: dict, width: int,
             sizes = {"gate": (width, inputs), "up": (width, inputs), "down": (outputs, width)}
             scales = {name: words(scales[name], *size) for name, size in sizes.items()}
         both = [np.stack([kind["gate"], kind["up"]]) for kind in (values, scales, biases)]
+    elif target == "moe_fp8_channel":
+        scales = {name: scale[:, 0] for name, scale in scales.items()}
+        both = [np.concatenate([kind["gate"], kind["up"]]) for kind in (values, scales, biases)]
     else:
         turn = 64 if target == "moe_bf16_mxfp4" else 1
         pairs = [np.stack([kind[name].reshape(-1, turn, *kind[name].shape[1:]) for name in ("gate", "up")], axis=1)

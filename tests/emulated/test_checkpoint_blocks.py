@@ -23,8 +23,9 @@ from integrations.checkpoint import prepare  # noqa: E402
 GPT_OSS = Settings(swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0)
 # I of gpt-oss is padded here, as 2880 is; I of FP8 ends inside a block of 128.
 PLACES = [("gpt-oss", arch, GPT_OSS, 160) for arch in ("90a", "100a", "120a")] + [
-    ("FP8 DeepSeek-V3", "90a", Settings(), 208), ("FP8 DeepSeek-V3.1", "100a", Settings(), 208),
-    ("FP8 DeepSeek-V3.1", "120a", Settings(), 208), ("MXFP8", "90a", Settings(), 96)]  # fmt: skip
+    ("FP8 DeepSeek-V3", "90a", Settings(), 208), ("FP8 channel stacked", "90a", Settings(), 208),
+    ("FP8 DeepSeek-V3.1", "100a", Settings(), 208), ("FP8 DeepSeek-V3.1", "120a", Settings(), 208),
+    ("MXFP8", "90a", Settings(), 96)]  # fmt: skip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -59,7 +60,8 @@ def as_experts(layer: Layer, form: str, rows: int) -> Experts:
     values, scale, bias = {}, {}, {}
     for name, (weights, begin, end, k) in places.items():
         values[name] = weights.codes[:, begin:end, :k].numpy()
-        scale[name] = weights.scales[:, begin:end:rows, : -(-k // layer.format.block)].numpy()
+        columns = 1 if layer.format.of_channels else -(-k // layer.format.block)
+        scale[name] = weights.scales[:, begin:end:rows, :columns].numpy()
         if form == "MXFP4":
             values[name] = values[name][..., 0::2] | values[name][..., 1::2] << 4
         if layer.format.is_mx:

@@ -16,7 +16,8 @@ from integrations.checkpoint import Checkpoint, CheckpointError, convert, prepar
 from integrations.expert_formats import OtherFormatError
 from integrations.expert_layer import Layer
 
-PAD = {"moe_fp4": 32, "moe_mxfp8_mxfp4": 128, "moe_mxfp8": 32, "moe_mxfp4": 32, "moe_fp8": 16, "moe_fp8_ue8m0": 16}
+PAD = {"moe_fp4": 32, "moe_mxfp8_mxfp4": 128, "moe_mxfp8": 32, "moe_mxfp4": 32, "moe_fp8": 16, "moe_fp8_channel": 16,
+       "moe_fp8_ue8m0": 16}
 MLP, SHARED, ROUTED = "model.layers.0.mlp", "model.layers.3.mlp.shared_experts", "model.layers.3.mlp.experts"
 ZEROS = ("BF16", np.zeros((4, 4), np.uint16))
 NVFP4 = {"ModelOpt": (("weight", "weight_scale", "weight_scale_2", "input_scale"), ()),
@@ -66,13 +67,14 @@ def test_what_is_prepared_is_the_plain_reference(tmp_path, rng, name):
 
 @pytest.mark.parametrize(("name", "tp", "width"), [
     ("MXFP4 ModelOpt", 2, 256), ("MXFP8", 3, 128), ("FP8 DeepSeek-V3", 2, 240), ("FP8 DeepSeek-V3.1", 3, 128),
+    ("FP8 channel", 3, 128),
 ])  # fmt: skip
 def test_ranks_of_tensor_parallelism_share_it(tmp_path, rng, name, tp, width):
     """Some rows of gate and up, and the same columns of down, in whole blocks; ranks of experts have it whole."""
     layout, begin = PUBLISHED[name], 0
     experts = layout.experts(rng, count=1, intermediate=360)
     save(tmp_path / "model.safetensors", checkpoints.dense(experts, name))
-    opened, step = Checkpoint(tmp_path), 128 if layout.form == "FP8" else 32
+    opened, step = Checkpoint(tmp_path), {"FP8": 128, "FP8 channel": 1}.get(layout.form, 32)
     groups = -(-360 // step)
     for rank in range(tp):
         end = min(groups * (rank + 1) // tp * step, 360)

@@ -15,7 +15,7 @@ from integrations.expert_layer import Layer
 from integrations.safetensors_file import SafetensorsFile
 
 PAD = {"moe_mxfp8_mxfp4": 128, "moe_bf16_mxfp4": 64, "moe_mxfp8": 32, "moe_mxfp4": 32, "moe_fp8": 16,
-       "moe_fp8_ue8m0": 16}  # fmt: skip
+       "moe_fp8_channel": 16, "moe_fp8_ue8m0": 16}  # fmt: skip
 WHOLE = {"gpt-oss": 192, "gpt-oss for bf16": 192, "FP8 stacked": 256}  # I of those that take no part of a block
 published = pytest.mark.parametrize("name", PUBLISHED)
 
@@ -86,7 +86,7 @@ def test_a_file_has_the_arrays_and_their_types(tmp_path, rng, name):
         file = SafetensorsFile(tmp_path / "part")
         same({n: file.read(n) for n in file.tensors}, prepare(opened, layout.prefix, 2, 1, 2, ep_rank, layout.target))
         values = "U8" if layout.form == "MXFP4" else "F8_E4M3"
-        scales = {"moe_fp8": "F32", "moe_fp8_ue8m0": "I32"}.get(layout.target, "U8")
+        scales = {"moe_fp8": "F32", "moe_fp8_channel": "F32", "moe_fp8_ue8m0": "I32"}.get(layout.target, "U8")
         for array in ("w13", "w2"):
             assert (file.tensors[array].dtype, file.tensors[f"{array}_scale"].dtype) == (values, scales)
 

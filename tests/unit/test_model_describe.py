@@ -163,7 +163,7 @@ DENSE = {
     "MXFP8": {"gemm_mxfp8": EVERYWHERE},
     FP8: {"gemm_fp8": {"90a"}},
     UE8M0: {"gemm_fp8": {"90a"}, "gemm_fp8_ue8m0": EVERYWHERE - {"90a"}},
-    "FP8, a scale for each row": {"gemm_fp8_row_scales": {"90a"}},
+    "FP8, a scale for each row": {"gemm_fp8_channel": {"90a"}},
 }
 ROUTED = {
     "NVFP4": {"moe_bf16_nvfp4": {"90a"}, "moe_fp4": EVERYWHERE - {"90a"}},
@@ -171,7 +171,7 @@ ROUTED = {
     "MXFP8": {"moe_mxfp8": EVERYWHERE},
     FP8: {"moe_fp8": {"90a"}},
     UE8M0: {"moe_fp8": {"90a"}, "moe_fp8_ue8m0": EVERYWHERE - {"90a"}},
-    "FP8, a scale for each row": {},
+    "FP8, a scale for each row": {"moe_fp8_channel": {"90a"}},
 }
 
 
@@ -208,10 +208,11 @@ BYTES = {
     "gemm_mxfp8": lambda n, k: (n * k, blocks(n, k // 32)),
     "gemm_fp8": lambda n, k: (n * k, 4 * -(-n // 128) * -(-k // 128)),
     "gemm_fp8_ue8m0": lambda n, k: (n * k, 4 * -(-k // 512) * up(n, 4)),
-    "gemm_fp8_row_scales": lambda n, k: (n * k, 4 * -(-k // 128) * up(n, 4)),
+    "gemm_fp8_channel": lambda n, k: (n * k, 4 * n),
     "moe_mxfp8_mxfp4": lambda h, i: (i * up(h, 128) + h * i // 2, 2 * i * up(h, 128) // 32 + up(h, 128) * i // 32),
     "moe_mxfp8": lambda h, i: (3 * h * i, blocks(2 * i, h // 32) + blocks(h, i // 32)),
     "moe_fp8": lambda h, i: (3 * h * i, 3 * 4 * -(-h // 128) * -(-i // 128)),
+    "moe_fp8_channel": lambda h, i: (3 * h * i, 4 * (2 * i + h)),
     "moe_fp8_ue8m0": lambda h, i: (3 * h * i, 4 * (2 * i * -(-h // 512) + h * -(-i // 512))),
     "moe_bf16_nvfp4": lambda h, i: (i * up(h, 128) + h * up(i, 128) // 2, blocks(2 * i, h // 16) + blocks(h, i // 16)),
     "moe_bf16_mxfp4": lambda h, i: (i * up(h, 128) + h * up(i, 128) // 2, blocks(2 * i, h // 32) + blocks(h, i // 32)),
