@@ -51,7 +51,7 @@ def quantize_experts(
     (m, k), experts = x.shape, global_scale.shape[0]
     out = x.new_empty((m, k // 2), dtype=torch.uint8)
     scale = x.new_empty(packed_scale_shape(m, experts, k), dtype=SCALE)
-    offsets = (_with_end(expert_offsets, experts, m), scale_offsets[:experts])
+    offsets = (with_end(expert_offsets, experts, m), scale_offsets[:experts])
     ops.nvfp4_quantize_grouped(x, global_scale, *offsets, out, scale, global_scale_kind="encode")
     return out, scale
 
@@ -63,7 +63,7 @@ def silu_mul_quantize_experts(
     (m, width), experts = x.shape, global_scale.shape[0]
     out = x.new_empty((m, width // 4), dtype=torch.uint8)
     scale = x.new_empty(packed_scale_shape(m, experts, width // 2), dtype=SCALE)
-    offsets = (_with_end(expert_offsets, experts, m), scale_offsets[:experts])
+    offsets = (with_end(expert_offsets, experts, m), scale_offsets[:experts])
     silu_mul_quantize_into(out, scale, x, global_scale, *offsets)
     return out, scale
 
@@ -157,7 +157,7 @@ def one_expert(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([scale_offsets, torch.full_like(scale_offsets, x.shape[0])]), scale_offsets
 
 
-def _with_end(expert_offsets: torch.Tensor, experts: int, rows: int) -> torch.Tensor:
+def with_end(expert_offsets: torch.Tensor, experts: int, rows: int) -> torch.Tensor:
     """[E + 1], where only the first row of each expert is given: all rows to the last are the last expert's."""
     if expert_offsets.shape[0] != experts:
         return expert_offsets

@@ -1,6 +1,8 @@
-"""The NVFP4 operations of SGLang, named and called as in ``sgl_kernel`` and ``sglang.jit_kernel.nvfp4``.
+"""The NVFP4 and FP8 operations of SGLang, named and called as in ``sgl_kernel`` and ``sglang.jit_kernel.nvfp4``, or in
+``fp8_kernel`` where a function says so.
 
-Global scales are 6 * 448 / amax. Packed FP4 is uint8, scales are torch.float8_e4m3fn, in the 128x4 block layout.
+Of NVFP4 global scales are 6 * 448 / amax, packed FP4 is uint8, scales are torch.float8_e4m3fn, in the 128x4 block
+layout. Of FP8 scales are fp32, for 128 of K; other groups are refused, NotImplementedError.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from . import nvfp4
+from . import fp8, nvfp4
 
 
 def scaled_fp4_quant(input: torch.Tensor, input_global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +88,80 @@ def cutlass_fp4_group_mm(
 
 
 cutlass_scaled_fp4_mm = nvfp4.scaled_mm
+
+
+def sglang_per_token_group_quant_fp8(
+    x: torch.Tensor,
+    group_size: int,
+    eps: float = 1e-10,
+    column_major_scales: bool = False,
+    scale_tma_aligned: bool = False,
+    scale_ue8m0: bool = False,
+    fuse_silu_and_mul: bool = False,
+    masked_m: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of fp8_kernel: x [M, K] in bf16 or f16 -> E4M3 and scales [M, K / 128], amax / 448.
+
+    ``fuse_silu_and_mul``: of SiLU(gate) * up, x [M, 2 K]: gate, then up. ``scale_ue8m0``: powers of two, four in an
+    int32 [M, K / 512], for which scales are column-major and aligned.
+    """
+    fp8.check_group(group_size)
+    fp8.check_least_amax(eps)
+    if masked_m is not None or (fuse_silu_and_mul and scale_ue8m0):
+        raise NotImplementedError("neither with masked_m, nor with scale_ue8m0 of fuse_silu_and_mul")
+    if scale_ue8m0 and not (column_major_scales and scale_tma_aligned):
+        raise ValueError("scale_ue8m0 needs column_major_scales and scale_tma_aligned")
+    if scale_ue8m0:
+        return fp8.quantize_packed(x)
+    if fuse_silu_and_mul:
+        return fp8.silu_mul_quantize(x, column_major_scales, scale_tma_aligned)
+    return fp8.quantize(x, column_major_scales, scale_tma_aligned)
+
+
+def fp8_scaled_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    scales_a: torch.Tensor,
+    scales_b: torch.Tensor,
+    out_dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """mat_a [M, K] times mat_b [K, N], scales one for each row and column -> [M, N]."""
+    return fp8.scaled_mm(mat_a, mat_b, scales_a.reshape(-1, 1), scales_b.reshape(1, -1), out_dtype, bias)
+
+
+def fp8_blockwise_scaled_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    scales_a: torch.Tensor,
+    scales_b: torch.Tensor,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """mat_a [M, K] times mat_b [K, N], scales in blocks of 1 x 128 and 128 x 128 -> [M, N]."""
+    return fp8.scaled_mm(mat_a, mat_b, scales_a, scales_b, out_dtype)
+
+
+def fp8_blockwise_scaled_grouped_mm(
+    output: torch.Tensor,
+    a_ptrs: torch.Tensor,
+    b_ptrs: torch.Tensor,
+    out_ptrs: torch.Tensor,
+    a_scales_ptrs: torch.Tensor,
+    b_scales_ptrs: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scales_a: torch.Tensor,
+    scales_b: torch.Tensor,
+    *rest: torch.Tensor,
+) -> None:
+    """a [M, K] times b [E, K, N] of the rows of each expert, into output [M, N], scales in blocks.
+
+    ``rest`` is ``stride_a, stride_b, stride_c, layout_sfa, layout_sfb, problem_sizes, expert_offsets, workspace``, of
+    which the offsets are used; the others, and pointers, describe memory that is not needed here.
+    """
+    if len(rest) != 8:
+        raise TypeError(f"expected 8 arguments behind scales_b, got {len(rest)}")
+    fp8.group_mm_into(output, a, b, scales_a, scales_b, rest[6])
 
 
 def _routed(rows: torch.Tensor, expert_map: torch.Tensor | None) -> torch.Tensor:

@@ -1,14 +1,15 @@
-"""The NVFP4 operations of vLLM and Aphrodite, by their names and with their arguments.
+"""The NVFP4 and FP8 operations of vLLM and Aphrodite, by their names and with their arguments.
 
-As in ``vllm._custom_ops``, except where a function says that it is the operator below it, ``torch.ops._C``. Global
-scales are 6 * 448 / amax. Packed FP4 is uint8, scales are torch.float8_e4m3fn, in the 128x4 block layout.
+As in ``vllm._custom_ops``, or ``fp8_utils`` where a function says so, except for operators below it, ``torch.ops._C``.
+Of NVFP4 global scales are 6 * 448 / amax, packed FP4 is uint8, scales are torch.float8_e4m3fn, in the 128x4 block
+layout. Of FP8 scales are fp32, for 128 of K; other groups are refused, NotImplementedError.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import nvfp4
+from . import fp8, nvfp4
 
 
 def scaled_fp4_quant(
@@ -86,3 +87,112 @@ cutlass_fp4_group_mm = cutlass_fp4_moe_mm
 cutlass_fp4_group_mm_sm120 = cutlass_fp4_moe_mm
 
 cutlass_scaled_fp4_mm = nvfp4.scaled_mm
+
+
+def per_token_group_quant_fp8(
+    x: torch.Tensor,
+    group_size: int,
+    eps: float = 1e-10,
+    dtype: torch.dtype | None = None,
+    column_major_scales: bool = False,
+    tma_aligned_scales: bool = False,
+    out_q: torch.Tensor | None = None,
+    use_ue8m0: bool | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of fp8_utils: x [.., K] in bf16 or f16 -> E4M3 and scales [.., K / 128], amax / 448.
+
+    ``use_ue8m0``: the powers of two at or above these; None is False. ``eps``, the least amax, is that of the default.
+    """
+    fp8.check_group(group_size, dtype)
+    fp8.check_least_amax(eps)
+    return fp8.quantize(x, column_major_scales, tma_aligned_scales, use_ue8m0, out_q)
+
+
+def per_token_group_quant_fp8_packed_for_deepgemm(
+    x: torch.Tensor,
+    group_size: int,
+    eps: float = 1e-10,
+    use_ue8m0: bool | None = None,
+    out_q: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of fp8_utils: the same with powers of two, four in an int32: [M, K / 512], rows a word apart.
+
+    Padding rows of ``out_q`` become zeros. The least amax is 1e-10, where vLLM has a least scale of 1e-10.
+    """
+    fp8.check_group(group_size)
+    fp8.check_least_amax(eps)
+    if use_ue8m0 is False:
+        raise ValueError("use_ue8m0 is False, but packed scales are powers of two")
+    out, words = fp8.quantize_packed(x, out_q)
+    return (out.view(x.shape) if out_q is None else out_q), words
+
+
+def rms_norm_per_block_quant(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    quant_dtype: torch.dtype,
+    group_size: list[int],
+    scale_ub: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    is_scale_transposed: bool = False,
+    tma_alignment: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of input [M, K], in E4M3 with scales [M, K / 128]; residual, if there is one, becomes the sum of both."""
+    fp8.check_group(group_size[1], quant_dtype)
+    _check_no_bound(scale_ub)
+    if group_size[0] != 1 or tma_alignment not in (0, 4):
+        raise ValueError(f"group_size {group_size} and tma_alignment {tma_alignment}, expected [1, 128] and 0 or 4")
+    return fp8.add_rms_norm_quantize(input, weight, epsilon, residual, is_scale_transposed, tma_alignment == 4)
+
+
+def silu_and_mul_per_block_quant(
+    input: torch.Tensor,
+    group_size: int,
+    quant_dtype: torch.dtype,
+    scale_ub: torch.Tensor | None = None,
+    is_scale_transposed: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """SiLU(gate) * up of input [M, 2 K], in E4M3 with scales [M, K / 128]."""
+    fp8.check_group(group_size, quant_dtype)
+    _check_no_bound(scale_ub)
+    return fp8.silu_mul_quantize(input, is_scale_transposed)
+
+
+def _check_no_bound(scale_ub: torch.Tensor | None) -> None:
+    if scale_ub is not None:
+        raise NotImplementedError("scales have no upper bound: scale_ub is None")
+
+
+def cutlass_scaled_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    out_dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """a [.., K] times b [K, N] in FP8, scales in blocks of 1 x 128 and 128 x 128, or one for each row and column."""
+    out = fp8.scaled_mm(a.view(-1, a.shape[-1]), b, scale_a, scale_b, out_dtype, bias)
+    return out.view(*a.shape[:-1], b.shape[1])
+
+
+def cutlass_moe_mm(
+    out_tensors: torch.Tensor,
+    a_tensors: torch.Tensor,
+    b_tensors: torch.Tensor,
+    a_scales: torch.Tensor,
+    b_scales: torch.Tensor,
+    expert_offsets: torch.Tensor,
+    problem_sizes: torch.Tensor,
+    a_strides: torch.Tensor,
+    b_strides: torch.Tensor,
+    c_strides: torch.Tensor,
+    per_act_token: bool,
+    per_out_ch: bool,
+) -> None:
+    """a [M, K] times b [E, K, N] of the rows of each expert, into out_tensors [M, N].
+
+    Scales are one for each row and column, or one; their shapes say which. Strides are those of the tensors.
+    """
+    fp8.group_mm_into(out_tensors, a_tensors, b_tensors, a_scales, b_scales, expert_offsets)
