@@ -138,10 +138,7 @@ def by_marlin(vllm: Any, weights: Weights) -> Way:
     """vLLM's kernel for MoE, on a block by its rule and on those next to it."""
     operands = vllm_marlin.repacked(weights.packed, weights.groups, weights.alpha, vllm.functions)
     operands["workspace"] = torch.zeros(4 * vllm.multiprocessors, dtype=torch.int32, device=DEVICE)
-    absent = ("b_bias_or_none", "a_scales", "b_zeros_or_none", "g_idx_or_none", "perm_or_none")
-    words = {"top_k": 1, "mul_topk_weights": False, "b_type_id": vllm_marlin.E2M1, "is_full_k": True,
-             "use_atomic_add": False, "use_fp32_reduce": True, "is_zp_float": False, "thread_k": -1, "thread_n": -1,
-             "blocks_per_sm": -1, **dict.fromkeys(absent)}  # fmt: skip
+    words = {"top_k": 1, "mul_topk_weights": False, "b_bias_or_none": None, **vllm_marlin.WORDS}
 
     def way(given: Problem) -> list[Launch]:
         m, n, k, experts = given.shape
@@ -230,11 +227,13 @@ def by_deep_gemm(library: ModuleType, weights: Weights) -> Way:
 
 
 class Marlin(NamedTuple):
-    """What ``by_marlin`` needs of vLLM and of the device."""
+    """What ``by_marlin`` and ``marlin_layer`` need of vLLM and of the device."""
 
     functions: Any
     gemm: Callable[..., torch.Tensor]
     multiprocessors: int
+    align: Callable[..., None]
+    sum: Callable[..., None]
 
 
 def find_marlin(folders: Sequence[Path]) -> tuple[Marlin, str]:
@@ -245,7 +244,9 @@ def find_marlin(folders: Sequence[Path]) -> tuple[Marlin, str]:
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
     torch.ops.load_library(str(library))
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
-    return Marlin(functions, torch.ops._moe_C.moe_wna16_marlin_gemm, multiprocessors), f"sha256 {digest}"
+    ops = torch.ops._moe_C
+    found = Marlin(functions, ops.moe_wna16_marlin_gemm, multiprocessors, ops.moe_align_block_size, ops.moe_sum)
+    return found, f"sha256 {digest}"
 
 
 def find_humming(_: Sequence[Path]) -> tuple[ModuleType, str]:

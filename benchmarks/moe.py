@@ -4,21 +4,25 @@ MoE layers of real models in NVFP4, with tokens in that or in bf16, in FP8, and 
 bf16; routed at random, bf16 in and out, L2 cold, median of CUDA-graph replays in turn. Ours is one call; unfused are
 this registry's kernels of moe_fp4 one by one, L1 and its activation apart; torch is sort, index_select, two grouped_mm,
 SwiGLU and index_add on dequantised bf16 weights, without quantisation of activations; DeepGEMM are its grouped FP8
-GEMMs between the same steps, which are moe_route and one Triton kernel each; Marlin is vLLM's layer of MXFP4, whose
-tokens stay in bf16, too. A peer that cannot be imported is left out, and the environment says so. The floor is the
-bytes of the experts that have tokens over the measured read bandwidth. Each step of the layer is timed alone, with a
-cold L2 of its own, so the steps add up to more than the whole.
+GEMMs between the same steps, which are moe_route and one Triton kernel each; Marlin is vLLM's layer of FP4 weights,
+whose tokens stay in bf16, too. Libraries lie in --peers DIR, as benchmarks/peers.py says; one that is not there is left
+out, and the environment says so. The floor is the bytes of the experts that have tokens over the measured read
+bandwidth. Each step of the layer is timed alone, with a cold L2 of its own, so the steps add up to more than the whole.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import record
 import torch
-from moe_peers import LIBRARIES, Way, in_torch, libraries
-from moe_problem import FORMATS, LAYERS, SIZES, STEPS, Layer, steps, unfused, whole
+from gemm_peers import unpack
+from moe_peers import LIBRARIES, in_torch, libraries
+from moe_problem import FORMATS, LAYERS, SIZES, STEPS, Layer, Way, steps, unfused, whole
 from timing import Timer, begin
 
 import loader
@@ -89,9 +93,18 @@ def main() -> None:
     parser.add_argument("--layers", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--kernels", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--peers", type=Path, default=Path("peers"), help="of libraries, see peers.py")
     arguments = record.parse(parser, list(FORMATS))
 
-    modules, said = libraries()
+    with tempfile.TemporaryDirectory() as place:
+        folders = [Path(place), arguments.peers.resolve()]
+        unpack(folders[1], folders[0])
+        found, said = libraries(folders)
+        measure(arguments, found, said)
+
+
+def measure(arguments: argparse.Namespace, libraries: dict[str, Any], said: dict[str, str]) -> None:
+    """All layers that are asked for, each format beside the libraries that compute it."""
     environment, timer, bandwidth = begin(**said)
     rows = []
     for name, kernel in LAYERS:
@@ -99,8 +112,8 @@ def main() -> None:
             continue
         layer = Layer(kernel, SIZES[name])
         peers = {"torch": in_torch(layer)} | {
-            column: LIBRARIES[column].way(layer, *found) for column, found in modules.items()
-            if LIBRARIES[column].composite == kernel
+            column: LIBRARIES[column].way(layer, library) for column, library in libraries.items()
+            if LIBRARIES[column].takes(kernel)
         }  # fmt: skip
         for count in arguments.tokens:
             row = {"layer": name, "kernel": kernel, **compare(layer, peers, count, timer)}

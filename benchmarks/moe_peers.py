@@ -1,4 +1,4 @@
-"""What else computes an MoE layer: torch in bf16, DeepGEMM's GEMMs in FP8, vLLM's Marlin in MXFP4.
+"""What else computes an MoE layer: torch in bf16, DeepGEMM's GEMMs in FP8, vLLM's Marlin on FP4 weights (marlin_layer).
 
 Each is a function of a layer, which prepares its weights, and gives a function of tokens, which gives a launch and the
 tensor that this writes. The steps between DeepGEMM's GEMMs, which that library does not have, are Triton kernels here,
@@ -7,20 +7,20 @@ one each.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
+import gemm_peers
+import marlin_layer
 import torch
 import triton
 import triton.language as tl
-from moe_problem import DEVICE, GPT_OSS, Layer, in_turn, padded, round_up
+from moe_problem import DEVICE, Layer, Tokens, Way
 
 import loader
-
-Tokens = dict[str, torch.Tensor]
-Way = Callable[[Tokens], tuple[Callable[[], None], torch.Tensor]]
 
 BLOCKS = 4  # of 128 columns, of one program
 ALIGNMENT = 128  # of the first row of a group
@@ -159,68 +159,28 @@ def by_deep_gemm(layer: Layer, library: ModuleType) -> Way:
     return way
 
 
-def by_marlin(layer: Layer, _: ModuleType, marlin: ModuleType, activation: ModuleType, pack: ModuleType,
-              ops: ModuleType, types: ModuleType) -> Way:  # fmt: skip
-    """``fused_marlin_moe`` of vLLM on bf16 tokens. It has H in 256s and I in 128s, and these tokens are padded before
-    the clock starts. Its activation of gpt-oss has that model's scalars."""
-    if layer.size.swiglu != GPT_OSS:
-        raise ValueError(f"Marlin's activation is that of gpt-oss, {GPT_OSS}; the layer has {layer.size.swiglu}")
-    hidden = round_up(layer.size.hidden, 256)
-    w13, w13_scale, w13_bias, w2, w2_scale, w2_bias = marlin_operands(layer)
-    w13, w2, w13_scale, w2_scale, w13_bias, w2_bias = pack.prepare_moe_mxfp4_layer_for_marlin(
-        SimpleNamespace(params_dtype=torch.bfloat16), w13, w2, w13_scale, w2_scale, w13_bias, w2_bias)  # fmt: skip
-
-    def way(tokens: Tokens) -> tuple[Callable[[], None], torch.Tensor]:
-        x = padded(tokens["x"], len(tokens["x"]), hidden)
-        wide = torch.full_like(x, torch.nan)
-
-        def launch() -> None:
-            marlin.fused_marlin_moe(
-                x, w13, w2, w13_bias, w2_bias, w13_scale, w2_scale, tokens["topk_weights"], tokens["topk_ids"],
-                quant_type_id=types.scalar_types.float4_e2m1f.id, activation=activation.MoEActivation.SWIGLUOAI,
-                moe_sum=ops.moe_sum, output=wide,
-            )  # fmt: skip
-
-        return launch, wide[:, : layer.size.hidden]
-
-    return way
-
-
-def marlin_operands(layer: Layer) -> list[torch.Tensor]:
-    """w13 and w2 with gates and ups in turn, each with scales and bf16 biases, zeros up to what Marlin's tiles take."""
-    hidden, between = round_up(layer.size.hidden, 256), round_up(layer.size.between)
-    w13_bias, w2_bias = layer.biases
-    return [*layer.gate_up.in_blocks(1, between, hidden), in_turn(w13_bias[..., None], between, 1)[..., 0].bfloat16(),
-            *layer.w2.in_blocks(0, hidden, between), padded(w2_bias, len(w2_bias), hidden).bfloat16()]  # fmt: skip
-
-
 class Library(NamedTuple):
-    """What computes the layers of a composite: how, of its modules, the first of which has the version."""
+    """What computes the layers of some composites, how it is found in folders, with its version, and its way."""
 
-    composite: str
-    way: Callable[..., Way]
-    modules: tuple[str, ...]
+    takes: Callable[[str], bool]
+    find: Callable[[Sequence[Path]], tuple[Any, str]]
+    way: Callable[[Layer, Any], Way]
 
 
 LIBRARIES = {  # by column
-    "DeepGEMM": Library("moe_fp8", by_deep_gemm, ("deep_gemm",)),
-    "Marlin": Library("moe_bf16_mxfp4", by_marlin, (
-        "vllm", "vllm.model_executor.layers.fused_moe.experts.marlin_moe",
-        "vllm.model_executor.layers.fused_moe.activation",
-        "vllm.model_executor.layers.quantization.utils.marlin_utils_fp4", "vllm._custom_ops", "vllm.scalar_type",
-    )),
-}  # fmt: skip
+    "DeepGEMM": Library(lambda composite: composite == "moe_fp8", gemm_peers.find_deep_gemm, by_deep_gemm),
+    "Marlin": Library(marlin_layer.takes, gemm_peers.find_marlin, marlin_layer.by_marlin),
+}
 
 
-def libraries() -> tuple[dict[str, list[ModuleType]], dict[str, str]]:
-    """The modules of peers that can be imported, by column; and what the record says of every package: its version, or
-    why it is left out."""
+def libraries(folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The libraries that are there, by column; and what the record says of each: its version, or why it is left out."""
+    sys.path[:0] = [str(folder) for folder in folders if str(folder) not in sys.path]
     found, said = {}, {}
     for column, library in LIBRARIES.items():
-        package = library.modules[0]
-        try:
-            found[column] = [importlib.import_module(name) for name in library.modules]
-            said[package] = found[column][0].__version__
-        except ImportError as error:
-            said[package] = f"left out: {error}"
+        result, reason = gemm_peers.attempt(library.find, folders)
+        if reason:
+            said[column] = f"left out: {reason}"
+        else:
+            found[column], said[column] = result
     return found, said

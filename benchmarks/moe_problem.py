@@ -18,6 +18,8 @@ from integrations.weight_fragments import to_fragments
 
 # Powers of two near 6 * 448 / amax, so that torch's weights, which hold decode scales, are exact in bf16.
 X_ENCODE, H_ENCODE, WEIGHT_DECODE = 512.0, 32.0, 2.0**-7
+Tokens = dict[str, torch.Tensor]
+Way = Callable[[Tokens], tuple[Callable[[], None], torch.Tensor]]  # a launch, and what it writes
 TILE = 128  # rows of the layout of block scales, and what K of MXFP4 weights is a multiple of
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import marlin_layer  # noqa: E402
 import moe_peers  # noqa: E402
 import moe_problem  # noqa: E402
 from moe_problem import GPT_OSS, Layer, Size  # noqa: E402
@@ -101,48 +102,82 @@ def test_torch_computes_the_layer(layer: Layer) -> None:
     assert float((out.double() - expected).norm() / expected.norm()) < 8 * 2.0**-9
 
 
-@pytest.mark.parametrize("composite", ["moe_bf16_mxfp4"])
-def test_marlin_gets_the_layer(layer: Layer) -> None:
-    """What its functions are called with is the layer: of stand-ins that compute it plainly, torch's result comes."""
-    kept = []
-
-    def values(elements: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        codes = torch.stack([elements & 15, elements >> 4], dim=-1).flatten(-2).int()
-        magnitudes = torch.tensor(TABLE)[codes & 7] * torch.where(codes & 8 != 0, -1.0, 1.0)
-        return magnitudes * torch.exp2(scales.float() - 127).repeat_interleave(32, dim=-1)
-
-    def prepare(holder, w13, w2, w13_scale, w2_scale, w13_bias, w2_bias):
-        assert holder.params_dtype == torch.bfloat16 and w13_bias.dtype == w2_bias.dtype == torch.bfloat16
-        return values(w13, w13_scale), values(w2, w2_scale), None, None, w13_bias.float(), w2_bias.float()
-
-    def fused(x, w1, w2, bias1, bias2, scale1, scale2, weights, ids, *, quant_type_id, activation, moe_sum, output):
-        kept.append((quant_type_id, activation, moe_sum))
-        output.zero_()
-        for t, k in ((t, k) for t in range(len(x)) for k in range(ids.shape[1])):
-            e = int(ids[t, k])
-            products = w1[e] @ x[t].float() + bias1[e]
-            gate, up = products[0::2].clamp(max=7.0), products[1::2].clamp(-7.0, 7.0)
-            rows = w2[e] @ (gate * torch.sigmoid(1.702 * gate) * (up + 1.0)) + bias2[e]
-            output[t] += (weights[t, k] * rows).bfloat16()
-
-    modules = (
-        SimpleNamespace(), SimpleNamespace(fused_marlin_moe=fused),
-        SimpleNamespace(MoEActivation=SimpleNamespace(SWIGLUOAI="of gpt-oss")),
-        SimpleNamespace(prepare_moe_mxfp4_layer_for_marlin=prepare), SimpleNamespace(moe_sum="sum"),
-        SimpleNamespace(scalar_types=SimpleNamespace(float4_e2m1f=SimpleNamespace(id=5))),
+def plain_vllm() -> SimpleNamespace:
+    """vLLM's functions, which leave everything in its place, and its kernels, which take that."""
+    functions = SimpleNamespace(
+        get_weight_perm=lambda bits: torch.arange(1024),
+        marlin_permute_weights=lambda codes, k, n, perm: codes.reshape(k // 16, 16 * n),
+        marlin_permute_scales=lambda s, size_k, size_n, group_size: s.contiguous(),
+        marlin_permute_bias=lambda bias: bias,
+        _nvfp4_compute_scale_factor=lambda scales, dtype: 2.0,
+        nvfp4_marlin_process_scales=lambda s, scale_factor, a_dtype: ((s * scale_factor).to(torch.float8_e4m3fn), 0),
+        nvfp4_marlin_process_global_scale=lambda alpha, dtype: alpha * 4.0,
+        mxfp4_marlin_process_scales=lambda s: s.to(torch.float8_e8m0fnu),
     )  # fmt: skip
-    tokens = layer.tokens(6)
-    assert len(modules) == len(moe_peers.LIBRARIES["Marlin"].modules)
-    launch, out = moe_peers.by_marlin(layer, *modules)(tokens)
+
+    def align(ids, experts, block, rows, of_blocks, padded, expert_map):
+        assert expert_map is None
+        slots, used = ids.flatten(), 0
+        for expert in range(experts):
+            mine = torch.nonzero(slots == expert)[:, 0]
+            for first in range(0, len(mine), block):
+                part = mine[first : first + block]
+                rows[used : used + block], of_blocks[used // block] = len(slots), expert
+                rows[used : used + len(part)] = part.int()
+                used += block
+        padded[0] = used
+
+    def gemm(**given):
+        n, k, block = given["size_n"], given["size_k"], given["moe_block_size"]
+        assert given["a"].shape == (given["size_m"], k)
+        weights, bias = given["topk_weights"].flatten(), given["b_bias_or_none"]
+        for at in range(int(given["num_tokens_past_padded"]) // block):
+            expert = int(given["expert_ids"][at])
+            words = given["b_q_weight"][expert]
+            codes = torch.stack([words >> 4 * place & 15 for place in range(8)], -1).reshape(k, n).int()
+            values = torch.tensor(TABLE)[codes & 7] * torch.where(codes & 8 != 0, -1.0, 1.0)
+            scales = given["b_scales"][expert].float()
+            values = values * scales.repeat_interleave(k // len(scales), 0)
+            factor = 1.0 if given["global_scale"] is None else float(given["global_scale"][expert]) / 4.0
+            for slot in given["sorted_token_ids"][at * block : (at + 1) * block].tolist():
+                if slot < len(weights):
+                    row = given["a"][slot // given["top_k"]].float() @ values * factor
+                    row = row if bias is None else row + bias[expert].float()
+                    given["c_or_none"][slot] = row * (weights[slot] if given["mul_topk_weights"] else 1.0)
+
+    def total(results, out):
+        out.copy_(results.float().sum(1))
+
+    return SimpleNamespace(functions=functions, gemm=gemm, multiprocessors=2, align=align, sum=total)
+
+
+class Activation:
+    """Stands for the Triton kernel, which needs a device."""
+
+    def __getitem__(self, grid: tuple[int, int]):
+        def launch(products, h, width, alpha, beta, limit, COLUMNS):
+            assert grid == (len(h), -(-width // COLUMNS)) and products.shape == (len(h), 2 * width)
+            gate, up = products.float().split(width, 1)
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+            h.copy_(gate * torch.sigmoid(alpha * gate) * (up + beta))
+
+        return launch
+
+
+@pytest.mark.parametrize("composite", [name for name in SIZES if marlin_layer.takes(name)])
+def test_marlin_gets_the_layer(composite: str, layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stand-ins of its kernels that compute plainly what they are given, torch's result comes; tokens, and H and I
+    of weights are padded as its tiles ask."""
+    monkeypatch.setattr(marlin_layer, "_activate", Activation())
+    tokens, vllm = layer.tokens(6), plain_vllm()
+    launch, out = marlin_layer.by_marlin(layer, vllm)(tokens)
     assert out.shape == tokens["x"].shape and out.isnan().all()
     launch()
     other, expected = moe_peers.in_torch(layer)(tokens)
     other()
-    assert kept == [(5, "of gpt-oss", "sum")] and moe_peers.marlin_operands(layer)[0].shape == (3, 512, 128)
     assert float((out.double() - expected.double()).norm() / expected.double().norm()) < 8 * 2.0**-9
-    plain_swiglu = Layer("moe_fp4", SIZES["moe_fp4"])
-    with pytest.raises(ValueError, match="Marlin's activation is that of gpt-oss, .* the layer has {}"):
-        moe_peers.by_marlin(plain_swiglu, *modules)
+    first, rows = marlin_layer.operands(layer, vllm, "w13"), 2 * moe_problem.round_up(layer.size.between)
+    assert (first.n, first.k) == (rows, 256) and first.arguments["b_q_weight"].shape == (3, 16, 2 * rows)
 
 
 @every_format
@@ -158,16 +193,16 @@ def test_the_floor_is_of_experts_with_tokens(composite: str, layer: Layer) -> No
     assert layer.least_bytes(tokens) == 2 * weights[composite] + 4 * size.hidden
 
 
-def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the reason, also where only a part of it is missing; one that is there with its version."""
-    for name in (name for library in moe_peers.LIBRARIES.values() for name in library.modules):
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__="1.2"))
-    found, said = moe_peers.libraries()
-    assert [len(modules) for modules in found.values()] == [1, 6] and said == {"deep_gemm": "1.2", "vllm": "1.2"}
-    monkeypatch.setitem(sys.modules, "vllm._custom_ops", None)
+def test_a_peer_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the reason; one that is there with its version."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "deep_gemm", SimpleNamespace(__version__="1.2"))
+    found, said = moe_peers.libraries([tmp_path])
+    assert list(found) == ["DeepGEMM"] and said["DeepGEMM"] == "1.2"
+    assert said["Marlin"].startswith("left out: FileNotFoundError: ")
     monkeypatch.setitem(sys.modules, "deep_gemm", None)
-    found, said = moe_peers.libraries()
-    assert found == {} and said["deep_gemm"].startswith("left out: ") and "vllm._custom_ops" in said["vllm"]
+    found, said = moe_peers.libraries([tmp_path])
+    assert found == {} and said["DeepGEMM"].startswith("left out: ModuleNotFoundError: ")
 
 
 def start(code: str) -> subprocess.CompletedProcess:
