@@ -138,7 +138,10 @@ def rms_norm_per_block_quant(
     is_scale_transposed: bool = False,
     tma_alignment: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of input [M, K], in E4M3 with scales [M, K / 128]; residual, if there is one, becomes the sum of both."""
+    """RMSNorm of input [M, K], in E4M3 with scales [M, K / 128]; residual, if there is one, becomes the sum of both.
+
+    That sum is rounded before it is normalised; vLLM's kernel normalises it as it is.
+    """
     fp8.check_group(group_size[1], quant_dtype)
     _check_no_bound(scale_ub)
     if group_size[0] != 1 or tma_alignment not in (0, 4):
