@@ -1,8 +1,9 @@
-"""Experts and dense MLPs of NVFP4, MXFP4, MXFP8 and FP8 checkpoints, in the layout of the kernels, and back.
+"""Experts, dense MLPs and projections of attention of NVFP4, MXFP4, MXFP8 and FP8 checkpoints, in the layout of the
+kernels, and back.
 
-``prepare`` reads the experts or the MLP of one layer, ``restore`` gives every tensor of the checkpoint back, byte for
-byte, and ``python -m integrations.checkpoint convert IN OUT`` does it for whole checkpoints, one expert in memory at a
-time. docs/weights.md has the layout.
+``prepare`` reads the experts or the MLP of one layer, or one matrix of its attention, ``restore`` gives every tensor of
+the checkpoint back, byte for byte, and ``python -m integrations.checkpoint convert IN OUT`` does it for whole
+checkpoints, one expert in memory at a time. docs/weights.md has the layout.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def _convert_command(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 1 with the error on stderr."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}.checkpoint", description=__doc__.partition("\n")[0])
-    command = parser.add_subparsers(required=True).add_parser("convert", help="prepare a checkpoint's experts and MLPs")
+    command = parser.add_subparsers(required=True).add_parser("convert", help="prepare a checkpoint's matrices")
     command.add_argument("source", metavar="IN", type=Path, help="a safetensors file, or a folder with them")
     command.add_argument("target", metavar="OUT", type=Path, help="a folder; gets one file for each layer")
     command.add_argument("--layers", type=_layer_numbers, metavar="3,5-8", help="all layers if not given")

@@ -178,15 +178,23 @@ FOREIGN = {"pre_quant_scale": "AWQ, which multiplies the activations by pre_quan
 
 FUSED = "gate_up_proj"
 WEIGHT_SHAPE = ".weight_shape"
-PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), (FUSED, "down_proj"))  # gate, up, down
+ALONE = ("",)  # the projection of a matrix that no other belongs to, whose prefix is its whole name
+PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), (FUSED, "down_proj"), ALONE)  # gate, up, down
+WHOLE_NAME = "{prefix}{suffix}"
 UNNUMBERED = "{prefix}.{projection}{suffix}"  # tensors of all experts, or of a dense MLP
 EXPERT_FIRST, PROJECTION_FIRST = "{prefix}.{expert}.{projection}{suffix}", "{prefix}.{projection}.{expert}{suffix}"
 _PROJECTION = "gate_up_proj|gate_proj|up_proj|down_proj|w[123]"
-# All that lies below experts, and the projections right below a dense MLP or experts that every token has.
+# Of attention: Qwen, GLM and others, DeepSeek, and DeepSeek by its own names.
+_ATTENTION = "[qkvo]_proj|qkv_proj|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj|wq|wq_[ab]|wkv_[ab]|wo"
+# All that lies below experts, the projections right below a dense MLP or experts that every token has, and of attention
+# what belongs to a quantised matrix: neither biases nor scales of a cache.
 BELOW = re.compile(
     r"(?s)(?P<prefix>.+\.experts|.+\.(?:mlp|ffn|feed_forward|shared_experts?)"
-    rf"(?=\.(?:{_PROJECTION})(?![^._])(?![._]\d)))\.(?P<rest>.+)"
+    rf"(?=\.(?:{_PROJECTION})(?![^._])(?![._]\d))"
+    rf"|.+\.(?:self_attn|attention|attn|mixer)\.(?:{_ATTENTION})(?=\.(?:weight|input|scale)))\.(?P<rest>.+)"
 )
+OF_ATTENTION = re.compile(rf".*\.(?:{_ATTENTION})", re.DOTALL)
+SUFFIX = re.compile(r"(?P<before>)(?P<projection>)(?P<after>)(?P<suffix>\.[a-z_]\w*)")  # of a matrix that is alone
 NAME = re.compile(
     rf"(?:(?P<before>0|[1-9]\d{{0,8}})\.)?(?P<projection>{_PROJECTION})"
     r"(?:\.(?P<after>0|[1-9]\d{0,8}))?(?P<suffix>(?:[._][a-z_]\w*)?)"

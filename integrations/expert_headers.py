@@ -12,11 +12,14 @@ from .expert_formats import (
     FOREIGN,
     FORMATS,
     NAME,
+    OF_ATTENTION,
     PROJECTION_FIRST,
     PROJECTIONS,
     SOURCES,
+    SUFFIX,
     UNNUMBERED,
     WEIGHT_SHAPE,
+    WHOLE_NAME,
     CheckpointError,
     OtherFormatError,
     Source,
@@ -30,11 +33,13 @@ Entry = Callable[[str], Tensor]  # of a name; raises CheckpointError where there
 
 def describe(entry: Entry, prefix: str, rests: list[str], target: str | None) -> Layer:
     """The layer below ``prefix``, for the kernels of ``target`` or for the usual ones of its format."""
-    parsed = {rest: NAME.fullmatch(rest) for rest in rests}
+    alone = OF_ATTENTION.fullmatch(prefix)
+    parsed = {rest: SUFFIX.fullmatch(f".{rest}") if alone else NAME.fullmatch(rest) for rest in rests}
     matches = [match for match in parsed.values() if match]
     tool = _source(entry, prefix, parsed)
+    unnumbered = WHOLE_NAME if alone else UNNUMBERED
     names = {
-        EXPERT_FIRST if match["before"] else PROJECTION_FIRST if match["after"] else UNNUMBERED for match in matches
+        EXPERT_FIRST if match["before"] else PROJECTION_FIRST if match["after"] else unnumbered for match in matches
     }
     if len(names) != 1:
         raise CheckpointError(f"{prefix}: experts are named in {len(names)} ways: {', '.join(sorted(names))}")
@@ -135,6 +140,9 @@ def _measure(entry: Entry, layer: Layer) -> Layer:
             raise CheckpointError(f"{name} is {found.dtype} {list(found.shape)}, not {expected}")
         shapes.append(shape)
     experts, (gate, down) = layer.experts, (shape[-2:] for shape in shapes)
+    if layer.alone:
+        k = down[1] * form.pack
+        return dataclasses.replace(layer, hidden=down[0], intermediate=k, columns=(k, k))
     # Rows of one matrix are the columns of the other. No shapes fit both ways round, but for gate and up apart whose
     # values are bytes: of these no tool has K first.
     transposed = layer.stacked and gate[0] < down[1] * halves(ends[0])

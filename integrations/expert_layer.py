@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .expert_formats import (
+    ALONE,
     EXPERT_FIRST,
     FORMATS,
     FUSED,
@@ -18,6 +19,7 @@ from .expert_formats import (
     SOURCES,
     TARGETS,
     UNNUMBERED,
+    WHOLE_NAME,
     CheckpointError,
     Format,
     Source,
@@ -27,6 +29,7 @@ from .scale_layouts import round_up
 
 FORMAT = "block-scaled-moe"
 VERSION = "3"
+NAMES = (EXPERT_FIRST, PROJECTION_FIRST, UNNUMBERED, WHOLE_NAME)
 Units = tuple[int, int]  # rows and columns of values that one item of an array stands for
 
 
@@ -34,7 +37,8 @@ Units = tuple[int, int]  # rows and columns of values that one item of an array 
 class Layer:
     """The experts of one layer, and which part of them is meant: what ``restore`` must know beside the arrays.
 
-    A dense MLP, or experts that every token has, are one expert.
+    A dense MLP, or experts that every token has, are one expert; a matrix alone is one that has down only, whose rows
+    and columns are H and I.
     """
 
     prefix: str
@@ -84,7 +88,7 @@ class Layer:
                 raise CheckpointError(f"metadata with {field.name} {text!r}, which is not JSON") from None
             if not _FITS[field.type](values[field.name]):
                 raise CheckpointError(f"metadata with {field.name} {text!r}, expected JSON of {field.type}")
-        if values["source"] not in SOURCES or values["names"] not in (EXPERT_FIRST, PROJECTION_FIRST, UNNUMBERED):
+        if values["source"] not in SOURCES or values["names"] not in NAMES:
             raise CheckpointError(f"metadata of source {values['source']!r} with names {values['names']!r}")
         if values["weights"] not in FORMATS or values["target"] not in FORMATS[values["weights"]].targets:
             raise CheckpointError(f"metadata of {values['weights']!r} for {values['target']!r}")
@@ -109,6 +113,20 @@ class Layer:
     def routed(self) -> bool:
         """Whether tokens choose among experts."""
         return self.prefix.endswith(".experts")
+
+    @property
+    def alone(self) -> bool:
+        return self.projections == ALONE
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Of values: each has scales."""
+        return ("w2",) if self.alone else ("w13", "w2")
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Of gate, up and down: array, and which matrix of it."""
+        return (("w2", 0),) if self.alone else (("w13", 0), ("w13", 1), ("w2", 0))
 
     @property
     def stacked(self) -> bool:

@@ -19,13 +19,12 @@ from .expert_tensors import Checkpoint, Matrix
 Arrays = dict[str, np.ndarray]
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 ALIGNMENT = 64
-PLACES = (("w13", 0), ("w13", 1), ("w2", 0))  # of gate, up and down: array, and which matrix of it
 
 
 def layout(layer: Layer, nan_scales: bool) -> Layout:
     """Name -> dtype and shape of the prepared arrays."""
     experts, kernels, arrays = len(layer.owned), layer.kernels, {}
-    for name in ("w13", "w2"):
+    for name in layer.arrays:
         stack, n, k = layer.stored(name)
         scales = kernels.scales.shape(*layer.grid(n, k), n)
         width = kernels.width(k // layer.form.pack)
@@ -41,9 +40,10 @@ def layout(layer: Layer, nan_scales: bool) -> Layout:
 def _global_layout(layer: Layer) -> Layout:
     """The numbers that NVFP4 has for a whole matrix."""
     experts, kinds = len(layer.owned), ["weight", "input"][: 1 + layer.input_scales]
-    names = [f"{name}_{kind}_scale" for name in ("w13", "w2") for kind in kinds]
-    arrays = dict.fromkeys([*names, "w13_up_weight_scale"], ("F32", (experts,)))
-    return arrays | {f"source_{kind}_global": ("F32", (experts, 3)) for kind in kinds}
+    names = [f"{name}_{kind}_scale" for name in layer.arrays for kind in kinds]
+    names += [] if layer.alone else ["w13_up_weight_scale"]
+    arrays = dict.fromkeys(names, ("F32", (experts,)))
+    return arrays | {f"source_{kind}_global": ("F32", (experts, len(layer.places))) for kind in kinds}
 
 
 def prepare(
@@ -79,7 +79,7 @@ def _zeros(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
 def fill(layer: Layer, expert: int, matrices: Sequence[Matrix], arrays: Mapping[str, np.ndarray]) -> None:
     """Write gate, up and down of one expert into zeroed ``arrays`` of the layer's layout."""
     slot, scales = expert - layer.owned.start, _empty_scales(layer, matrices)
-    for (name, half), matrix in zip(PLACES, matrices, strict=True):
+    for (name, half), matrix in zip(layer.places, matrices, strict=True):
         stack, n, _ = layer.stored(name)
         values = layer.kernels.store(matrix.values[layer.cut(name, (1, layer.form.pack))])
         scale = matrix.scale[layer.cut(name, layer.form.block)]
@@ -102,7 +102,7 @@ def fill(layer: Layer, expert: int, matrices: Sequence[Matrix], arrays: Mapping[
 
 def _empty_scales(layer: Layer, matrices: Sequence[Matrix]) -> Arrays:
     """[matrices, rows, columns] for each array, before its layout."""
-    sizes, dtype = {name: layer.stored(name) for name in ("w13", "w2")}, matrices[0].scale.dtype
+    sizes, dtype = {name: layer.stored(name) for name in layer.arrays}, matrices[0].scale.dtype
     return {name: np.zeros((stack, *layer.grid(n, k)), dtype) for name, (stack, n, k) in sizes.items()}
 
 
@@ -113,16 +113,20 @@ def _rows(layer: Layer, name: str, half: int, count: int) -> tuple[int, np.ndarr
 
 
 def _fill_numbers(layer: Layer, slot: int, matrices: Sequence[Matrix], arrays: Mapping[str, np.ndarray]) -> None:
-    gate, up, down = (matrix.global_scales for matrix in matrices)
+    scales = [matrix.global_scales for matrix in matrices]
+    arrays["source_weight_global"][slot] = [each.weight_global for each in scales]
+    arrays["w2_weight_scale"][slot] = scales[-1].weight_scale
+    if layer.input_scales:
+        arrays["source_input_global"][slot] = [each.input_global for each in scales]
+        arrays["w2_input_scale"][slot] = scales[-1].input_scale
+    if layer.alone:
+        return
+    gate, up, _ = scales
     arrays["w13_weight_scale"][slot] = gate.weight_scale
     arrays["w13_up_weight_scale"][slot] = up.weight_scale
-    arrays["w2_weight_scale"][slot] = down.weight_scale
-    arrays["source_weight_global"][slot] = [scales.weight_global for scales in (gate, up, down)]
     if layer.input_scales:
         # Both see the same activation, quantised once: with the scale that saturates for neither.
         arrays["w13_input_scale"][slot] = max(gate.input_scale, up.input_scale)
-        arrays["w2_input_scale"][slot] = down.input_scale
-        arrays["source_input_global"][slot] = [scales.input_global for scales in (gate, up, down)]
 
 
 def restore(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Arrays:
@@ -133,7 +137,7 @@ def restore(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Ar
     not of such a file, or an array is missing or has another shape than it says.
     """
     layer = Layer.from_metadata(metadata)
-    for name, (_, shape) in layout(layer, nan_scales="source_w13_nan" in arrays).items():
+    for name, (_, shape) in layout(layer, nan_scales=f"source_{layer.arrays[0]}_nan" in arrays).items():
         found = arrays[name].shape if name in arrays else "no array"
         if found != shape:
             raise CheckpointError(f"{name} has shape {found}, the metadata asks for {shape}")
@@ -150,7 +154,7 @@ def restore_expert(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Projection, suffix and an expert's tensor: values, scales and bias in turn, in the checkpoint's types."""
     tool, slot, found = layer.tool, expert - layer.owned.start, []
-    for name, half in PLACES:
+    for name, half in layer.places:
         stack, n, _ = layer.stored(name)
         count, k = layer.extent(name)
         rows, columns = layer.grid(count, k)

@@ -1,4 +1,4 @@
-"""The experts and dense MLPs of quantised checkpoints, as tools write them.
+"""The experts, dense MLPs and matrices of attention of quantised checkpoints, as tools write them.
 
 A ``Checkpoint`` describes a layer once its headers hold every tensor that belongs there, and reads it by experts.
 docs/weights.md has the formats.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .expert_checks import check_matrix, is_normal, not_normal
-from .expert_formats import BELOW, TARGETS, WEIGHT_SHAPE, CheckpointError, widened
+from .expert_formats import BELOW, TARGETS, WEIGHT_SHAPE, CheckpointError, OtherFormatError, widened
 from .expert_headers import describe
 from .expert_layer import Layer, halves
 from .safetensors_file import SafetensorsFile, Tensor
@@ -101,8 +101,9 @@ class Checkpoint:
     def layer(
         self, prefix: str, tp: int = 1, rank: int = 0, ep: int = 1, ep_rank: int = 0, target: str | None = None
     ) -> Layer:
-        """The experts below ``prefix`` ("model.layers.3.mlp.experts"), every one checked by its headers, or the dense
-        MLP ("model.layers.0.mlp", "model.layers.3.mlp.shared_experts").
+        """The experts below ``prefix`` ("model.layers.3.mlp.experts"), every one checked by its headers, the dense MLP
+        ("model.layers.0.mlp", "model.layers.3.mlp.shared_experts"), or a matrix of attention
+        ("model.layers.0.self_attn.o_proj"), which is whole.
 
         Of these, the part of I of one of ``tp`` ranks, and the experts of one of ``ep``, all of which have a dense MLP
         whole; for the kernels of ``target``, or for the first ones in docs/weights.md that take the format. Raises
@@ -110,13 +111,15 @@ class Checkpoint:
         """
         if prefix not in self._below:
             known = ", ".join(self.prefixes) or "none"
-            raise CheckpointError(f"{self.path}: no experts or MLP at {prefix}; there are {known}")
+            raise CheckpointError(f"{self.path}: no experts, MLP or matrix of attention at {prefix}; there are {known}")
         for one, many in ((rank, tp), (ep_rank, ep)):
             if not 0 <= one < many:
                 raise CheckpointError(f"rank {one} of {many} ranks")
         if target is not None and target not in TARGETS:
             raise CheckpointError(f"no layout for {target}; there is one for {', '.join(TARGETS)}")
         layer = describe(self.entry, prefix, self._below[prefix], target)
+        if layer.alone and tp > 1:
+            raise OtherFormatError(f"{prefix}: ranks of tensor parallelism share out heads, which is not done here")
         step = layer.form.step
         if tp > -(-layer.intermediate // step):
             raise CheckpointError(f"{prefix}: {layer.intermediate} values cannot be split over {tp} ranks by {step}")

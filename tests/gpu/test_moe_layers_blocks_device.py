@@ -21,7 +21,7 @@ import loader  # noqa: E402
 DEVICE = "cuda"
 GPT_OSS = Settings(swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0)
 MX = ("moe_mxfp8", "moe_mxfp8_mxfp4", "moe_mxfp4")
-ON_HOPPER, ON_BLACKWELL = ("moe_fp8", *MX), ("moe_fp8_ue8m0", *MX)
+ON_HOPPER, ON_BLACKWELL = ("moe_fp8", "moe_fp8_channel", *MX), ("moe_fp8_ue8m0", *MX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ FP8 = ("moe_fp8", "moe_fp8_ue8m0")
 MODELS = {
     "deepseek_v3": Model(256, 8, 7168, 2048, FP8),
     "qwen3_235b": Model(128, 8, 4096, 1536, FP8),
-    "glm_4_5": Model(160, 8, 5120, 1536, FP8),
+    "glm_4_5": Model(160, 8, 5120, 1536, (*FP8, "moe_fp8_channel")),
     "gpt_oss_20b": Model(32, 4, 2880, 2944, ("moe_mxfp8_mxfp4",), GPT_OSS, True),
     "gpt_oss_120b": Model(128, 4, 2880, 2944, ("moe_mxfp8_mxfp4",), GPT_OSS, True),
 }
-SMALL = Model(16, 4, 544, 384, (*FP8, *MX), extras=True)
+SMALL = Model(16, 4, 544, 384, (*FP8, "moe_fp8_channel", *MX), extras=True)
 
 
 def names(model: Model) -> list[str]:

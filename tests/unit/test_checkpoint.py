@@ -205,7 +205,7 @@ def remove(*stems):
         (remove("1."), f"{PREFIX}: expert 1 of 3 is missing"),
         (remove("1.up_proj.weight_scale_2"), f"no tensor {PREFIX}.1.up_proj.weight_scale_2"),
         (remove("0.gate_proj.input_scale"), f"no tensor {PREFIX}.0.gate_proj.input_scale"),
-        (remove("0", "1", "2"), f"no experts or MLP at {PREFIX}; there are none"),
+        (remove("0", "1", "2"), f"no experts, MLP or matrix of attention at {PREFIX}; there are none"),
         (
             change("2.gate_proj.weight", torch.zeros(160, 96, dtype=torch.bfloat16)),
             "2.gate_proj.weight is BF16 [160, 96], expected U8 [160, 48]",
