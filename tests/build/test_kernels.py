@@ -45,7 +45,7 @@ except ToolchainError as error:
 GEMMS = {"grouped_fp4", "grouped_fp4_swiglu", "grouped_mxfp4", "grouped_mxfp8", "grouped_mxfp8_mxfp4", "grouped_fp8",
          "grouped_mxfp4_swiglu", "grouped_mxfp8_swiglu", "grouped_mxfp8_mxfp4_swiglu", "grouped_fp8_swiglu",
          "grouped_fp8_ue8m0_swiglu", "grouped_bf16_nvfp4", "grouped_bf16_nvfp4_swiglu", "grouped_bf16_mxfp4_swiglu",
-         "grouped_fp8_quantized", "gemm_fp8_quantized",
+         "grouped_fp8_quantized", "gemm_fp8_quantized", "grouped_fp8_channel",
          "grouped_mxfp4_masked", "grouped_mxfp8_masked", "grouped_mxfp8_mxfp4_masked", "grouped_fp4_swiglu_masked",
          "grouped_mxfp4_swiglu_masked", "grouped_mxfp8_swiglu_masked", "grouped_mxfp8_mxfp4_swiglu_masked",
          "gemm_fp8", "grouped_fp8_mxfp4", "gemm_fp8_mxfp4", "grouped_bf16", "gemm_bf16", "grouped_fp8_ue8m0",
