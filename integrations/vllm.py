@@ -1,4 +1,4 @@
-"""The NVFP4 and FP8 operations of vLLM and Aphrodite, by their names and with their arguments.
+"""The NVFP4, MXFP4 and FP8 operations of vLLM and Aphrodite, by their names and with their arguments.
 
 As in ``vllm._custom_ops``, or ``fp8_utils`` where a function says so, except for operators below it, ``torch.ops._C``.
 Of NVFP4 global scales are 6 * 448 / amax, packed FP4 is uint8, scales are torch.float8_e4m3fn, in the 128x4 block
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from . import fp8, nvfp4
+from . import fp8, mx, nvfp4
 
 
 def scaled_fp4_quant(
@@ -87,6 +87,34 @@ cutlass_fp4_group_mm = cutlass_fp4_moe_mm
 cutlass_fp4_group_mm_sm120 = cutlass_fp4_moe_mm
 
 cutlass_scaled_fp4_mm = nvfp4.scaled_mm
+
+
+def mxfp4_experts_quant(
+    input_tensor: torch.Tensor,
+    expert_offsets: torch.Tensor,
+    blockscale_offsets: torch.Tensor,
+    n_experts: int,
+    topk: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """input_tensor [M, K], rows sorted by expert -> [M, K/2] and scales, powers of two with which nothing saturates.
+
+    vLLM's kernel rounds a scale, so that elements of 6 to 7 times it become 6. ``topk`` bounds a buffer of vLLM.
+    """
+    return mx.quantize_experts(input_tensor, expert_offsets, blockscale_offsets, n_experts)
+
+
+def cutlass_mxfp4_moe_mm(
+    out_tensors: torch.Tensor,
+    a_tensors: torch.Tensor,
+    b_tensors: torch.Tensor,
+    a_scales: torch.Tensor,
+    b_scales: torch.Tensor,
+    problem_sizes: torch.Tensor,
+    expert_offsets: torch.Tensor,
+    sf_offsets: torch.Tensor,
+) -> None:
+    """a [M, K/2] . b[e] [N, K/2]^T of the rows of each expert, into out_tensors [M, N]."""
+    mx.group_mm_into(out_tensors, a_tensors, b_tensors, a_scales, b_scales, expert_offsets, sf_offsets)
 
 
 def per_token_group_quant_fp8(

@@ -1,4 +1,4 @@
-"""The FP8 functions that engines call, on CPU tensors: arguments, layouts and results, against float64."""
+"""The FP8 and MXFP4 functions that engines call, on CPU tensors: arguments, layouts and results, against float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gemm_problem
 import numpy as np
 import pytest
 import torch
-from reference import E4M3, check_within, round_up
+from reference import E2M1, E4M3, check_within, round_up, scale_offset
 
 import loader
 from integrations import ops, sglang, vllm
@@ -206,6 +206,37 @@ def test_grouped_product(rng, scales):
         of_a, of_b = (of_a[:1], of_b[:, :1]) if scales == "one" else (of_a, of_b)
         vllm.cutlass_moe_mm(out, a, b, of_a, of_b, offsets, *[torch.empty(0)] * 4, scales != "one", scales != "one")
     check_product(problem, out)
+
+
+def test_mxfp4_of_experts(rng):
+    """vLLM's quantiser of rows and of weights, and its product of what both gave."""
+    counts, n, k = [0, 19, 1, 130], 128, 256
+    x, weights = random_values(rng, sum(counts), k), random_values(rng, len(counts) * n, k)
+    packed, values = [], []
+    for rows, of_each in ((x, counts), (weights, [n] * len(counts))):
+        padded = [round_up(count, 128) for count in of_each]
+        first, first_scale = (torch.tensor(np.cumsum([0, *sizes]), dtype=torch.int32) for sizes in (of_each, padded))
+        out, scale = vllm.mxfp4_experts_quant(rows, first, first_scale, len(counts), topk=1)
+        places = np.concatenate([int(at) + np.arange(count) for at, count in zip(first_scale, of_each, strict=False)])
+        row, column = np.meshgrid(places, np.arange(k // 32), indexing="ij")
+        of_row = np.exp2(scale.numpy().ravel()[scale_offset(row, column, scale.shape[1])].astype(float) - 127)
+        codes = np.stack([out.numpy() & 15, out.numpy() >> 4], -1).reshape(len(rows), k)
+        wide = np.repeat(of_row, 32, 1)
+        amax = abs(rows.double().numpy()).reshape(len(rows), -1, 32).max(-1)
+        assert ((amax <= 6 * of_row) & (amax > 3 * of_row)).all()
+        stored = E2M1[codes] * wide
+        check_within(stored, rows.double().numpy(), wide * np.where(abs(stored) >= 4 * wide, 1, 0.5))
+        packed.append((out, scale, first, first_scale))
+        values.append(stored)
+    (a, a_scale, first, first_scale), (b, b_scale, _, _) = packed
+    out = torch.full((sum(counts), n), torch.nan, dtype=torch.bfloat16)
+    of_b = b_scale[: len(counts) * n].view(len(counts), n, -1)
+    sizes = torch.tensor([[count, n, k] for count in counts])
+    vllm.cutlass_mxfp4_moe_mm(out, a, b.view(len(counts), n, -1), a_scale, of_b, sizes, first[:-1], first_scale[:-1])
+    expert = np.repeat(np.arange(len(counts)), counts)
+    of_expert = values[1].reshape(len(counts), n, k)[expert]
+    exact, size = (np.einsum("mk,mnk->mn", f(values[0]), f(of_expert)) for f in (np.asarray, abs))
+    check_within(out.double().numpy(), exact, abs(exact) * 2.0**-8 + size * 2.0**-11)
 
 
 def test_what_the_kernels_have_not_is_refused(rng):
