@@ -15,8 +15,7 @@ import torch
 from torch.nn.functional import pad
 
 from . import loader, nvfp4, ops
-from .expert_formats import TARGETS, Target
-from .scale_layouts import round_up
+from .nvfp4_layouts import LAYOUTS, Layout
 from .weight_fragments import to_fragments
 
 LARGEST = 6 * 448  # times a decode scale, the largest value
@@ -104,6 +103,12 @@ def composite_of(device: torch.device) -> str:
     return COMPOSITES[major]
 
 
+def padded(between: int, composite: str) -> int:
+    """I with the zeros that the composite asks for behind it."""
+    unit = LAYOUTS[composite].intermediate
+    return -(-between // unit) * unit
+
+
 def of_nvfp4(
     gate_up: Nvfp4,
     down: Nvfp4,
@@ -120,18 +125,18 @@ def of_nvfp4(
     Raises ValueError where sizes do not fit one another or the kernels.
     """
     composite = composite_of(gate_up.packed.device)
-    target, (experts, rows, width) = TARGETS[composite], gate_up.packed.shape
+    layout, (experts, rows, width) = LAYOUTS[composite], gate_up.packed.shape
     hidden, between = 2 * width, rows // 2
-    if down.packed.shape != (experts, hidden, between // 2) or rows % 2 or hidden % target.inputs:
-        raise ValueError(f"{composite} takes gate and up [E, 2 I, H / 2] and down [E, H, I / 2], H % {target.inputs} "
+    if down.packed.shape != (experts, hidden, between // 2) or rows % 2 or hidden % layout.inputs:
+        raise ValueError(f"{composite} takes gate and up [E, 2 I, H / 2] and down [E, H, I / 2], H % {layout.inputs} "
                          f"== 0, got {list(gate_up.packed.shape)} and {list(down.packed.shape)}")  # fmt: skip
     alphas = gate_up.decode.reshape(experts, -1)
     alpha, up_alpha = alphas[:, 0].contiguous(), alphas[:, -1].contiguous()
-    size = round_up(between, target.intermediate)
+    size = padded(between, composite)
     buffers = {
-        "w13": _stored(_in_turn(gate_up.packed, target.turn, size), target),
-        "w13_scale": _blocks(_in_turn(gate_up.scales.view(torch.uint8), target.turn, size)),
-        "w2": _stored(pad(down.packed, (0, (size - between) // 2)), target),
+        "w13": _stored(_in_turn(gate_up.packed, layout.turn, size), layout),
+        "w13_scale": _blocks(_in_turn(gate_up.scales.view(torch.uint8), layout.turn, size)),
+        "w2": _stored(pad(down.packed, (0, (size - between) // 2)), layout),
         "w2_scale": _blocks(pad(down.scales.view(torch.uint8), (0, (size - between) // nvfp4.GROUP))),
     } | {"w13_alpha": alpha, "w13_up_alpha": up_alpha, "w2_alpha": down.decode}
     if composite != "moe_fp4":
@@ -159,8 +164,8 @@ def _in_turn(rows: torch.Tensor, turn: int, size: int) -> torch.Tensor:
     return halves.unflatten(2, (size // turn, turn)).transpose(1, 2).flatten(1, 3).contiguous()
 
 
-def _stored(packed: torch.Tensor, target: Target) -> torch.Tensor:
-    return torch.stack([to_fragments(matrix) for matrix in packed]) if target.fragments else packed
+def _stored(packed: torch.Tensor, layout: Layout) -> torch.Tensor:
+    return torch.stack([to_fragments(matrix) for matrix in packed]) if layout.fragments else packed
 
 
 def _blocks(scales: torch.Tensor) -> torch.Tensor:

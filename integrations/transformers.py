@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from .expert_formats import TARGETS
-from .scale_layouts import round_up
-from .torch_experts import Experts, composite_of, of_nvfp4, quantized
+from .torch_experts import Experts, composite_of, of_nvfp4, padded, quantized
 
 NAME = "block_scaled"
 # What ``use_experts_implementation`` says of a class -> what is computed here.
@@ -87,9 +85,9 @@ def _quantized(module: torch.nn.Module) -> Experts:
     scalars = _scalars(module)
     if module.is_transposed:
         gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
-    target = TARGETS[composite_of(gate_up.device)]
-    more = round_up(down.shape[2], target.intermediate) - down.shape[2]  # so that groups of K are whole
-    halves = pad(gate_up.unflatten(1, (2, down.shape[2])), (0, 0, 0, more))
+    between = down.shape[2]
+    more = padded(between, composite_of(gate_up.device)) - between  # so that groups of K are whole
+    halves = pad(gate_up.unflatten(1, (2, between)), (0, 0, 0, more))
     return of_nvfp4(quantized(halves.flatten(1, 2)), quantized(pad(down, (0, more))), **scalars)
 
 
