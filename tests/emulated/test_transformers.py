@@ -82,6 +82,25 @@ def test_other_arrangements_of_weights(generator: torch.Generator) -> None:
     assert out[:2].any(dim=1).all() and not out[2].any()
 
 
+def test_a_model_may_be_compiled(generator: torch.Generator) -> None:
+    """Whole, with the same bytes."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = Experts(generator)
+
+        def forward(self, x: torch.Tensor, *routing: torch.Tensor) -> torch.Tensor:
+            return ours.experts_forward(self.experts, x * 2, *routing) + 1
+
+    layer, arguments = Layer(), routed(generator, [[0, 3], [2, 1]])
+    ours.prepare(layer)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(*arguments), layer(*arguments))
+
+
 @pytest.mark.parametrize("name", ours.WANTED)
 def test_other_experts_are_refused(name: str, generator: torch.Generator) -> None:
     """By what the class says of itself."""
