@@ -161,7 +161,7 @@ def costs(
 # A program of JAX and what stands beside it; XLA reads its flags once, so each of them has a process.
 STEPPED = """
 import sys, time; sys.path[:0] = {paths!r}
-import os; os.environ["XLA_FLAGS"] = {flags!r}
+import os; os.environ.update(XLA_FLAGS={flags!r}, XLA_PYTHON_CLIENT_PREALLOCATE="false")  # torch has the device, too
 import jax, json, statistics, torch, loader
 import integrations.jax as kernels
 from problem import make_problem
