@@ -86,7 +86,7 @@ def built(layer: moe.Layer, rank: Rank, **config: Any) -> Any:
         getattr(its, f"{name}_weight").data.copy_(found.packed)
         getattr(its, f"{name}_weight_scale").data.view(torch.uint8).copy_(found.scales.view(torch.uint8))
         getattr(its, f"{name}_weight_scale_2").data.copy_(found.decode)
-    its.w13_input_scale.data.copy_((1 / layer.x_encode)[:, None] * torch.tensor([0.5, 1.0]))
+    its.w13_input_scale.data.copy_((1 / layer.x_encode)[:, None] * torch.tensor([0.7, 1.0]))
     its.w2_input_scale.data.copy_(1 / layer.h_encode)
     method.process_weights_after_loading(its)
     return functools.partial(method.apply, layer=its)
