@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from generator import lock, pack, wheel
+from generator import hub, lock, pack, wheel
 from generator.build import Build, Result
 from generator.compile import Compiler
 from generator.errors import BuildError, CompileError, RenderError
@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
                         help=f"also make a wheel in DIR (dist/), of {wheel.ARCHS} if not said otherwise")  # fmt: skip
     output.add_argument("--pack-only", nargs="?", const="pack", metavar="NAME",
                         help="the wheel holds these kernels alone: block_scaled_NAME (block_scaled_pack)")  # fmt: skip
+    output.add_argument("--hf", type=Path, metavar="DIR",
+                        help="also make a build folder of Hugging Face's kernels in DIR, of the same archs")
     output.add_argument("--sign", metavar="PRIVATE.pem", help="the pack of the wheel is signed by this Ed25519 key")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="list the variants and stop")
@@ -94,7 +96,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise BuildError("--pack-only and --sign say what --wheel makes; it is missing")
     package = wheel.package(options.pack_only)
     expansion = load(matrix)
-    wanted = options.arch or ([wheel.ARCHS] if options.wheel else [])
+    wanted = options.arch or ([wheel.ARCHS] if options.wheel or options.hf else [])
     selected = choose(expansion.variants, wanted, options.kernel, options.variant)
     if options.list:
         console.print(_list_table(selected))
@@ -119,6 +121,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         if options.wheel is not None and not result.failures:
             made = wheel.write(options.wheel, package, lambda out: build.write_pack(out, result.kernels), options.sign)
             console.print(f"{made}: {made.stat().st_size:,} bytes", markup=False, soft_wrap=True)
+        if options.hf is not None and not result.failures:
+            made = hub.write(options.hf, lambda out: build.write_pack(out, result.kernels))
+            console.print(f"{made}", markup=False, soft_wrap=True)
         if lock_path is not None:
             status |= _settle_lock(options, lock_path, toolchain, result, expansion, console)
     return status

@@ -90,6 +90,7 @@ def _whole(stage: Path) -> dict[str, Any]:
     checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"distribution": PACKAGE, "packages": [*packages, f"{PACKAGE}.kernels"], "pack": f"{PACKAGE}.kernels",
             "dependencies": checkout["dependencies"], "description": checkout["description"],
+            "plugins": checkout["entry-points"],
             "extras": {name: checkout["optional-dependencies"][name] for name in EXTRAS}}  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def _pack_alone(stage: Path, package: str) -> dict[str, Any]:
     _write(stage / package / "py.typed", "")
     _write(stage / "README.md", f"{text}: a pack, found by its entry point.\n")
     return {"distribution": package, "packages": [package], "pack": package, "dependencies": [PACKAGE], "extras": {},
-            "description": text}  # fmt: skip
+            "plugins": {}, "description": text}  # fmt: skip
 
 
 def _sign(pack: Path, key: str) -> None:

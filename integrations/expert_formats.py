@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from . import nvfp4_layouts
 from .scale_layouts import ROWS, SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers, round_up
 from .weight_fragments import STAGE_K, from_fragments, to_fragments
 
@@ -64,8 +65,7 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("moe_fp4", 32, 32, 32, 1, UE4M3_BLOCKS),
-        Target("moe_bf16_nvfp4", 16, 16, 64, 64, UE4M3_BLOCKS, fragments=True),
+        *(Target(name, **layout._asdict(), scales=UE4M3_BLOCKS) for name, layout in nvfp4_layouts.LAYOUTS.items()),
         Target("moe_mxfp8_mxfp4", 128, 32, 128, 1, UE8M0_BLOCKS),
         # Scales from 2^-100 to 2^33: pairs of E2M1 are lifted by a factor that is a bf16.
         Target("moe_bf16_mxfp4", 32, 32, 64, 64, UE8M0_BLOCKS, fragments=True, powers=range(27, 161)),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from . import ops
-from .nvfp4 import GROUP, SCALE, TILE_ROWS, packed_scale_shape, scale_bytes
+from .nvfp4 import GROUP, SCALE, TILE_ROWS, packed_scale_shape, scale_bytes, to_blocks
 
 AMAX_SHARES = 512  # CTAs that look for the largest magnitude
 UNLIMITED = torch.finfo(torch.float32).max
@@ -43,7 +43,7 @@ def prepare_weights(
     (w13, w13_scale), (w2, w2_scale) = (
         [scale_bytes(tensor.transpose(1, 2).contiguous()) for tensor in pair] for pair in (l1, l2)
     )
-    return (_interleave(w13), _to_blocks(_interleave(w13_scale))), (w2, _to_blocks(w2_scale))
+    return (_interleave(w13), to_blocks(_interleave(w13_scale))), (w2, to_blocks(w2_scale))
 
 
 def nvfp4_mega_moe_full(
@@ -193,12 +193,3 @@ def _interleave(halves: torch.Tensor) -> torch.Tensor:
     """[E, 2 I, C], gate then up, as gate and up in turn."""
     experts, rows, columns = halves.shape
     return halves.view(experts, 2, rows // 2, columns).transpose(1, 2).reshape(experts, rows, columns)
-
-
-def _to_blocks(scales: torch.Tensor) -> torch.Tensor:
-    """[E, R, C] in the 128x4 block layout, padded with 0."""
-    scales = scales.view(torch.uint8)
-    experts, rows, columns = scales.shape
-    scales = torch.nn.functional.pad(scales, (0, -columns % 4, 0, -rows % TILE_ROWS))
-    blocks = scales.view(experts, scales.shape[1] // TILE_ROWS, 4, 32, scales.shape[2] // 4, 4)
-    return blocks.permute(0, 1, 4, 3, 2, 5).reshape(scales.shape)

@@ -33,6 +33,15 @@ def packed_scale_shape(rows: int, experts: int, k: int) -> tuple[int, int]:
     return max(padded, TILE_ROWS), scale_shape(rows, k)[1]
 
 
+def to_blocks(scales: torch.Tensor) -> torch.Tensor:
+    """[E, R, C] in the 128x4 block layout, as bytes, R and C padded to 128 and 4 with 0."""
+    scales = scales.view(torch.uint8)
+    experts, rows, columns = scales.shape
+    scales = torch.nn.functional.pad(scales, (0, -columns % 4, 0, -rows % TILE_ROWS))
+    blocks = scales.view(experts, scales.shape[1] // TILE_ROWS, 4, 32, scales.shape[2] // 4, 4)
+    return blocks.permute(0, 1, 4, 3, 2, 5).reshape(scales.shape)
+
+
 def quantize(x: torch.Tensor, global_scale: torch.Tensor, linear: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """x [..., K] with one global scale -> uint8 [M, K/2] and scales: in blocks, or ``linear`` [M, K/16]."""
     x = x.reshape(-1, x.shape[-1])

@@ -1,15 +1,15 @@
 """NVFP4 weights in fragment order, as kernels for 16-bit tokens on Hopper take them, and back.
 
-docs/weights.md has the order. Of numpy arrays, and of torch tensors where these lie: nothing of torch is imported.
+docs/weights.md has the order. Of numpy arrays, and of torch tensors where these lie: neither has to be there for the
+other.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -92,11 +92,15 @@ def _turned(words: Array, left: int) -> Array:
 
 
 def _wide(values: Array) -> Array:
-    return values.astype(np.int64) if isinstance(values, np.ndarray) else values.long()
+    return values.long() if hasattr(values, "long") else values.astype("int64")
 
 
 def _zeros(like: Array, shape: tuple[int, ...]) -> Array:
-    return np.zeros(shape, np.uint8) if isinstance(like, np.ndarray) else like.new_zeros(shape)
+    if hasattr(like, "new_zeros"):
+        return like.new_zeros(shape)
+    from numpy import uint8, zeros
+
+    return zeros(shape, uint8)
 
 
 def _check_dtype(weights: Array) -> None:

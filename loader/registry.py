@@ -2,8 +2,9 @@
 
 The first of these that names a pack is used, alone: the ``packs`` argument of a call, the environment variable
 ``LOADER_ARTIFACTS`` (directories joined by ``os.pathsep``), installed distributions (entry points of the group
-``block_scaled.packs``, or of its old name ``loader.artifacts``), in a checkout its ``artifacts`` directory. A named
-directory is a pack, or holds packs.
+``block_scaled.packs``, or of its old name ``loader.artifacts``), in a checkout its ``artifacts`` directory. A copy of
+the package that no distribution brings has its own pack in the place of the last two. A named directory is a pack, or
+holds packs.
 No byte of a file is used before its size and sha256 are those of the manifest, and no byte of a manifest is parsed
 before its signature is what the policy of the call asks for (``trust``).
 """
@@ -49,6 +50,8 @@ ENTRY_POINT_GROUPS = ("block_scaled.packs", "loader.artifacts")
 # Raised for a manifest before it is parsed, and for every other file before its bytes are used: path and sha256 (hex).
 AUDIT_EVENT = "loader.read"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Of the package that this one is a part of; a checkout's is a part of none.
+OWN_PACK = os.path.join(_ROOT, "kernels") if "." in __package__ else None
 # None where this package is installed: whoever put an `artifacts` beside it there, it is not ours.
 CHECKOUT_ARTIFACTS = os.path.join(_ROOT, "artifacts") if os.path.isfile(os.path.join(_ROOT, "kernels.yaml")) else None
 
@@ -337,6 +340,9 @@ def resolve(packs: Sequence[str] | None = None) -> tuple[list[str], str]:
             raise PackNotFoundError(f"{ENVIRONMENT_VARIABLE} is {variable!r} and names no directory", tried=[])
         return _named(directories, ENVIRONMENT_VARIABLE), ENVIRONMENT_VARIABLE
     installed = _installed()
+    # A copy that no distribution brings launches its own kernels, whatever is installed beside it.
+    if OWN_PACK is not None and OWN_PACK not in installed and pack_directories(OWN_PACK):
+        return [OWN_PACK], "this package"
     if installed:
         return _named(installed, "an installed distribution"), "installed distributions"
     tried = [ENVIRONMENT_VARIABLE, f"entry points {ENTRY_POINT_GROUPS[0]}"]

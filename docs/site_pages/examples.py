@@ -10,7 +10,7 @@ from pathlib import Path
 from site_pages.outputs import Output
 
 OTHER_LANGUAGES = {"amax.cpp": "cpp", "amax.rs": "rust"}  # files -> how Pygments calls it
-# Programs -> how they run without a GPU; the others need one. What is in neither table is a module of these.
+# Programs -> how they run without a GPU; the others need one. What is in none of the tables is a module of these.
 WITHOUT_GPU = {
     "numpy_example": "python examples/numpy_example.py",
     "sample_routed": "python examples/sample_routed.py --emulate 120a",
@@ -22,6 +22,11 @@ WITHOUT_GPU = {
     "expert_parallel": "python examples/expert_parallel.py --ranks 2 --emulate 120a",
     "jax_jit": "python examples/jax_jit.py",
     "indexer": "python examples/indexer.py --emulate 90a",
+    "engine_experts": "python examples/engine_experts.py --emulate 90a",
+}
+# Those that need no GPU but a package that tests need not have -> the package, and how they run.
+WITH_PACKAGES = {
+    "transformers_experts": ("transformers", "python examples/transformers_experts.py --emulate 90a"),
 }
 WITH_GPU = {
     "torch_example": "python examples/torch_example.py",
@@ -38,11 +43,14 @@ def pages(root: Path, target: Path, outputs: Mapping[str, Output]) -> Iterator[t
     text += ["What those without a GPU print came out as this site was built.\n" if outputs else
              "This site was built without a pack of the same sources, so none of them was run for it.\n"]  # fmt: skip
     folder = root / "examples"
-    commands = {**WITHOUT_GPU, **WITH_GPU}
+    with_packages = {name: command for name, (_, command) in WITH_PACKAGES.items()}
+    commands = {**WITHOUT_GPU, **with_packages, **WITH_GPU}
     for name in [*commands, *sorted(path.stem for path in folder.glob("*.py") if path.stem not in commands)]:
         path = folder / f"{name}.py"
         about = ast.get_docstring(ast.parse(path.read_text())) or ""
         where = "Runs without a GPU:" if name in WITHOUT_GPU else "Needs a GPU:"
+        if name in WITH_PACKAGES:
+            where = f"Needs `{WITH_PACKAGES[name][0]}`, and no GPU:"
         text += [f"## {name}\n", about + "\n"]
         text += [f"{where}\n", f"```bash\n{commands[name]}\n```\n"] if name in commands else []
         text += _printed(outputs[name]) if name in outputs else []

@@ -15,6 +15,7 @@ import pytest
 from packs import ARCHS, CACHE, need_kernels
 
 import emulator
+import loader
 from generator.matrix import Variant
 from loader import emulated, values
 
@@ -82,3 +83,18 @@ def reschedule(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Cal
         return f"schedule seed {seed} lazy {lazy}"
 
     return draw
+
+
+@pytest.fixture(scope="module")
+def registered(packs: list[str] | None) -> None:
+    """Ops of the pack under test, in the place of those of another one that was there at the import."""
+    from integrations import ops
+
+    ops.register(packs)
+
+
+@pytest.fixture
+def emulated_hopper(registered: None, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None) -> None:
+    """Launches on host buffers go to an emulated sm_90a, by the pack under test."""
+    monkeypatch.setenv("LOADER_EMULATED_ARCH", "90a")
+    monkeypatch.setattr(loader, "launch", functools.partial(loader.launch, packs=packs))

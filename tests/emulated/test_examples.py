@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "examples")]
 
 import indexer  # noqa: E402
-from site_pages.examples import WITHOUT_GPU  # noqa: E402
+from site_pages.examples import WITH_PACKAGES, WITHOUT_GPU  # noqa: E402
 
 import loader  # noqa: E402
 
@@ -26,7 +26,19 @@ import loader  # noqa: E402
 def test_examples_run(command, packs):
     """By the command of the page, and where tokens stay in bf16; each compares its own result, and prints what came of
     it."""
-    python, *words = shlex.split(command)
+    run(command, packs)
+
+
+@pytest.mark.parametrize("name", WITH_PACKAGES)
+def test_examples_run_where_their_package_is(name, packs):
+    """As those that need none."""
+    package, command = WITH_PACKAGES[name]
+    pytest.importorskip(package, reason=f"{package} is not installed: .[{package}]")
+    run(command, packs)
+
+
+def run(words, packs):
+    python, *words = shlex.split(words)
     assert python == "python"
     # Of the newest arch the tests' pack may hold a sample alone.
     environment = {"LOADER_EMULATED_ARCH": ARCHS[-1], **os.environ, "PYTHONPATH": str(ROOT)}

@@ -83,7 +83,7 @@ def test_links_lead_to_pages(text, relinked):
 def test_examples_say_how_they_run():
     """Each program that does something when it is run has its command."""
     programs = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"model_layer", "nvfp4", "options", "ranks"}
-    assert programs == {*examples.WITHOUT_GPU, *examples.WITH_GPU}
+    assert programs == {*examples.WITHOUT_GPU, *examples.WITH_PACKAGES, *examples.WITH_GPU}
     others = {path.name for path in (ROOT / "examples").glob("*.*") if path.suffix != ".py"}
     assert others == set(examples.OTHER_LANGUAGES)
 

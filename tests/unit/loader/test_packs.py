@@ -84,6 +84,18 @@ def test_installed_distribution(tmp_path, monkeypatch, named):
     assert registry.registry().source == "installed distributions"
 
 
+def test_pack_of_its_own_package(tmp_path, monkeypatch):
+    """A copy of the loader in another package launches what lies beside it, unless a distribution brings that, too."""
+    own = write(tmp_path / "copy" / "kernels", ["90a"])
+    monkeypatch.setattr(registry, "OWN_PACK", own)
+    monkeypatch.setattr(registry, "_installed", lambda: [write(tmp_path / "other", ["100a"])])
+    assert loader.kernels()["scale_rows"].archs == ("90a",)
+    assert registry.registry().source == "this package"
+    registry.forget()
+    monkeypatch.setattr(registry, "_installed", lambda: [own])
+    assert registry.registry().source == "installed distributions"
+
+
 def test_checkout(tmp_path, monkeypatch):
     """Without anything named, the checkout's artifacts; without those, the error says how to get some."""
     monkeypatch.setattr(registry, "CHECKOUT_ARTIFACTS", str(tmp_path / "artifacts"))
