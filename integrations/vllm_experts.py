@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, FusedMoEQuantConfig
 
 COMPOSITES = {9: "moe_bf16_nvfp4", 10: "moe_fp4", 12: "moe_fp4"}  # by major compute capability
+SCALARS = {"moe_fp4": {"global_scale_kind": "decode"}}
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 # vLLM's activation -> ours, and the fields of its configuration that vLLM's own kernels apply with it.
 ACTIVATIONS = {
@@ -71,7 +72,8 @@ def _supports(parallel: FusedMoEParallelConfig) -> bool:
 def workspace_bytes(composite: str, dtype: torch.dtype, **dimensions: int) -> int:
     """Bytes for T, TOPK, E, H and I; vLLM asks before each call."""
     word = DTYPES[dtype]
-    return loader.workspace_bytes(composite, x=word, topk_ids="i64", out=word, **dimensions)
+    scalars = SCALARS.get(composite, {})
+    return loader.workspace_bytes(composite, x=word, topk_ids="i64", out=word, **scalars, **dimensions)
 
 
 class Experts(modular_kernel.FusedMoEExpertsModular):
@@ -90,9 +92,7 @@ class Experts(modular_kernel.FusedMoEExpertsModular):
         scalars: dict[str, Any] = {"activation": activation, "intermediate": DTYPES[moe_config.in_dtype]}
         given = {field: getattr(moe_config, field) for field in fields}
         scalars |= {field: float(value) for field, value in given.items() if value is not None}
-        if composite == "moe_fp4":
-            scalars["global_scale_kind"] = "decode"
-        self.constants = {**arguments, **scalars}
+        self.constants = {**arguments, **scalars, **SCALARS.get(composite, {})}
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Loads all that the composite may choose from: which kernels follows from the number of tokens."""

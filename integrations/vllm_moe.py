@@ -19,7 +19,6 @@ from vllm.model_executor.utils import replace_parameter
 
 from .nvfp4_experts import Matrices, prepare
 from .vllm_experts import Experts, composite_here, refusal
-from .vllm_plugin import NVFP4
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -53,12 +52,12 @@ class Nvfp4Experts(ModelOptNvFp4FusedMoE):
                 Experts, moe_config, kNvfp4Static, kNvfp4Dynamic if quantised else None, Experts.activation_format()
             )
         if reason is not None:
-            raise ValueError(f"{NVFP4}: {reason}")
+            raise ValueError(f"block_scaled: {reason}")
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Once: the weights that were loaded give way to those that the composite takes."""
         if self.moe_kernel is not None:
-            raise RuntimeError(f"{NVFP4}: weights are loaded once; they cannot be loaded anew over converted ones")
+            raise RuntimeError("block_scaled: weights are loaded once; they cannot be loaded anew over converted ones")
         arguments = prepare(self.composite, *(self._matrices(layer, name) for name in ("w13", "w2")))
         for name, argument in PARAMETERS.items():
             replace_parameter(layer, name, None if argument is None else arguments.pop(argument))
@@ -68,9 +67,9 @@ class Nvfp4Experts(ModelOptNvFp4FusedMoE):
         self.moe_quant_config = self.get_fused_moe_quant_config(layer)
         of_layer = {name: getattr(layer, name) for name in arguments}
         experts = Experts(self.moe, self.moe_quant_config, self.composite, of_layer)
+        experts.process_weights_after_loading(layer)
         prepare_finalize = make_moe_prepare_and_finalize_no_dp_ep(use_monolithic=False)
         self.moe_kernel = modular_kernel.FusedMoEKernel(prepare_finalize, experts)
-        self.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
     @staticmethod
     def _matrices(layer: torch.nn.Module, name: str) -> Matrices:
