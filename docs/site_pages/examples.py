@@ -22,6 +22,7 @@ WITHOUT_GPU = {
     "expert_parallel": "python examples/expert_parallel.py --ranks 2 --emulate 120a",
     "jax_jit": "python examples/jax_jit.py",
     "indexer": "python examples/indexer.py --emulate 90a",
+    "vllm_plugin": "python examples/vllm_plugin.py --emulate 90a",
 }
 WITH_GPU = {
     "torch_example": "python examples/torch_example.py",
