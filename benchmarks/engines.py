@@ -3,7 +3,7 @@
     python benchmarks/engines.py --peers DIR --json benchmarks/results/engines-h200.json
 
 Of vLLM 0.26 are the quantisation configurations, by the names that ``--quantization`` takes, the creation of weights
-and their conversion, router, runner and modular kernels: ``FusedMoE`` as a model has it. Norm, gate and residual are
+and their conversion, router, runner and modular kernels: ``FusedMoE`` as a model makes it. Norm, gate and residual are
 torch's. Each way is a CUDA graph over the whole model. Before anything is timed, every layer's result is compared with
 float64 on the layer's own input. Both are timed in turn with a cold L2; tokens a second are tokens over the median.
 
@@ -16,13 +16,14 @@ multimodal, reasoning, third_party, tool_parsers and transformers_utils; and _mo
 or gzipped as moe.so.gz. Beside it wheels of pydantic, pydantic-core, annotated-types and typing-inspection where Python
 has none. What else is missing stands in (``vllm_parts``), and the record says what.
 
-``--emulate ARCH`` runs small layers by the plug-in alone on the emulated device, without moe.so.
+``--emulate 90a`` runs small layers by the plug-in alone on the emulated device, without moe.so; of 0.33.0, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import os
 import tarfile
 import tempfile
@@ -41,6 +42,7 @@ E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 OURS, MARLIN = "block_scaled", "marlin"
 # Names of ``--quantization`` and of ``--moe-backend``.
 WAYS = {OURS: ("block_scaled_nvfp4", "auto"), MARLIN: ("modelopt_fp4", "marlin")}
+MAKERS = ("FusedMoEFactory", "FusedMoE")  # in 0.33 and in 0.26
 MAX_ERROR = 0.02  # root mean square, relative: activations and results are rounded to bf16, weights are exact
 TABLE = ["tokens", OURS, MARLIN, "tokens/s", "marlin tokens/s", "ratio"]
 
@@ -111,9 +113,10 @@ class Model:
 
     def __init__(self, way: str, size: Size, weights: Sequence[Weights], device: torch.device) -> None:
         from vllm.config import KernelConfig, VllmConfig, set_current_vllm_config
-        from vllm.model_executor.layers.fused_moe.layer import FusedMoE
+        from vllm.model_executor.layers.fused_moe import layer as of_experts
         from vllm.model_executor.layers.quantization import get_quantization_config
 
+        make = next(getattr(of_experts, name) for name in MAKERS if hasattr(of_experts, name))
         quantization, backend = WAYS[way]
         described = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
         quant_config = get_quantization_config(quantization).from_config(described)
@@ -122,7 +125,7 @@ class Model:
         with set_current_vllm_config(self.config), device:
             _one_rank()
             for layer, of_layer in enumerate(weights):
-                experts = FusedMoE(
+                experts = make(
                     num_experts=size.experts, top_k=size.top_k, hidden_size=size.hidden,
                     intermediate_size=size.between, params_dtype=torch.bfloat16, quant_config=quant_config, tp_size=1,
                     dp_size=1, pcp_size=1, prefix=f"model.layers.{layer}.mlp.experts",
@@ -225,7 +228,7 @@ def compare(models: dict[str, Model], size: Size, timer: Any) -> list[dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of vLLM, see above")
-    parser.add_argument("--emulate", metavar="ARCH", help="small layers by the plug-in, on the emulated device")
+    parser.add_argument("--emulate", choices=["90a"], help="small layers by the plug-in, on the emulated device")
     parser.add_argument("--seed", type=int, default=0)
     given, _ = parser.parse_known_args()
     on_gpu = given.emulate is None
@@ -244,7 +247,7 @@ def main() -> None:
             return
         from timing import begin  # which needs a device
 
-        environment, timer, _ = begin(vllm="0.26.0", **said())
+        environment, timer, _ = begin(vllm=importlib.metadata.version("vllm"), **said())
         rows = compare(models, size, timer)
         record.finish(arguments.json, "engines", environment, timer.facts(), {"rows": rows})
     cells = [[row[column] for column in TABLE] for row in rows]

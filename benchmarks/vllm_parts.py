@@ -1,4 +1,4 @@
-"""vLLM 0.26's own Python where its extensions and most of what it depends on are not: what is missing stands in.
+"""vLLM's own Python, 0.26 or 0.33, where its extensions and most of what it needs are not: what is missing stands in.
 
 A stand-in is a module whose names are classes that take anything and do nothing. Modules that are imported on the way
 to a layer of experts and have no part in it may be stand-ins; those that compute are vLLM's. ``bring`` tells which.
@@ -25,7 +25,7 @@ ABSENT = (
     "gguf httpx huggingface_hub ijson jsonschema lark librosa llguidance mcp mistral_common msgspec numba openai "
     "openai_harmony opentelemetry outlines_core partial_json_parser prometheus_client psutil pybase64 requests "
     "safetensors sentencepiece setproctitle soundfile starlette tiktoken tokenizers tqdm transformers urllib3 uvicorn "
-    "watchfiles xgrammar yaml zmq"
+    "uvloop watchfiles xgrammar yaml zmq"
 ).split()
 # Stand-ins always: of vLLM what asks for the rest of an engine, and its extensions.
 REPLACED = (
@@ -38,8 +38,8 @@ ASKED = ("cutlass_scaled_mm_supports_fp8", "cutlass_scaled_mm_supports_block_fp8
          "cutlass_scaled_mm_supports_fp4")  # fmt: skip
 REPACK = "gptq_marlin_repack(Tensor words, Tensor perm, SymInt k, SymInt n, int bits, bool is_a_8bit) -> Tensor"
 ACTIVATE = "silu_and_mul(Tensor! out, Tensor input) -> ()"
-TOP_K = ("topk_softmax(Tensor! weights, Tensor! ids, Tensor! rows, Tensor logits, bool renormalize, Tensor? bias) "
-         "-> ()")  # fmt: skip
+TOP_K = ("topk_softmax(Tensor! weights, Tensor! ids, Tensor! rows, Tensor logits, bool renormalize, Tensor? bias, "
+         "Tensor? is_padding=None) -> ()")  # fmt: skip
 _libraries: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
@@ -69,6 +69,12 @@ class StandIn(metaclass=_Anything):
 
     def __init_subclass__(cls, **_: Any) -> None:
         pass
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -211,8 +217,8 @@ def activate(out: torch.Tensor, products: torch.Tensor) -> None:
 
 
 def top_k_softmax(weights: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, logits: torch.Tensor, renormalize: bool,
-                  bias: torch.Tensor | None) -> None:  # fmt: skip
-    """Of host tensors."""
+                  bias: torch.Tensor | None, is_padding: torch.Tensor | None = None) -> None:  # fmt: skip
+    """Of host tensors; without bias and padding."""
     chosen, of_chosen = logits.float().softmax(-1).topk(weights.shape[1])
     weights.copy_(chosen / chosen.sum(-1, keepdim=True) if renormalize else chosen)
     ids.copy_(of_chosen)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
+import moe_fragments
+import moe_reference as moe
 import torch
-from moe_reference import Layer, Tokens, Weights
+from moe_reference import AnyLayer, Layer, Settings, Tokens, Weights
 
 ARCHS = {"90a": 9, "100a": 10, "120a": 12}
+
+
+def drawn(generator: torch.Generator, arch: str, experts: int, hidden: int, between: int, settings: Settings,
+          up_alpha: bool = False) -> tuple[AnyLayer, Layer]:  # fmt: skip
+    """A layer of the reference, and the numbers of its checkpoint: on Hopper tokens are not quantised."""
+    plain = moe.random_layer(generator, experts, hidden, between, settings)
+    factor = 0.5 + torch.rand(experts, generator=generator, device=generator.device)
+    alphas = (plain.w13.alpha * plain.x_encode, plain.w2.alpha * plain.h_encode * factor)
+    up = alphas[0] * factor if up_alpha else None
+    stored = dataclasses.replace(plain, w13=dataclasses.replace(plain.w13, alpha=alphas[0], up_alpha=up),
+                                 w2=dataclasses.replace(plain.w2, alpha=alphas[1]))  # fmt: skip
+    if arch == "90a":
+        return moe_fragments.Layer(stored), stored
+    x_scale, h_scale = 1 / plain.x_encode, 1 / plain.h_encode
+    w13 = dataclasses.replace(stored.w13, alpha=alphas[0] * x_scale, up_alpha=None if up is None else up * x_scale)
+    decoded = dataclasses.replace(settings, global_scale_kind="decode")
+    w2 = dataclasses.replace(stored.w2, alpha=alphas[1] * h_scale)
+    return dataclasses.replace(stored, w13=w13, w2=w2, settings=decoded), stored
 
 
 def parallel(**changed: Any) -> types.SimpleNamespace:
@@ -86,22 +107,34 @@ def method_of(vllm: dict[str, types.ModuleType], moe_config: Any, module: torch.
 def call(made: Any, module: torch.nn.Module, tokens: Tokens, expert_map: torch.Tensor | None = None,
          weights_applied: bool = False) -> torch.Tensor:  # fmt: skip
     """As ``FusedMoEKernelModularImpl`` calls experts: NaN in the output, and in a workspace of the shapes asked for."""
+    memory = memory_for(made, module, tokens)
+    apply(made, module, tokens, memory, expert_map, weights_applied)
+    return memory[2]
+
+
+def memory_for(made: Any, module: torch.nn.Module, tokens: Tokens) -> tuple[torch.Tensor, ...]:
+    """Both workspaces and the output of a call, of NaN."""
     experts = made.moe_kernel.fused_experts
     (count, hidden), dtype = tokens.x.shape, tokens.x.dtype
     shapes = experts.workspace_shapes(count, module.w13_weight.shape[1], hidden, tokens.topk_ids.shape[1],
                                       len(module.w13_weight), len(module.w13_weight), None, None)  # fmt: skip
-    workspace13, workspace2, out = (aligned(shape, dtype) for shape in shapes)
-    experts.apply(
+    return tuple(aligned(shape, dtype, tokens.x.device) for shape in shapes)
+
+
+def apply(made: Any, module: torch.nn.Module, tokens: Tokens, memory: tuple[torch.Tensor, ...],
+          expert_map: torch.Tensor | None = None, weights_applied: bool = False) -> None:  # fmt: skip
+    """The call alone."""
+    workspace13, workspace2, out = memory
+    made.moe_kernel.fused_experts.apply(
         output=out, hidden_states=tokens.x, w1=module.w13_weight, w2=module.w2_weight,
         topk_weights=tokens.topk_weights, topk_ids=tokens.topk_ids, activation=None, global_num_experts=0,
         expert_map=expert_map, a1q_scale=None, a2_scale=None, workspace13=workspace13, workspace2=workspace2,
         expert_tokens_meta=None, apply_router_weight_on_input=weights_applied,
     )  # fmt: skip
-    return out
 
 
-def aligned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def aligned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """NaN, from an address that is a multiple of 256 on, as vLLM's workspaces begin."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    raw = torch.full((size + 256,), 0xFF, dtype=torch.uint8)
+    raw = torch.full((size + 256,), 0xFF, dtype=torch.uint8, device=device)
     return raw[-raw.data_ptr() % 256 :][:size].view(dtype).view(shape)

@@ -55,24 +55,6 @@ def on(packs: list[str] | None, reschedule: Callable[[], str], monkeypatch: pyte
     return put
 
 
-def drawn(generator: torch.Generator, arch: str, experts: int, hidden: int, between: int, settings: Settings,
-          up_alpha: bool = False) -> tuple[AnyLayer, Layer]:  # fmt: skip
-    """A layer of the reference, and the numbers of its checkpoint: on Hopper tokens are not quantised."""
-    plain = moe.random_layer(generator, experts, hidden, between, settings)
-    factor = 0.5 + torch.rand(experts, generator=generator)
-    alphas = (plain.w13.alpha * plain.x_encode, plain.w2.alpha * plain.h_encode * factor)
-    up = alphas[0] * factor if up_alpha else None
-    stored = dataclasses.replace(plain, w13=dataclasses.replace(plain.w13, alpha=alphas[0], up_alpha=up),
-                                 w2=dataclasses.replace(plain.w2, alpha=alphas[1]))  # fmt: skip
-    if arch == "90a":
-        return moe_fragments.Layer(stored), stored
-    x_scale, h_scale = 1 / plain.x_encode, 1 / plain.h_encode
-    w13 = dataclasses.replace(stored.w13, alpha=alphas[0] * x_scale, up_alpha=None if up is None else up * x_scale)
-    decoded = dataclasses.replace(settings, global_scale_kind="decode")
-    w2 = dataclasses.replace(stored.w2, alpha=alphas[1] * h_scale)
-    return dataclasses.replace(stored, w13=w13, w2=w2, settings=decoded), stored
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """Sizes and how the layer is used; ``fields`` are those of vLLM's configuration that say the same."""
@@ -118,7 +100,9 @@ def test_layers_are_within_the_bound(case: str, vllm: dict[str, types.ModuleType
     """Of what float64 makes of the checkpoint: sizes filled up, activations, alphas of up, types of tokens and ids."""
     sizes = CASES[case]
     on(vllm, sizes.arch)
-    layer, stored = drawn(generator, sizes.arch, 4, sizes.hidden, sizes.between, sizes.settings, sizes.up_alpha)
+    layer, stored = vllm_layer.drawn(
+        generator, sizes.arch, 4, sizes.hidden, sizes.between, sizes.settings, sizes.up_alpha
+    )
     tokens = moe.random_tokens(generator, 7, 2, 4, sizes.hidden, sizes.dtype, sizes.ids)
     out = vllm_layer.call(*made(vllm, sizes, stored), tokens)
     moe.moe(layer, tokens, sizes.dtype).check(out, case)
@@ -129,7 +113,7 @@ def test_any_map_of_experts(vllm: dict[str, types.ModuleType], on: Callable[...,
     """Within the bound; and the same bytes when experts change places with all that a layer has of them."""
     case = Case("90a")
     on(vllm, case.arch)
-    layer, stored = drawn(generator, case.arch, 3, case.hidden, case.between, case.settings, up_alpha=True)
+    layer, stored = vllm_layer.drawn(generator, case.arch, 3, case.hidden, case.between, case.settings, up_alpha=True)
     tokens = moe.random_tokens(generator, 8, 3, 7, case.hidden)
     expert_map = torch.tensor([2, -1, 0, -1, -1, 1, -1], dtype=torch.int32)
     mapped = moe_fragments.Layer(dataclasses.replace(layer.plain, expert_map=expert_map))
@@ -151,7 +135,7 @@ def test_ranks_add_up_to_the_layer(arch: str, vllm: dict[str, types.ModuleType],
     """Two parts of I, cut as vLLM does, each within its bound and their sum within that of the whole."""
     case = Case(arch, between=96)
     on(vllm, arch)
-    layer, stored = drawn(generator, arch, 3, case.hidden, case.between, case.settings)
+    layer, stored = vllm_layer.drawn(generator, arch, 3, case.hidden, case.between, case.settings)
     tokens = moe.random_tokens(generator, 7, 2, 3, case.hidden)
     total, allowed = 0.0, 0.0
     for rank in range(2):
@@ -179,7 +163,7 @@ def test_weights_that_were_applied_to_tokens(vllm: dict[str, types.ModuleType], 
     """vLLM multiplies tokens itself where a model asks for it; they are not weighted again."""
     case = Case("90a")
     on(vllm, case.arch)
-    layer, stored = drawn(generator, case.arch, 3, case.hidden, case.between, case.settings)
+    layer, stored = vllm_layer.drawn(generator, case.arch, 3, case.hidden, case.between, case.settings)
     tokens = moe.random_tokens(generator, 5, 1, 3, case.hidden)._replace(topk_weights=torch.full((5, 1), torch.nan))
     out = vllm_layer.call(*made(vllm, case, stored), tokens, weights_applied=True)
     moe.moe(layer, tokens._replace(topk_weights=torch.ones(5, 1)), "bf16").check(out, "weighted before")
@@ -190,7 +174,7 @@ def test_a_call_that_is_not_of_this_layer_is_seen(vllm: dict[str, types.ModuleTy
     """The bound is narrow enough: gate for up, one scale of an expert, or an expert's place is outside of it."""
     case = Case("90a")
     on(vllm, case.arch)
-    layer, stored = drawn(generator, case.arch, 3, case.hidden, case.between, case.settings)
+    layer, stored = vllm_layer.drawn(generator, case.arch, 3, case.hidden, case.between, case.settings)
     tokens = moe.random_tokens(generator, 5, 3, 3, case.hidden)  # every expert has all
     expected = moe.moe(layer, tokens, "bf16")
     for fault in FAULTS:
