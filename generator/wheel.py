@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,14 @@ def _whole(stage: Path) -> dict[str, Any]:
     checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {"distribution": PACKAGE, "packages": [*packages, f"{PACKAGE}.kernels"], "pack": f"{PACKAGE}.kernels",
             "dependencies": checkout["dependencies"], "description": checkout["description"],
-            "plugins": checkout["entry-points"],
+            "entry_points": entry_points(checkout),
             "extras": {name: checkout["optional-dependencies"][name] for name in EXTRAS}}  # fmt: skip
+
+
+def entry_points(checkout: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What engines load of a checkout, by group and name, as it is called in the package."""
+    groups = checkout.get("entry-points", {})
+    return {group: {name: f"{PACKAGE}.{place}" for name, place in names.items()} for group, names in groups.items()}
 
 
 def _pack_alone(stage: Path, package: str) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _pack_alone(stage: Path, package: str) -> dict[str, Any]:
     _write(stage / package / "py.typed", "")
     _write(stage / "README.md", f"{text}: a pack, found by its entry point.\n")
     return {"distribution": package, "packages": [package], "pack": package, "dependencies": [PACKAGE], "extras": {},
-            "plugins": {}, "description": text}  # fmt: skip
+            "entry_points": {}, "description": text}  # fmt: skip
 
 
 def _sign(pack: Path, key: str) -> None:

@@ -23,6 +23,7 @@ WITHOUT_GPU = {
     "jax_jit": "python examples/jax_jit.py",
     "indexer": "python examples/indexer.py --emulate 90a",
     "engine_experts": "python examples/engine_experts.py --emulate 90a",
+    "vllm_plugin": "python examples/vllm_plugin.py --emulate 90a",
 }
 # Those that need no GPU but a package that tests need not have -> the package, and how they run.
 WITH_PACKAGES = {

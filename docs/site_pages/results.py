@@ -84,6 +84,8 @@ KINDS = {
     "moe": Kind(("layer", "kernel", "tokens", "active experts"), "ours", ("unfused", "torch", "DeepGEMM", "Marlin"),
                 ("floor",),
                 families=lambda row: [row["kernel"], *(kernel.partition("/")[0] for kernel in row["kernels"])]),
+    "engines": Kind(("tokens",), "block_scaled", ("marlin",), ("tokens/s", "marlin tokens/s"),
+                    families=lambda row: ["grouped_bf16_nvfp4_swiglu", "grouped_bf16_nvfp4"]),
     "quantize": Kind(("family", "experts", "m"), "microseconds", ("torch.compile", "torch"), ("floor", "TB/s")),
     "launch_cost": Kind(("kernel",), "loader.launch", ("Triton JIT",),
                         ("plan.launch()", "plan.launch(stream)", "bare, ctypes", "bare, cuda.bindings"),

@@ -25,7 +25,8 @@ sys.path[:] = [{folder!r}, *(path for path in sys.path if path not in ("", {root
 {code}
 """
 RUN = "sys.argv = [{path!r}]; runpy.run_path({path!r}, run_name='__main__')"
-ON_DEVICE = ["beside_deep_gemm", "counters", "grouped_fp4", "launch_cost", "moe", "peers", "quantize", "seeing_cost", "tune"]
+ON_DEVICE = ["beside_deep_gemm", "counters", "engines", "grouped_fp4", "launch_cost", "moe", "peers", "quantize",
+             "seeing_cost", "tune"]  # fmt: skip
 
 
 def start(code: str, **environment: str) -> subprocess.CompletedProcess:
