@@ -24,7 +24,7 @@ from generator.errors import CompileError, PackError
 from generator.expand import Variant
 from generator.files import replace, sha256
 from generator.matrix import Expansion
-from generator.render import SUFFIXES
+from generator.render import is_source
 from generator.toolchain import Toolchain
 from loader.errors import LoaderError
 from loader.reader import parse
@@ -201,7 +201,7 @@ def source_digest(matrix: Path, templates: Path, measured: Sequence[str] = ()) -
     digest = hashlib.sha256(f"generator {VERSION}\n".encode())
     files = [("kernels.yaml", matrix), *((name, matrix.parent / name) for name in measured)]
     files += [(path.relative_to(templates).as_posix(), path) for path in templates.rglob("*")
-              if path.suffix in SUFFIXES and path.is_file()]  # fmt: skip
+              if is_source(path.relative_to(templates)) and path.is_file()]  # fmt: skip
     for name, path in sorted(files):
         digest.update(f"{name} {sha256(path.read_bytes())}\n".encode())
     return digest.hexdigest()

@@ -24,9 +24,16 @@ from loader.arch import ARCHS
 
 # Of templates and headers. Files of other names are no sources, so none can be used.
 SUFFIXES = (".j2", ".cuh")
+# But for this one, in templates/ itself: nvcc reads it before every file, in place of the toolkit's of that name.
+IMPLIED = "cuda_runtime.h"
 
 # A name in quotes is looked up beside its file first, one in angle brackets on the include path alone.
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file, by its path in templates/, may reach a kernel."""
+    return path.suffix in SUFFIXES or path.as_posix() == IMPLIED
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,10 @@ class Renderer:
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     def _headers(self, content: bytes) -> dict[str, str]:
-        """Name -> sha256 of every header of the project that ``content`` includes, directly or not."""
+        """Name -> sha256 of every header of the project that nvcc reads before ``content`` or for it."""
         found: dict[str, str] = {}
-        pending = self._includes(content, Path())  # a kernel is compiled away from its template
+        implied = f'#include "{IMPLIED}"\n'.encode()
+        pending = self._includes(implied + content, Path())  # a kernel is compiled away from its template
         while pending:
             path = pending.pop()
             if path.as_posix() not in found:
@@ -92,7 +100,7 @@ class Renderer:
 
     @staticmethod
     def _check_suffix(path: Path) -> None:
-        if path.suffix not in SUFFIXES:
+        if not is_source(path):
             raise RenderError(f"templates/{path}: the name of a template ends in .j2, that of a header in .cuh")
 
     def _read_header(self, path: Path) -> tuple[str, list[Path]]:

@@ -1,6 +1,5 @@
 // Logits in memory: out[query, key], or out[query, key - first key that the query sees].
 #pragma once
-#include <cuda_bf16.h>
 #include <stdint.h>
 
 #include "number/integer.cuh"
@@ -47,7 +46,7 @@ struct Logits {
         const float stored = seen ? value : kUnseen;
         uint8_t* place = out + row.place + int64_t{key} * bytes;
         store_if(stores & (bytes == 4), place, stored);
-        store_if(stores & (bytes == 2), place, __bfloat16_as_ushort(output::convert<output::bf16>(stored)));
+        store_if(stores & (bytes == 2), place, halves::to_bf16(stored).bits);
     }
 
     // Warp `part` of `parts`: -inf to the keys of the tile's share that are not multiplied. kRows are multiplied at once.

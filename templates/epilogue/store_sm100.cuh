@@ -46,7 +46,7 @@ struct StoreSm100 {
             for (int token = 0; token < kChunk; ++token) {
                 float value = bias::apply(alpha_, __uint_as_float(values[token]), bias_);
                 if (accumulate_) value += static_cast<float>(before[token]);
-                reinterpret_cast<Out*>(staging_)[token * 32 + lane] = Out(value);
+                reinterpret_cast<Out*>(staging_)[token * 32 + lane] = output::convert<Out>(value);
             }
             __syncwarp();
 #pragma unroll

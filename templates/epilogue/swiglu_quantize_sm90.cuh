@@ -171,7 +171,7 @@ struct SwigluQuantizeSm90 {
             } else {
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+                    const float2 pair = halves::widen_f16x2(words[i]);
                     gates[i] = pair.x, ups[i] = pair.y;
                 }
             }

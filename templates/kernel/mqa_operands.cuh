@@ -1,7 +1,6 @@
 // What every generation's kernel of MQA logits multiplies, and the roles that bring it to shared memory: queries, their
 // weights and where their logits go, in two buffers of a tile each, and keys in a ring of stages.
 #pragma once
-#include <cuda_bf16.h>
 #include <stdint.h>
 #include <type_traits>
 

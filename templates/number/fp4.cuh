@@ -4,7 +4,6 @@
 // included). Times a UE4M3 scale it is a multiple of 2^-24 with at most six significant bits: still exact. The
 // factor 2^-14 of each operand is taken out of the sums, see kDescale.
 #pragma once
-#include <cuda_fp16.h>
 #include <stdint.h>
 
 namespace fp4 {

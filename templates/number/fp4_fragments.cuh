@@ -6,13 +6,13 @@
 // logical operation on it and what it becomes by shifts: two of the pairs are the exclusive or of two places. f16 has
 // the same bits in 15 and 11..9, so it takes the magnitudes from elsewhere than the signs.
 #pragma once
-#include <cuda_fp16.h>
 #include <stdint.h>
 
 #include <type_traits>
 
 #include "number/element.cuh"
 #include "number/fp4.cuh"
+#include "number/halves.cuh"
 #include "number/output.cuh"
 
 namespace fp4 {
@@ -59,8 +59,7 @@ struct Fragments<number::bf16> : BlocksOf16 {
         for (uint32_t& pair : found) pair &= 0x81C081C0u;
     }
     __device__ __forceinline__ static uint32_t factors(uint32_t two_bytes) {
-        const uint32_t halves = scales_to_half2(two_bytes);
-        const float2 scales = __half22float2(reinterpret_cast<const __half2&>(halves));
+        const float2 scales = halves::widen_f16x2(scales_to_half2(two_bytes));
         constexpr float kFactor = 0x1p119f;  // 448 times this is less than 2^128
         return output::pack<output::bf16>(scales.x * kFactor, scales.y * kFactor);
     }

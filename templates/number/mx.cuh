@@ -4,7 +4,6 @@
 // OCP rule, 2^(floor(log2(amax)) - the largest exponent of an element), with which it may. Elements are multiplied by
 // its reciprocal, which is exact.
 #pragma once
-#include <math.h>
 #include <stdint.h>
 
 #include <type_traits>
@@ -40,7 +39,7 @@ struct Result {
 
         // Infinity takes the largest scale, NaN is NaN.
         __device__ __forceinline__ BlockScale scale(float amax) const {
-            if (!(amax <= INFINITY)) return {0xFF, amax};
+            if (!(amax <= __builtin_huge_valf())) return {0xFF, amax};
             const uint32_t bits = __float_as_uint(amax) + (rounding_ == kUp ? kCarry : 0);
             const int byte = max(static_cast<int>(bits >> 23) - kExponent, 0);
             return {static_cast<uint32_t>(byte), __uint_as_float((254 - byte) << 23)};

@@ -4,10 +4,10 @@
 // multiplied by S / scale; the value of an element is then E2M1 * UE4M3 / S. Every operation is rounded on its own, so
 // that kernels which quantise equal values write equal bytes, whatever the compiler would fuse.
 #pragma once
-#include <cuda_fp8.h>
 #include <float.h>
 #include <stdint.h>
 
+#include "number/fp8.cuh"
 #include "number/minmax.cuh"
 
 namespace nvfp4 {
@@ -36,13 +36,13 @@ struct BlockScale {
 __device__ __forceinline__ BlockScale block_scale(float amax, float encode_scale, bool ieee) {
     const float scale = ieee ? __fmul_rn(amax, __fmul_rn(encode_scale, kInverseOf6))
                              : __fmul_rn(encode_scale, __fmul_rn(amax, reciprocal_approximate(6.0f)));
-    const __nv_fp8_e4m3 rounded(scale);
-    const float value = static_cast<float>(rounded);
+    const uint8_t byte = fp8::to_e4m3(scale);
+    const float value = fp8::value_of_e4m3(byte);
     if (value == 0) return {0, 0.0f};
     const float multiplier =
         ieee ? __fdiv_rn(encode_scale, value)
              : reciprocal_approximate(__fmul_rn(value, reciprocal_approximate(encode_scale)));
-    return {rounded.__x, min_nan(multiplier, FLT_MAX)};
+    return {byte, min_nan(multiplier, FLT_MAX)};
 }
 
 // E2M1 of the magnitude of one value, rounded to nearest even and saturated, in the low 3 bits; NaN becomes 6. Above

@@ -1,8 +1,8 @@
 // The output type of a kernel: rounding of fp32 accumulators, and packing of neighbours into one register.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <stdint.h>
+
+#include "number/halves.cuh"
 
 namespace output {
 
@@ -22,12 +22,12 @@ __device__ __forceinline__ float convert<float>(float value) {
 
 template <>
 __device__ __forceinline__ __nv_bfloat16 convert<__nv_bfloat16>(float value) {
-    return __float2bfloat16_rn(value);
+    return halves::to_bf16(value);
 }
 
 template <>
 __device__ __forceinline__ __half convert<__half>(float value) {
-    return __float2half_rn(value);
+    return halves::to_f16(value);
 }
 
 // Two neighbouring fp32 values rounded to nearest even as one 32-bit register, `low` in the low half.

@@ -1,8 +1,6 @@
 // The gated activation between the two GEMMs of an MoE layer, with rounding that is stated: kernels that apply it to
 // equal values get equal bits.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <float.h>
 #include <stdint.h>
 
@@ -89,7 +87,7 @@ __device__ __forceinline__ float select(bool condition, float a, float b) {
 }
 
 __device__ __forceinline__ float round_to(float value, int type) {
-    const float bf16 = __bfloat162float(__float2bfloat16_rn(value)), f16 = __half2float(__float2half_rn(value));
+    const float bf16 = halves::to_bf16(value), f16 = halves::to_f16(value);
     return select(type == kBf16, bf16, select(type == kF16, f16, value));
 }
 
@@ -107,7 +105,7 @@ __device__ __forceinline__ void round_to(float (&values)[kCount], Type type) {
 #pragma unroll
         for (int i = 0; i < kCount; i += 2) {
             const uint32_t pair = output::pack<output::f16>(values[i], values[i + 1]);
-            const float2 wide = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+            const float2 wide = halves::widen_f16x2(pair);
             values[i] = wide.x, values[i + 1] = wide.y;
         }
     }

@@ -70,7 +70,7 @@ public:
         }
         tile.batch = batch;
         tile.row = rows_.row(batch) + row;
-        tile.num_rows = tile.num_stored = min(BLOCK_M, rows_.count(batch) - row);
+        tile.num_rows = tile.num_stored = min(unsigned{BLOCK_M}, rows_.count(batch) - row);
         tile.column = column_tile * BLOCK_N;
         tile.scale_row = rows_.scale_row(batch) + row;
         tile.k_begin = 0;

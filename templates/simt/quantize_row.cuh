@@ -9,11 +9,10 @@
 // The words of all rows are dealt to the grid in order, so neighbouring threads touch neighbouring bytes.
 // While a word is computed, the loads of the thread's next one are in flight.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <float.h>
 #include <stdint.h>
 
+#include "number/halves.cuh"
 #include "simt/quad.cuh"
 #include "simt/quantize_format.cuh"
 #include "simt/scale_places.cuh"
@@ -47,7 +46,7 @@ __device__ __forceinline__ void widen(float* values, uint32_t word, const __nv_b
     values[1] = __uint_as_float(word & 0xFFFF0000);
 }
 __device__ __forceinline__ void widen(float* values, uint32_t word, const __half*) {
-    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+    const float2 pair = halves::widen_f16x2(word);
     values[0] = pair.x, values[1] = pair.y;
 }
 __device__ __forceinline__ void widen(float* values, uint32_t word, const float*) { values[0] = __uint_as_float(word); }

@@ -270,6 +270,20 @@ def test_the_digest_of_the_sources_is_of_sources(project):
     assert pack.source_digest(project.matrix, project.templates) != before
 
 
+def test_a_runtime_header_of_ones_own_is_in_the_digest(project, capsys):
+    """nvcc reads that of templates/ before every file, instead of the toolkit's, so all kernels depend on it."""
+    header = project.templates / "cuda_runtime.h"
+    header.write_text("#include_next <cuda_runtime.h>\n#define ONE 1.0f\n")
+    project.edit(project.templates / "nop9" / "nop9.cu.j2", "{}", "{ out[0] = ONE; }")
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    before = pack.source_digest(project.matrix, project.templates)
+    project.edit(header, "1.0f", "2.0f")
+    capsys.readouterr()
+    assert project.build("--arch", "120a", "--kernel", "nop9") == 0
+    assert "1 compiled, 0 up to date" in capsys.readouterr().out
+    assert pack.source_digest(project.matrix, project.templates) != before
+
+
 def test_a_header_that_would_not_count_is_refused(project, capsys):
     """Its name has to end as headers of the project end."""
     (project.templates / "scale" / "convert.cuh").rename(project.templates / "scale" / "convert.h")

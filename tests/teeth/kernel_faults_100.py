@@ -239,8 +239,8 @@ EPILOGUE = planted(
         ("alpha of the next expert", "params.factor(tile.batch)", "params.factor(tile.batch + 1)"),
         (
             "no warp barrier in the staging",
-            "Out(value);\n            }\n            __syncwarp();",
-            "Out(value);\n            }",
+            "convert<Out>(value);\n            }\n            __syncwarp();",
+            "convert<Out>(value);\n            }",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from planting import Kernel
 
 M8, M16 = Kernel("120a", "m8n128k256_f32"), Kernel("100a", "m16n128k256_f32")
 
-ROWS_OF_TILE = "min(BLOCK_M, rows_.count(batch) - row)"
+ROWS_OF_TILE = "min(unsigned{BLOCK_M}, rows_.count(batch) - row)"
 
 SCHEDULE = planted(
     SCAN,
