@@ -76,8 +76,7 @@ def _integer(text: str) -> int:
 
 class _Parser:
     def __init__(self, text: str):
-        blank = lambda match: re.sub(r"[^\n]", " ", match[0])  # noqa: E731
-        self.text = _COMMENT.sub(blank, text)
+        self.text = _COMMENT.sub(_blank, text)
         self.counted, self.lines = 0, 1  # a position, and the line that it is on
         self.statements = 0
         self.position = 0
@@ -443,6 +442,11 @@ class _Parser:
         if isinstance(inner, Symbol):
             return Address(Symbol(inner.name, inner.offset + offset), 0, coordinates)
         return Address(inner, offset, coordinates)
+
+
+def _blank(comment: re.Match[str]) -> str:
+    """As many lines and columns of nothing."""
+    return " " * len(comment[0]) if "\n" not in comment[0] else re.sub(r"[^\n]", " ", comment[0])
 
 
 def _split(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import lzma
 import operator
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -34,6 +35,7 @@ import kernel_facts  # noqa: E402
 import model_terms  # noqa: E402
 
 SASS = ROOT / "tests" / ".cache" / "sass"
+SHARE = 16  # cubins that a process disassembles
 SAMPLED = sorted({variant.arch for variant in VARIANTS} - set(ARCHS))
 
 try:
@@ -101,26 +103,35 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def kept(cubin: Path) -> Path:
+    """Where the text of a cubin is kept for the next run, under what it depends on; it is parsed in every run."""
+    return SASS / f"{digest(cubin)[:32]}-{digest(toolchain.find_disassembler())[:16]}.gz"
+
+
+def disassemble(cubins: list[Path]) -> None:
+    """Of one arch; keeps their texts."""
+    SASS.mkdir(parents=True, exist_ok=True)
+    for cubin, text in zip(cubins, sass.disassemble_all(cubins), strict=True):
+        with tempfile.NamedTemporaryFile(dir=SASS, prefix="new-", delete=False) as file:
+            file.write(gzip.compress(text.encode(), mtime=0))
+        os.replace(file.name, kept(cubin))  # complete or absent
+
+
 @functools.cache
 def profiled(cubin: Path) -> sass.Profile:
-    """Of a cubin. nvdisasm needs a third of a second for a kernel, so its text is kept under what it depends on; it is
-    parsed in every run."""
-    kept = SASS / f"{digest(cubin)[:32]}-{digest(toolchain.find_disassembler())[:16]}.gz"
-    if not kept.is_file():
-        text = gzip.compress(sass.disassemble(cubin).encode(), mtime=0)
-        SASS.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=SASS, prefix="new-", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, kept)  # complete or absent
-    return sass.parse(gzip.decompress(kept.read_bytes()).decode())
+    return sass.parse(gzip.decompress(kept(cubin).read_bytes()).decode())
 
 
 def profiles(built: Path, artifacts: list[dict]) -> list[sass.Profile]:
     """Of each; a kernel that families have in common is disassembled once."""
-    files = {artifact["sha256"]: built / artifact["file"] for artifact in artifacts}
+    missing: dict[str, dict[Path, None]] = {}
+    for artifact in artifacts:
+        if not kept(built / artifact["file"]).is_file():
+            missing.setdefault(artifact["arch"], {})[built / artifact["file"]] = None
+    shares = [list(files)[i : i + SHARE] for files in missing.values() for i in range(0, len(files), SHARE)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = dict(zip(files, pool.map(profiled, files.values()), strict=True))
-    return [found[artifact["sha256"]] for artifact in artifacts]
+        list(pool.map(disassemble, shares))
+    return [profiled(built / artifact["file"]) for artifact in artifacts]
 
 
 def broken_promises(family: str, arch: str, tile: str, profile: sass.Profile) -> Iterator[str]:
@@ -175,6 +186,16 @@ def test_the_pack_holds_the_sample(arch: str, sample: list[Variant], artifacts: 
     whole = [v for v in VARIANTS if v.arch == arch]
     assert drawn <= found <= {(v.family, v.variant) for v in whole}
     assert len(drawn) == len({v.template for v in whole})
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_kernels_disassembled_together_are_as_alone(arch: str, built: Path, artifacts: list[dict]) -> None:
+    """Some of any families, others in every run, one of them with a jump table."""
+    files = [built / artifact["file"] for artifact in artifacts if artifact["arch"] == arch]
+    draw = random.Random(os.environ["TESTS_SEED"])
+    chosen = draw.sample(files, 4) + [draw.choice([file for file in files if b".nv.constant2." in file.read_bytes()])]
+    together = [sass.parse(text) for text in sass.disassemble_all(chosen)]
+    assert together == [sass.profile(file) for file in chosen]
 
 
 @pytest.mark.parametrize("arch", [*ARCHS, *SAMPLED])
@@ -331,7 +352,7 @@ def test_the_performance_model_reads_shipped_kernels(built: Path, arch: str) -> 
     [artifact] = [one for one in pack.manifest.artifacts if one.family == "grouped_fp4" and one.arch == arch
                   and one.variant == f"{MODELLED[arch]}_bf16"]  # fmt: skip
     found = kernel_facts.facts(pack.manifest.families["grouped_fp4"], artifact,
-                               profiled(built / artifact.binary.file))  # fmt: skip
+                               sass.profile(built / artifact.binary.file))  # fmt: skip
     assert found.row_bytes == (found.block[2] * 9 // 16,) * 2 and found.loops[-1][0] == found.block[0]
     assert (bool(found.job.issued), bool(found.chunk.issued)) == (arch == "90a", arch == "100a")
     chip = next(chip for chip in chips.CHIPS.values() if chip.arch[:-1] == arch[:-1])
