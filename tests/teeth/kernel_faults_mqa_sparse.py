@@ -20,7 +20,8 @@ CAUGHT = planted(
     [
         ("scales from where their box begins", "row % kPart + __float_as_int(box[kEarly])", "row % kPart"),
         ("logits of keys that the query does not see", "exists ? entry.y : 0", "exists ? 0xFF : 0"),
-        ("entries looked up too near", "column + kLoaders * 32 * kPart", "column + kLoaders * 16 * kPart", {"problem": LONG}),
+        ("entries looked up too near", "column + kLoaders * 32 * kPart", "column + kLoaders * 16 * kPart",
+         {"problem": LONG}),
         ("keys read in front of the scales of a page", "scale_offset + row", "row",
          {"kernel": PAGES, "problem": IN_PAGES}),
     ],
