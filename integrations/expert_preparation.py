@@ -1,8 +1,8 @@
 """The experts of a layer as engines hold them in torch, made into the arguments of a composite.
 
-An engine has gate and up of an expert as rows of one matrix, all of gate before all of up, scales in plain order, and
-decode scales, amax / 2688, which multiply what is dequantised. It has already cut the matrices into parts of its ranks,
-so there is nothing to read here; docs/weights.md has the layouts that come of it. All is done where the tensors lie.
+An engine has gate and up of an expert as rows of one matrix, scales in plain order, and of NVFP4 decode scales,
+amax / 2688, which multiply what is dequantised. It has already cut the matrices into parts of its ranks, so there is
+nothing to read here; docs/weights.md has the layouts that come of it. All is done where the tensors lie.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from torch.nn.functional import pad
 
 from . import nvfp4
-from .nvfp4_layouts import GLOBAL_SCALES, LAYOUTS
+from .fp4_layouts import GLOBAL_SCALES, LAYOUTS, WEIGHTS
 from .weight_fragments import to_fragments
 
 Change = Callable[[torch.Tensor], torch.Tensor]
+MAGNITUDES = 0x77  # of two E2M1, without their signs
 
 
 @dataclasses.dataclass(frozen=True)
 class Nvfp4:
-    """Matrices of E experts in NVFP4, scales in plain order: gate above up, [E, 2 I, H], or down, [E, H, I].
+    """Matrices of E experts in NVFP4, scales in plain order: gate and up, [E, 2 I, H], or down, [E, H, I].
 
     packed: uint8 [E, N, K / 2], even k in the low nibble. scales: [E, N, K / 16], float8_e4m3fn or its bytes. decode:
     float32, by which results are multiplied: [E], or of gate and up [E, 2].
@@ -31,52 +32,84 @@ class Nvfp4:
     packed: torch.Tensor
     scales: torch.Tensor
     decode: torch.Tensor
+    bias = None
 
     def __post_init__(self) -> None:
-        experts, n, width = self.packed.shape
-        for name, tensor, dtypes, shapes in (
-            ("packed", self.packed, (torch.uint8,), [(experts, n, width)]),
-            ("scales", self.scales, (torch.uint8, nvfp4.SCALE), [(experts, n, width * 2 // nvfp4.GROUP)]),
-            ("decode", self.decode, (torch.float32,), [(experts,), (experts, 2)]),
-        ):
-            if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes:
-                raise ValueError(f"{name} of NVFP4 weights expects {dtypes[-1]} {' or '.join(map(str, shapes))}, got "
-                                 f"{tensor.dtype} {tuple(tensor.shape)}")  # fmt: skip
+        experts = len(self.packed)
+        _check(self, "NVFP4", (nvfp4.SCALE, torch.uint8))
+        _check_tensor("decode of NVFP4", self.decode, (torch.float32,), (experts,), (experts, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mxfp4:
+    """Matrices of E experts in MXFP4, as ``Nvfp4`` has them.
+
+    packed: uint8 [E, N, K / 2], even k in the low nibble. scales: [E, N, K / 32], float8_e8m0fnu or its bytes. bias:
+    added to results, bf16 or float32 [E, N], or None.
+    """
+
+    packed: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "MXFP4", (torch.uint8, torch.float8_e8m0fnu))
+        if self.bias is not None:
+            _check_tensor("bias of MXFP4", self.bias, (torch.float32, torch.bfloat16), tuple(self.packed.shape[:2]))
+
+    @property
+    def decode(self) -> torch.Tensor:
+        """Of which there are none."""
+        return torch.ones(len(self.packed), device=self.packed.device)
+
+
+def _check(matrices: Nvfp4 | Mxfp4, weights: str, scales: tuple[torch.dtype, ...]) -> None:
+    experts, n, width = matrices.packed.shape
+    _check_tensor(f"packed of {weights}", matrices.packed, (torch.uint8,), (experts, n, width))
+    _check_tensor(f"scales of {weights}", matrices.scales, scales, (experts, n, 2 * width // WEIGHTS[weights].group))
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], *shapes: tuple[int, ...]) -> None:
+    if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes:
+        raise ValueError(f"{name} weights expects {dtypes[0]} {' or '.join(map(str, shapes))}, got "
+                         f"{tensor.dtype} {tuple(tensor.shape)}")  # fmt: skip
 
 
 def refusal(composite: str, hidden: int, intermediate: int) -> str | None:
     """Why a layer of H ``hidden`` and I ``intermediate``, a rank's part, cannot be prepared, None where it can."""
     layout = LAYOUTS[composite]
-    if hidden % layout.inputs or hidden % layout.outputs:
-        return f"hidden size {hidden} is no multiple of {max(layout.inputs, layout.outputs)}"
-    if intermediate % nvfp4.GROUP:
-        return (f"intermediate size {intermediate} of a rank is no multiple of {nvfp4.GROUP}, the values that share a "
-                "scale")  # fmt: skip
+    group = WEIGHTS[layout.weights].group
+    if hidden % layout.outputs:
+        return f"hidden size {hidden} is no multiple of {layout.outputs}"
+    if intermediate % group:
+        return f"intermediate size {intermediate} of a rank is no multiple of {group}, the values that share a scale"
     return None
 
 
 def padded(intermediate: int, composite: str) -> int:
     """I with the zeros that the composite asks for behind it."""
-    unit = LAYOUTS[composite].intermediate
-    return -(-intermediate // unit) * unit
+    return _round_up(intermediate, LAYOUTS[composite].intermediate)
 
 
 def prepare(
     composite: str,
-    gate_up: Nvfp4,
-    down: Nvfp4,
+    gate_up: Nvfp4 | Mxfp4,
+    down: Nvfp4 | Mxfp4,
     input_decode: torch.Tensor | None = None,
     between_decode: torch.Tensor | None = None,
+    alternate: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Arguments of ``moe_bf16_nvfp4`` or ``moe_fp4`` by name, each [E, ...] and contiguous.
+    """Arguments of a composite of ``LAYOUTS`` by name, each [E, ...] and contiguous.
 
     input_decode, between_decode: float32 [E], of gate and up also [E, 2], amax / 2688 of the tokens and of what
-    ``down`` multiplies, as calibrated; where tokens stay in 16 bits they are not used. Without the first there is no
-    ``x_global_scale``, and no alpha has it; without the other it is 1, a range of 2688.
+    ``down`` multiplies, as calibrated; ``moe_fp4`` alone uses them. Without the first there is no ``x_global_scale``,
+    and no alpha has it; without the other it is 1, a range of 2688. alternate: rows of gate and up do, as gpt-oss has
+    them; else all of gate come before all of up.
 
     An expert at a time is changed, so that little memory is needed beside the result. ``w13_up_alpha`` is there where
-    it differs from ``w13_alpha``, for which decode scales of both are read on the host. Raises ValueError where sizes
-    do not fit one another or the kernels.
+    it differs from ``w13_alpha``, for which decode scales of both are read on the host, as are scales of MXFP4. Raises
+    ValueError where sizes do not fit one another or the kernels, and for scales of MXFP4 that these do not multiply by
+    exactly.
     """
     layout, (experts, hidden, width) = LAYOUTS[composite], down.packed.shape
     intermediate = 2 * width
@@ -85,18 +118,21 @@ def prepare(
                          f"{list(gate_up.packed.shape)} and {list(down.packed.shape)}")  # fmt: skip
     if reason := refusal(composite, hidden, intermediate):
         raise ValueError(f"{composite}: {reason}")
-    size = padded(intermediate, composite)
+    size, group = padded(intermediate, composite), WEIGHTS[layout.weights].group
     store = to_fragments if layout.fragments else torch.Tensor.contiguous
-    changes: dict[str, tuple[Nvfp4, Change]] = {
-        "w13": (gate_up, lambda rows: _in_turn(rows, layout.turn, size)),
-        "w2": (down, lambda rows: pad(rows, (0, rows.shape[1] * (size - intermediate) // intermediate))),
-    }
     arguments = {}
-    for name, (weights, change) in changes.items():
-        arguments[name] = _each(weights.packed, lambda rows, change=change: store(change(rows)))
+    for name, weights, k, order in (
+        ("w13", gate_up, _round_up(hidden, layout.inputs), lambda rows: _in_turn(rows, layout.turn, size, alternate)),
+        ("w2", down, size, lambda rows: rows),
+    ):
         scales = weights.scales.view(torch.uint8)
-        blocks = _each(scales, lambda rows, change=change: nvfp4.to_blocks(change(rows)[None])[0])
-        arguments[f"{name}_scale"] = blocks.view(nvfp4.SCALE)
+        if isinstance(weights, Mxfp4):
+            _check_powers(composite, name, weights.packed, scales)
+        arguments[name] = _each(weights.packed, lambda rows, k=k, order=order: store(_filled(order(rows), k // 2)))
+        blocks = _each(scales, lambda rows, k=k, order=order: _blocks(_filled(order(rows), k // group)))
+        arguments[f"{name}_scale"] = blocks if isinstance(weights, Mxfp4) else blocks.view(nvfp4.SCALE)
+        if weights.bias is not None:
+            arguments[f"{name}_bias"] = _each(weights.bias[..., None].float(), order).squeeze(2)
     numbers = _numbers(composite, gate_up.decode.reshape(experts, -1), down.decode, input_decode, between_decode)
     return arguments | {name: number.float().contiguous() for name, number in numbers.items()}
 
@@ -123,6 +159,20 @@ def _numbers(
     return alphas | scales
 
 
+def _check_powers(composite: str, name: str, packed: torch.Tensor, scales: torch.Tensor) -> None:
+    """Scales are numbers that the composite takes exactly; what zeros have may be smaller."""
+    powers, group = LAYOUTS[composite].powers, WEIGHTS["MXFP4"].group
+    for expert, (values, its) in enumerate(zip(packed, scales, strict=True)):
+        wrong = its < powers[0]
+        wrong &= (values & MAGNITUDES).bool().unflatten(1, (-1, group // 2)).any(dim=2)
+        wrong |= its > powers[-1]
+        if wrong.any():
+            byte = int(its[wrong].max())
+            found = "NaN for a scale" if byte == 0xFF else f"a scale of 2^{byte - 127}"
+            raise ValueError(f"{composite}: {name} of expert {expert} has {found}, and what is taken is "
+                             f"2^{powers[0] - 127} to 2^{powers[-1] - 127}")  # fmt: skip
+
+
 def _each(experts: torch.Tensor, change: Change) -> torch.Tensor:
     """``change`` of each expert."""
     first = change(experts[0])
@@ -133,8 +183,22 @@ def _each(experts: torch.Tensor, change: Change) -> torch.Tensor:
     return changed
 
 
-def _in_turn(rows: torch.Tensor, turn: int, size: int) -> torch.Tensor:
-    """[2 I, C], gate above up, as ``turn`` rows of each in turn: [2 ``size``, C], zeros at the end."""
+def _in_turn(rows: torch.Tensor, turn: int, size: int, alternate: bool) -> torch.Tensor:
+    """[2 I, C] as ``turn`` rows of gate and as many of up in turn: [2 ``size``, C], zeros at the end."""
     halves = rows.new_zeros((2, size, rows.shape[1]))
-    halves[:, : len(rows) // 2] = rows.unflatten(0, (2, -1))
+    found = rows.unflatten(0, (-1, 2)).transpose(0, 1) if alternate else rows.unflatten(0, (2, -1))
+    halves[:, : len(rows) // 2] = found
     return halves.unflatten(1, (size // turn, turn)).transpose(0, 1).flatten(0, 2)
+
+
+def _filled(rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """[N, C] with zeros up to ``columns``."""
+    return pad(rows, (0, columns - rows.shape[1]))
+
+
+def _blocks(scales: torch.Tensor) -> torch.Tensor:
+    return nvfp4.to_blocks(scales[None])[0]
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

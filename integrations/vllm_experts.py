@@ -18,11 +18,12 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dyna
 from vllm.platforms import current_platform
 
 from . import expert_preparation, loader
-from .nvfp4_layouts import COMPOSITES, GLOBAL_SCALES
+from .fp4_layouts import GLOBAL_SCALES, WEIGHTS
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, FusedMoEQuantConfig
 
+COMPOSITES = WEIGHTS["NVFP4"].composites
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 # vLLM's activation -> ours, and the fields of its configuration that vLLM's own kernels apply with it.
 ACTIVATIONS = {
