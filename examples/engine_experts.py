@@ -27,7 +27,8 @@ asked = options.parse(__doc__)
 device = "cpu" if options.emulated(asked) else "cuda"
 os.environ["LOADER_EMULATED_ARCH"] = asked.emulate or "90a"
 
-from integrations.torch_experts import Nvfp4, of_nvfp4  # noqa: E402  ops are those of the packs
+from integrations.expert_preparation import Nvfp4  # noqa: E402
+from integrations.torch_experts import of_nvfp4  # noqa: E402  ops are those of the packs
 
 rng = np.random.default_rng(asked.seed)
 *gate_up, gate_up_values = quantized(rng, 2 * BETWEEN, HIDDEN)

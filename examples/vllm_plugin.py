@@ -23,7 +23,7 @@ import nvfp4  # noqa: E402
 import options  # noqa: E402
 
 import loader  # noqa: E402
-from integrations import nvfp4_experts  # noqa: E402
+from integrations.expert_preparation import Nvfp4, prepare  # noqa: E402
 
 TOKENS, EXPERTS, TOP_K, HIDDEN, BETWEEN, RANKS = 6, 4, 2, 128, 96, 2
 COMPOSITES = {9: "moe_bf16_nvfp4", 10: "moe_fp4", 12: "moe_fp4"}  # by major compute capability
@@ -44,15 +44,14 @@ class Layer:
         # What calibration on samples may find; what is larger saturates.
         self.x_scale, self.h_scale = ((amax + rng.random(dtype=np.float32)) / np.float32(2688) for amax in (4, 5))
 
-    def rank(self, rank: int) -> tuple[nvfp4_experts.Matrices, nvfp4_experts.Matrices]:
-        """A part of gate and of up, and the same columns of down."""
+    def rank(self, rank: int) -> tuple[Nvfp4, Nvfp4, torch.Tensor, torch.Tensor]:
+        """A part of gate and of up, the same columns of down, and scales of what both multiply."""
         begin, end = (BETWEEN * (rank + step) // RANKS for step in (0, 1))
         rows = np.r_[begin:end, BETWEEN + begin : BETWEEN + end]
         first = (self.w13[0][:, rows], self.w13[1][:, rows])
         second = (self.w2[0][:, :, begin // 2 : end // 2], self.w2[1][:, :, begin // 16 : end // 16])
-        both = np.repeat(self.w13[2][:, None], 2, axis=1), np.full((EXPERTS, 2), self.x_scale)
-        one = self.w2[2], np.full(EXPERTS, self.h_scale)
-        return _matrices(*first, *both), _matrices(*second, *one)
+        scales = torch.full((EXPERTS, 2), float(self.x_scale)), torch.full((EXPERTS,), float(self.h_scale))
+        return _weights(*first, np.repeat(self.w13[2][:, None], 2, axis=1)), _weights(*second, self.w2[2]), *scales
 
     def expected(self, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """[T, H]."""
@@ -75,10 +74,8 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(values).bfloat16().double().numpy()
 
 
-def _matrices(values: np.ndarray, scale: np.ndarray, *numbers: np.ndarray) -> nvfp4_experts.Matrices:
-    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in (values, scale, *numbers))
-    packed, groups, weight_scale, input_scale = tensors
-    return nvfp4_experts.Matrices(packed, groups.view(torch.float8_e4m3fn), weight_scale, input_scale)
+def _weights(*arrays: np.ndarray) -> Nvfp4:
+    return Nvfp4(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 def main() -> int:
@@ -98,7 +95,7 @@ def main() -> int:
     total = torch.zeros(TOKENS, HIDDEN, dtype=torch.float64)
     scalars = {"global_scale_kind": "decode"} if layer.quantised else {}
     for rank in range(RANKS):
-        prepared = nvfp4_experts.prepare(composite, *layer.rank(rank))
+        prepared = prepare(composite, *layer.rank(rank))
         routed = {"x": tokens, "topk_ids": torch.from_numpy(ids), "topk_weights": torch.from_numpy(weights)}
         arguments = {name: tensor.to(where) for name, tensor in (prepared | routed).items()}
         out = torch.full((TOKENS, HIDDEN), torch.nan, dtype=torch.bfloat16, device=where)

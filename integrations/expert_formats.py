@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from . import nvfp4_layouts
+from .fp4_layouts import LAYOUTS, Layout
 from .scale_layouts import ROWS, SQUARES, UE4M3_BLOCKS, UE8M0_BLOCKS, UE8M0_WORDS, ScaleLayout, powers, round_up
 from .weight_fragments import STAGE_K, from_fragments, to_fragments
 
@@ -62,13 +62,18 @@ class Target:
         return (from_fragments(stored, 2 * stored.shape[-1]) if self.fragments else stored)[..., :columns]
 
 
+FP4_SCALES = {"NVFP4": UE4M3_BLOCKS, "MXFP4": UE8M0_BLOCKS}
+
+
+def _fp4(name: str, layout: Layout) -> Target:
+    fields = layout._asdict()
+    return Target(name, scales=FP4_SCALES[fields.pop("weights")], **fields)
+
+
 TARGETS = {
     target.name: target
     for target in (
-        *(Target(name, **layout._asdict(), scales=UE4M3_BLOCKS) for name, layout in nvfp4_layouts.LAYOUTS.items()),
-        Target("moe_mxfp8_mxfp4", 128, 32, 128, 1, UE8M0_BLOCKS),
-        # Scales from 2^-100 to 2^33: pairs of E2M1 are lifted by a factor that is a bf16.
-        Target("moe_bf16_mxfp4", 32, 32, 64, 64, UE8M0_BLOCKS, fragments=True, powers=range(27, 161)),
+        *(_fp4(name, layout) for name, layout in LAYOUTS.items()),
         Target("moe_mxfp8", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_mxfp4", 32, 32, 32, 1, UE8M0_BLOCKS),
         Target("moe_fp8", 16, 16, 16, 0, SQUARES),

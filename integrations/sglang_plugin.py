@@ -22,7 +22,8 @@ from sglang.srt.layers.moe.utils import get_moe_a2a_backend, get_moe_runner_back
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_exec
 
-from .torch_experts import Experts, Nvfp4, of_nvfp4
+from .expert_preparation import Nvfp4
+from .torch_experts import Experts, of_nvfp4
 
 NAME = "block_scaled"
 METHOD = "sglang.srt.layers.quantization.modelopt_quant.ModelOptNvFp4FusedMoEMethod"
@@ -122,10 +123,9 @@ def asked(method: Any) -> bool:
 
 
 def local(layer: torch.nn.Module, scale: torch.Tensor) -> torch.Tensor:
-    """Of decode scales of all experts, [G] or of gate and up [G, 2], those of the rank: the larger of two."""
-    scale = scale.float().reshape(len(scale), -1).amax(dim=1)
+    """Of decode scales of all experts, [G] or of gate and up [G, 2], those of the rank."""
     begin = layer.moe_ep_rank * layer.num_local_experts if len(scale) != layer.num_local_experts else 0
-    return scale[begin : begin + layer.num_local_experts].contiguous()
+    return scale[begin : begin + layer.num_local_experts]
 
 
 def scalars(config: MoeRunnerConfig) -> dict[str, Any]:

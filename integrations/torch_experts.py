@@ -1,7 +1,8 @@
-"""The experts of a layer as engines hold them in torch, as calls of one composite with weights in NVFP4.
+"""The experts of a layer as engines hold them in torch, as calls of one composite with weights in NVFP4 or MXFP4.
 
-Tokens stay in 16 bits on Hopper (``moe_bf16_nvfp4``) and are quantised elsewhere (``moe_fp4``). Weights are prepared
-once, on the device where they lie; a call reads no device memory on the host, and may be captured and compiled.
+Tokens stay in 16 bits on Hopper (``moe_bf16_nvfp4``, ``moe_bf16_mxfp4``) and are quantised elsewhere (``moe_fp4``,
+``moe_mxfp8_mxfp4``). Weights are prepared once, on the device where they lie; a call reads no device memory on the
+host, and may be captured and compiled.
 """
 
 from __future__ import annotations
@@ -12,41 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from . import loader, nvfp4, ops
-from .nvfp4_layouts import LAYOUTS, Layout
-from .weight_fragments import to_fragments
+from .expert_preparation import Mxfp4, Nvfp4, prepare
+from .fp4_layouts import GLOBAL_SCALES, LAYOUTS, WEIGHTS
 
 LARGEST = 6 * 448  # times a decode scale, the largest value
 SMALLEST_AMAX = 1e-8
-COMPOSITES = {9: "moe_bf16_nvfp4", 10: "moe_fp4", 12: "moe_fp4"}  # by the major version of a device
-NEWEST = max(COMPOSITES)
 WORDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Nvfp4:
-    """Matrices of E experts in NVFP4, scales in plain order: gate above up, [E, 2 I, H], or down, [E, H, I].
-
-    packed: uint8 [E, N, K / 2], even k in the low nibble. scales: [E, N, K / 16], float8_e4m3fn or its bytes. decode:
-    float32, by which results are multiplied: [E], or of gate and up [E, 2].
-    """
-
-    packed: torch.Tensor
-    scales: torch.Tensor
-    decode: torch.Tensor
-
-    def __post_init__(self) -> None:
-        experts, n, width = self.packed.shape
-        for name, tensor, dtypes, shapes in (
-            ("packed", self.packed, (torch.uint8,), [(experts, n, width)]),
-            ("scales", self.scales, (torch.uint8, nvfp4.SCALE), [(experts, n, width * 2 // nvfp4.GROUP)]),
-            ("decode", self.decode, (torch.float32,), [(experts,), (experts, 2)]),
-        ):
-            if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes:
-                raise ValueError(f"{name} of NVFP4 weights expects {dtypes[-1]} {' or '.join(map(str, shapes))}, got "
-                                 f"{tensor.dtype} {tuple(tensor.shape)}")  # fmt: skip
+ONE_TYPE = ("moe_bf16_mxfp4",)  # of results, so that their type is not asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,44 +44,43 @@ class Experts:
         topk_weights: torch.Tensor,
         expert_map: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [T, H] in bf16 or f16, experts [T, TOPK] in int32 or int64 and their weights -> [T, H], as x.
+        """x [T, H] in bf16 or, of NVFP4, f16, experts [T, TOPK] in int32 or int64 and their weights -> [T, H], as x.
 
         expert_map: int32 [G], the place of each id among these experts; one outside of them adds nothing. Raises
         ValueError for other types of tokens, and what the loader raises.
         """
-        if x.dtype not in WORDS:
-            raise ValueError(f"tokens expect bfloat16 or float16, got {x.dtype}")
-        given = {**self.buffers, "x": x, "topk_ids": topk_ids, "topk_weights": topk_weights.float()}
+        known = [dtype for dtype, word in WORDS.items() if word in WEIGHTS[LAYOUTS[self.composite].weights].tokens]
+        if x.dtype not in known:
+            names = (str(dtype).removeprefix("torch.") for dtype in known)
+            raise ValueError(f"tokens expect {' or '.join(names)}, got {x.dtype}")
+        given: dict[str, Any] = {**self.buffers, "x": x, "topk_ids": topk_ids, "topk_weights": topk_weights.float()}
         given |= self.scalars
         if expert_map is not None:
             given["expert_map"] = expert_map
         if not self.x_decode:
             decode = (x.abs().amax().float().clamp(min=SMALLEST_AMAX) / LARGEST).expand_as(self.buffers["w2_alpha"])
             given["x_global_scale"] = decode.contiguous()
-            given |= {name: given[name] * decode for name in ("w13_alpha", "w13_up_alpha")}
-        return getattr(ops, self.composite).functional(**given, out=WORDS[x.dtype])
+            given |= {name: given[name] * decode for name in ("w13_alpha", "w13_up_alpha") if name in given}
+        if self.composite not in ONE_TYPE:
+            given["out"] = WORDS[x.dtype]
+        return getattr(ops, self.composite).functional(**given)
 
 
-def composite_of(device: torch.device) -> str:
-    """The composite of experts on ``device``; of a CPU that of ``LOADER_EMULATED_ARCH``, or what runs on all archs.
+def composite_of(device: torch.device, weights: str = "NVFP4") -> str:
+    """The composite of experts on ``device``; of a CPU that of ``LOADER_EMULATED_ARCH``, or of the newest arch.
 
     Raises NotImplementedError for a device that no kernel is for.
     """
+    composites = WEIGHTS[weights].composites
     if device.type == "cuda":
         major = torch.cuda.get_device_capability(device)[0]
     else:
         named = os.environ.get("LOADER_EMULATED_ARCH")
-        major = loader.arch.parse(named).major if named else NEWEST
-    if major not in COMPOSITES:
-        raise NotImplementedError(f"experts in NVFP4 run on devices of compute capability {sorted(COMPOSITES)}, "
+        major = loader.arch.parse(named).major if named else max(composites)
+    if major not in composites:
+        raise NotImplementedError(f"experts in {weights} run on devices of compute capability {sorted(composites)}, "
                                   f"{device} has {major}")  # fmt: skip
-    return COMPOSITES[major]
-
-
-def padded(between: int, composite: str) -> int:
-    """I with the zeros that the composite asks for behind it."""
-    unit = LAYOUTS[composite].intermediate
-    return -(-between // unit) * unit
+    return composites[major]
 
 
 def of_nvfp4(
@@ -118,35 +92,25 @@ def of_nvfp4(
 ) -> Experts:
     """Experts of a checkpoint in NVFP4.
 
-    input_decode, between_decode: float32 [E], amax / 2688 of the tokens and of what ``down`` multiplies, as calibrated;
-    where tokens stay in 16 bits they are not used. Without the first the scale of tokens is measured in each call,
-    without the other it is 1, a range of 2688. scalars: of the composite, as ``activation``, ``swiglu_limit``.
+    input_decode, between_decode: scales of activations, as ``prepare`` takes them; without the first, that of tokens is
+    measured in each call. scalars: of the composite, as ``activation``, ``swiglu_limit``.
 
     Raises ValueError where sizes do not fit one another or the kernels.
     """
     composite = composite_of(gate_up.packed.device)
-    layout, (experts, rows, width) = LAYOUTS[composite], gate_up.packed.shape
-    hidden, between = 2 * width, rows // 2
-    if down.packed.shape != (experts, hidden, between // 2) or rows % 2 or hidden % layout.inputs:
-        raise ValueError(f"{composite} takes gate and up [E, 2 I, H / 2] and down [E, H, I / 2], H % {layout.inputs} "
-                         f"== 0, got {list(gate_up.packed.shape)} and {list(down.packed.shape)}")  # fmt: skip
-    alphas = gate_up.decode.reshape(experts, -1)
-    alpha, up_alpha = alphas[:, 0].contiguous(), alphas[:, -1].contiguous()
-    size = padded(between, composite)
-    buffers = {
-        "w13": _stored(_in_turn(gate_up.packed, layout.turn, size), layout),
-        "w13_scale": _blocks(_in_turn(gate_up.scales.view(torch.uint8), layout.turn, size)),
-        "w2": _stored(pad(down.packed, (0, (size - between) // 2)), layout),
-        "w2_scale": _blocks(pad(down.scales.view(torch.uint8), (0, (size - between) // nvfp4.GROUP))),
-    } | {"w13_alpha": alpha, "w13_up_alpha": up_alpha, "w2_alpha": down.decode}
-    if composite != "moe_fp4":
-        return Experts(composite, buffers, scalars)
-    between_decode = torch.ones_like(alpha) if between_decode is None else between_decode
-    buffers |= {"h_global_scale": between_decode, "w2_alpha": down.decode * between_decode}
-    if input_decode is not None:
-        buffers |= {"x_global_scale": input_decode, "w13_alpha": alpha * input_decode,
-                    "w13_up_alpha": up_alpha * input_decode}  # fmt: skip
-    return Experts(composite, buffers, {**scalars, "global_scale_kind": "decode"}, input_decode is not None)
+    buffers = prepare(composite, gate_up, down, input_decode, between_decode)
+    kind = GLOBAL_SCALES.get(composite, {})
+    return Experts(composite, buffers, {**scalars, **kind}, x_decode=not kind or input_decode is not None)
+
+
+def of_mxfp4(gate_up: Mxfp4, down: Mxfp4, alternate: bool = False, **scalars: Any) -> Experts:
+    """Experts of a checkpoint in MXFP4, as gpt-oss, whose rows of gate and up alternate.
+
+    scalars: of the composite, as ``activation``, and ``swiglu_alpha``, ``swiglu_beta``, ``swiglu_limit``. Raises
+    ValueError as ``prepare`` does.
+    """
+    composite = composite_of(gate_up.packed.device, "MXFP4")
+    return Experts(composite, prepare(composite, gate_up, down, alternate=alternate), scalars)
 
 
 def quantized(matrices: torch.Tensor) -> Nvfp4:
@@ -155,18 +119,3 @@ def quantized(matrices: torch.Tensor) -> Nvfp4:
     each = [nvfp4.quantize(matrix, scale, linear=True) for matrix, scale in zip(matrices, 1 / decode, strict=True)]
     packed, scales = (torch.stack(parts) for parts in zip(*each, strict=True))
     return Nvfp4(packed, scales, decode)
-
-
-def _in_turn(rows: torch.Tensor, turn: int, size: int) -> torch.Tensor:
-    """[E, 2 I, C], gate above up, as ``turn`` rows of gate and as many of up in turn, I padded to ``size``."""
-    halves = rows.unflatten(1, (2, rows.shape[1] // 2))
-    halves = pad(halves, (0, 0, 0, size - halves.shape[2]))
-    return halves.unflatten(2, (size // turn, turn)).transpose(1, 2).flatten(1, 3).contiguous()
-
-
-def _stored(packed: torch.Tensor, layout: Layout) -> torch.Tensor:
-    return torch.stack([to_fragments(matrix) for matrix in packed]) if layout.fragments else packed
-
-
-def _blocks(scales: torch.Tensor) -> torch.Tensor:
-    return nvfp4.to_blocks(scales).view(nvfp4.SCALE)

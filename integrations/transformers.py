@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad
 
-from .torch_experts import Experts, composite_of, of_nvfp4, padded, quantized
+from .expert_preparation import padded
+from .torch_experts import Experts, composite_of, of_nvfp4, quantized
 
 NAME = "block_scaled"
 # What ``use_experts_implementation`` says of a class -> what is computed here.

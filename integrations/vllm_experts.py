@@ -17,13 +17,13 @@ from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeig
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
 from vllm.platforms import current_platform
 
-from . import loader, nvfp4_experts
+from . import expert_preparation, loader
+from .fp4_layouts import GLOBAL_SCALES, WEIGHTS
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, FusedMoEQuantConfig
 
-COMPOSITES = {9: "moe_bf16_nvfp4", 10: "moe_fp4", 12: "moe_fp4"}  # by major compute capability
-SCALARS = {"moe_fp4": {"global_scale_kind": "decode"}}
+COMPOSITES = WEIGHTS["NVFP4"].composites
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 # vLLM's activation -> ours, and the fields of its configuration that vLLM's own kernels apply with it.
 ACTIVATIONS = {
@@ -59,9 +59,8 @@ def refusal(composite: str, moe_config: FusedMoEConfig, quantised: bool) -> str 
         f"an all-to-all between ranks ({parallel.all2all_backend})": not _supports(parallel),
     }  # fmt: skip
     found = next((reason for reason, applies in reasons.items() if applies), None)
-    return found or nvfp4_experts.refusal(
-        composite, moe_config.hidden_dim, moe_config.intermediate_size_per_partition
-    )  # fmt: skip
+    sizes = moe_config.hidden_dim, moe_config.intermediate_size_per_partition
+    return found or expert_preparation.refusal(composite, *sizes)
 
 
 def _supports(parallel: FusedMoEParallelConfig) -> bool:
@@ -72,7 +71,7 @@ def _supports(parallel: FusedMoEParallelConfig) -> bool:
 def workspace_bytes(composite: str, dtype: torch.dtype, **dimensions: int) -> int:
     """Bytes for T, TOPK, E, H and I; vLLM asks before each call."""
     word = DTYPES[dtype]
-    scalars = SCALARS.get(composite, {})
+    scalars = GLOBAL_SCALES.get(composite, {})
     return loader.workspace_bytes(composite, x=word, topk_ids="i64", out=word, **scalars, **dimensions)
 
 
@@ -92,7 +91,7 @@ class Experts(modular_kernel.FusedMoEExpertsModular):
         scalars: dict[str, Any] = {"activation": activation, "intermediate": DTYPES[moe_config.in_dtype]}
         given = {field: getattr(moe_config, field) for field in fields}
         scalars |= {field: float(value) for field, value in given.items() if value is not None}
-        self.constants = {**arguments, **scalars, **SCALARS.get(composite, {})}
+        self.constants = {**arguments, **scalars, **GLOBAL_SCALES.get(composite, {})}
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Loads all that the composite may choose from: which kernels follows from the number of tokens."""

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4Config
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
 from vllm.model_executor.utils import replace_parameter
 
-from .nvfp4_experts import Matrices, prepare
+from .expert_preparation import Nvfp4, prepare
 from .vllm_experts import Experts, composite_here, refusal
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class Nvfp4Experts(ModelOptNvFp4FusedMoE):
         """Once: the weights that were loaded give way to those that the composite takes."""
         if self.moe_kernel is not None:
             raise RuntimeError("block_scaled: weights are loaded once; they cannot be loaded anew over converted ones")
-        arguments = prepare(self.composite, *(self._matrices(layer, name) for name in ("w13", "w2")))
+        gate_up, down = (self._weights(layer, name) for name in ("w13", "w2"))
+        # Where tokens stay in 16 bits, scales of activations may not have been loaded: nobody reads them.
+        arguments = prepare(self.composite, gate_up, down, layer.w13_input_scale.data, layer.w2_input_scale.data)
         for name, argument in PARAMETERS.items():
             replace_parameter(layer, name, None if argument is None else arguments.pop(argument))
         # Of each expert one, so that parameters moved between ranks take them along.
@@ -72,10 +74,10 @@ class Nvfp4Experts(ModelOptNvFp4FusedMoE):
         self.moe_kernel = modular_kernel.FusedMoEKernel(prepare_finalize, experts)
 
     @staticmethod
-    def _matrices(layer: torch.nn.Module, name: str) -> Matrices:
-        """What was loaded; scales of activations that were not are for no one to read."""
-        suffixes = ("weight", "weight_scale", "weight_scale_2", "input_scale")
-        return Matrices(*(getattr(layer, f"{name}_{suffix}").data for suffix in suffixes))
+    def _weights(layer: torch.nn.Module, name: str) -> Nvfp4:
+        """As they were loaded."""
+        suffixes = ("weight", "weight_scale", "weight_scale_2")
+        return Nvfp4(*(getattr(layer, f"{name}_{suffix}").data for suffix in suffixes))
 
     def get_fused_moe_quant_config(self, layer: torch.nn.Module) -> FusedMoEQuantConfig:
         """That tokens come as they are; alphas are for who asks, the experts have their own."""

@@ -9,7 +9,7 @@ import torch
 from device_problem import expand
 from reference import E2M1, UE4M3
 
-from integrations.torch_experts import Nvfp4
+from integrations.expert_preparation import Nvfp4
 
 
 def engine(layer: moe.Layer) -> tuple[Nvfp4, Nvfp4]:
@@ -32,8 +32,8 @@ def of_experts(layer: moe.Layer, chosen: list[int]) -> moe.Layer:
     """The layer of these experts alone, which keep their ids by a map."""
 
     def taken(weights: moe.Weights) -> moe.Weights:
-        fields = (getattr(weights, field.name) for field in dataclasses.fields(weights))
-        return moe.Weights(*(None if tensor is None else tensor[chosen] for tensor in fields))
+        tensors = {name: value[chosen] for name, value in vars(weights).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(weights, **tensors)
 
     expert_map = torch.full((layer.shape[0],), -1, dtype=torch.int32)
     expert_map[chosen] = torch.arange(len(chosen), dtype=torch.int32)

@@ -21,7 +21,7 @@ import moe_reference as moe  # noqa: E402
 import nvfp4_layer  # noqa: E402
 
 from integrations import torch_experts  # noqa: E402
-from integrations.torch_experts import Nvfp4  # noqa: E402
+from integrations.expert_preparation import Nvfp4  # noqa: E402
 
 SRT = "sglang.srt"
 

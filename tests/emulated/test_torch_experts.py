@@ -17,7 +17,8 @@ from moe_reference import Settings  # noqa: E402
 
 import loader  # noqa: E402
 from integrations import torch_experts  # noqa: E402
-from integrations.torch_experts import Experts, Nvfp4  # noqa: E402
+from integrations.expert_preparation import Nvfp4, prepare  # noqa: E402
+from integrations.torch_experts import Experts  # noqa: E402
 
 EXACT = {"90a": {}, "120a": {"division": "ieee"}}  # scalars, since the reference knows exact division alone
 
@@ -102,6 +103,15 @@ def test_matrices_become_nvfp4(arch: str, generator: torch.Generator) -> None:
     assert (error[:2].amax(dim=(1, 2, 3)) > 0).all()
 
 
+def test_up_has_an_alpha_where_it_needs_one(generator: torch.Generator) -> None:
+    """Of its own where some expert's scale of up is another one, and none that is the gate's."""
+    gate_up, down = nvfp4_layer.engine(drawn(generator, 3, 64, 64).plain)
+    one = gate_up.decode[:, :1]
+    for decode, there in ((gate_up.decode, True), (one.expand(3, 2), False), (one[:, 0], False)):
+        given = dataclasses.replace(gate_up, decode=decode)
+        assert ("w13_up_alpha" in prepare("moe_bf16_nvfp4", given, down)) is there
+
+
 def test_what_does_not_fit_is_refused(generator: torch.Generator) -> None:
     """With what was expected and what was found."""
     gate_up, down = nvfp4_layer.engine(drawn(generator, 2, 64, 64).plain)
@@ -111,5 +121,12 @@ def test_what_does_not_fit_is_refused(generator: torch.Generator) -> None:
         Nvfp4(gate_up.packed, gate_up.scales, gate_up.decode[:1])
     with pytest.raises(ValueError, match=r"takes gate and up .* got \[2, 128, 32\] and \[2, 128, 32\]"):
         torch_experts.of_nvfp4(gate_up, gate_up)
+    for n, k, said in ((128, 48, "moe_fp4: hidden size 48 is no multiple of 32"),
+                       (2 * 24, 64, "moe_fp4: intermediate size 24 of a rank is no multiple of 16")):  # fmt: skip
+        first, second = (Nvfp4(torch.zeros(2, rows, width // 2, dtype=torch.uint8),
+                               torch.zeros(2, rows, width // 16, dtype=torch.uint8), torch.ones(2))
+                         for rows, width in ((n, k), (k, n // 2)))  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            torch_experts.of_nvfp4(first, second)
     with pytest.raises(ValueError, match="tokens expect bfloat16 or float16, got torch.float32"):
         torch_experts.of_nvfp4(gate_up, down)(torch.zeros(1, 64), torch.zeros(1, 1).int(), torch.ones(1, 1))
