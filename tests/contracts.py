@@ -1,146 +1,163 @@
 """What plug-ins rely on in packages of others, read from their files without importing them.
 
-A record, ``tests/data/contract_<package>.json``, has a version and of each name a fact: of a function its parameters
-with their defaults, of a method that sets up an object also which attributes it sets or which parameters of a layer it
-registers always, of a class its bases and abstract methods, of a field or a name its default.
+A record, ``tests/data/contracts/<package>-<version>.json``, has of each name where it is defined, and of each
+definition what it is: of a class its bases, methods and fields; of a function or a method its parameters with their
+defaults, its decorators, which attributes of ``self`` it reads and sets, and which parameters of a layer it registers,
+always or at times; of a field or another name its default.
 
-    python tests/contracts.py check PLACE ...      # wheels, or folders of unpacked ones: what has moved
-    python tests/contracts.py record PLACE ...     # the names of the record, as they are there now
+    python tests/contracts.py check PLACE ...      # wheels, or folders of unpacked ones: what moved since the record
+    python tests/contracts.py record PLACE ...     # writes the record of each one's version
+
+``CONTRACTS=PLACE:PLACE`` has the tests hold plug-ins to these, too.
 """
 
 from __future__ import annotations
 
-import ast
+import argparse
 import json
+import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+from contract_names import ENGINES, relied_on
+from contract_reader import Read, Reader, Record
 
 DATA = Path(__file__).parent / "data"
-Fact = dict[str, Any]
-Read = Callable[[str], str | None]  # the text of a file, None where there is none
+RECORDS = DATA / "contracts"
+STAND_IN = DATA / "sglang_stand_in"  # a folder with what SGLang's wheel has of the names that are relied on
+# Who calls a method sees these of its decorators; those of its attributes that others rely on a constructor sets.
+KINDS = ("abstractmethod", "classmethod", "property", "staticmethod")
+SEEN = ("bases", "parameters", "registers", "default")
 
 
-def record_of(package: str) -> dict[str, Any]:
-    return json.loads((DATA / f"contract_{package}.json").read_text())
+def recorded(package: str) -> list[Record]:
+    """All versions that there is a record of, the newest last."""
+    found = [json.loads(path.read_text()) for path in RECORDS.glob(f"{package}-*.json")]
+    return sorted(found, key=lambda record: [int(number) for number in re.findall(r"\d+", record["version"])])
+
+
+def nearest(package: str, version: str) -> Record:
+    """The record of a version, or the newest one."""
+    records = recorded(package)
+    return next((record for record in records if record["version"] == version), records[-1])
+
+
+def named() -> list[Path]:
+    """Wheels and folders that ``CONTRACTS`` names, joined as ``PATH`` is."""
+    return [Path(place) for place in os.environ.get("CONTRACTS", "").split(os.pathsep) if place]
 
 
 def opened(place: Path) -> tuple[str, str, Read]:
-    """Package, version and files of a wheel, or of a folder of one that was unpacked."""
+    """Package, version and files of a wheel, or of a folder of one that was unpacked.
+
+    Raises FileNotFoundError where it is neither, of a package that has a plug-in here.
+    """
     if place.is_dir():
-        names, text = [path.name for path in place.iterdir()], None
+        names, files, archive = [path.name for path in place.iterdir()], None, None
     else:
         archive = zipfile.ZipFile(place)
-        text = {name: archive for name in archive.namelist()}
-        names = [name.partition("/")[0] for name in text]
+        files = frozenset(archive.namelist())
+        names = [name.partition("/")[0] for name in files]
 
     def read(name: str) -> str | None:
-        if text is not None:
-            return text[name].read(name).decode() if name in text else None
+        if archive is not None:
+            return archive.read(name).decode() if name in files else None
         return (place / name).read_text() if (place / name).is_file() else None
 
     found = {match.groups() for name in names if (match := re.fullmatch(r"(\w+)-([^-]+)\.dist-info", name))}
-    if len(found) != 1:
-        raise FileNotFoundError(f"{place} is no wheel and no folder of one")
-    ((package, version),) = found
-    return package, version, read
+    if len(found) != 1 or next(iter(found))[0] not in ENGINES:
+        raise FileNotFoundError(f"{place} is no wheel and no folder of one of {', '.join(ENGINES)}")
+    return (*found.pop(), read)
 
 
-def fact(read: Read, name: str) -> Fact | None:
-    """Of ``module:qualified.name``; None where it is not there."""
-    module, _, path = name.partition(":")
-    file = module.replace(".", "/")
-    text = read(f"{file}.py") or read(f"{file}/__init__.py")
-    node: ast.AST | None = None if text is None else ast.parse(text)
-    for part in path.split("."):
-        node = next((child for child in _body(node) if _name(child) == part), None)
-    return None if node is None else _described(node)
+def record_of(package: str, version: str, read: Read) -> Record:
+    """What is there now of all that the plug-in relies on."""
+    names = relied_on(package)
+    reader = Reader(read, {".".join(name): members for name, members in names.items() if members})
+    places = {".".join(name): reader.define(*name) for name in names}
+    return {
+        "package": package,
+        "version": version,
+        "names": {name: place for name, place in places.items() if place is not None},
+        "definitions": dict(sorted(reader.definitions.items())),
+    }
 
 
-def differences(record: dict[str, Any], read: Read) -> list[str]:
-    """A line for each name that is not as it was recorded."""
-    lines = []
-    for name, was in record["facts"].items():
-        found = fact(read, name)
-        if found is None:
-            lines.append(f"{name} is not there")
+def missing(record: Record) -> list[str]:
+    """Names that the plug-in relies on and the record has not."""
+    there, gone = facts(record), []
+    for (module, name), members in relied_on(record["package"]).items():
+        place = record["names"].get(f"{module}.{name}")
+        if place is None:
+            gone.append(f"{module}.{name}")
         else:
-            lines += [f"{name}: {key} was {was.get(key)}, is {found.get(key)}" for key in sorted({*was, *found})
-                      if was.get(key) != found.get(key)]  # fmt: skip
-    return lines
+            gone += sorted({f"{place}.{member}" for member in members} - there.keys())
+    return [f"{name} is not there" for name in gone]
 
 
-def _body(node: ast.AST | None) -> Iterator[ast.AST]:
-    """Statements right in a module or a class, those under a condition among them."""
-    for child in getattr(node, "body", []) if not isinstance(node, ast.FunctionDef) else []:
-        yield child
-        if isinstance(child, ast.If | ast.Try):
-            yield from _body(child)
+def differences(was: Record, now: Record) -> list[str]:
+    """A line for each name that is not as it was recorded, and for each that is left to us now."""
+    before, after = facts(was), facts(now)
+    lines = [f"{name} is at {now['names'][name]}, was at {place}" for name, place in was["names"].items()
+             if now["names"].get(name, place) != place]  # fmt: skip
+    for name, fact in before.items():
+        if name not in after:
+            lines.append(f"{name} is not there")
+            continue
+        found = after[name]
+        lines += [f"{name}: {key} was {fact.get(key)}, is {found.get(key)}"
+                  for key in sorted({*fact, *found}) if fact.get(key) != found.get(key)]  # fmt: skip
+    added = [name for name, fact in after.items() if name not in before and "abstractmethod" in fact.get("kind", [])]
+    return [*lines, *(f"{name} is abstract, and was not there" for name in added)]
 
 
-def _name(node: ast.AST) -> str | None:
-    if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        return ast.unparse(node.targets[0])
-    if isinstance(node, ast.AnnAssign):
-        return ast.unparse(node.target)
-    return getattr(node, "name", None)
+def facts(record: Record) -> dict[str, Record]:
+    """By name, members of classes among them, what others see of it: not what goes on inside of a function."""
+    found = {}
+    for place, definition in record["definitions"].items():
+        members = {**definition.get("methods", {}), **definition.get("fields", {})}
+        for name, fact in {place: definition, **{f"{place}.{name}": fact for name, fact in members.items()}}.items():
+            found[name] = {key: fact[key] for key in SEEN if key in fact}
+            if kind := [word for word in fact.get("kind", []) if word in KINDS]:
+                found[name]["kind"] = kind
+            if name.endswith(".__init__"):
+                found[name]["sets"] = fact.get("sets", [])
+    return found
 
 
-def _described(node: ast.AST) -> Fact:
-    if isinstance(node, ast.FunctionDef):
-        return _function(node)
-    if isinstance(node, ast.ClassDef):
-        methods = [child for child in node.body if isinstance(child, ast.FunctionDef)]
-        abstract = sorted(method.name for method in methods if "abstractmethod" in _decorators(method))
-        return {"bases": [ast.unparse(base) for base in node.bases], "abstract": abstract}
-    value = getattr(node, "value", None)
-    return {"default": ast.unparse(value)} if isinstance(value, ast.Constant) else {}
-
-
-def _function(node: ast.FunctionDef) -> Fact:
-    for argument in ast.walk(node.args):
-        if isinstance(argument, ast.arg):
-            argument.annotation = None
-    found: Fact = {"parameters": ast.unparse(node.args)}
-    if marks := [mark for mark in _decorators(node) if mark in ("property", "classmethod", "staticmethod")]:
-        found["is"] = marks
-    if node.name == "__init__":
-        assignments = [part for part in ast.walk(node) if isinstance(part, ast.Assign | ast.AnnAssign)]
-        targets = [target for part in assignments for target in getattr(part, "targets", None) or [part.target]]
-        found["sets"] = sorted(
-            {
-                target.attr
-                for target in targets
-                if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
-            }
-        )
-    calls = [part.value for part in node.body if isinstance(part, ast.Expr) and isinstance(part.value, ast.Call)]
-    registered = [call.args[0].value for call in calls if ast.unparse(call.func).endswith(".register_parameter")]
-    return found | ({"registers": registered} if registered else {})
-
-
-def _decorators(node: ast.FunctionDef) -> list[str]:
-    return [ast.unparse(decorator) for decorator in node.decorator_list]
+def written(value: object, depth: int = 4, indent: str = "") -> str:
+    """As JSON, a line for each member of a class: a change of one is a line of a diff."""
+    if depth == 0 or not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    lines = [f"{indent} {json.dumps(name)}: {written(each, depth - 1, f'{indent} ')}" for name, each in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def main(arguments: list[str]) -> int:
-    """Of a command; 1 where something has moved."""
-    command, *places = arguments
-    moved = False
-    for place in map(Path, places):
+    """Of a command; 1 where something has moved, or is not there to be recorded."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("command", choices=["check", "record"])
+    parser.add_argument("places", nargs="+", type=Path, metavar="PLACE")
+    given = parser.parse_args(arguments)
+    status = 0
+    for place in given.places:
         package, version, read = opened(place)
-        record = record_of(package)
-        if command == "record":
-            facts = {name: fact(read, name) for name in record["facts"]}
-            text = json.dumps({"package": package, "version": version, "facts": facts}, indent=1)
-            (DATA / f"contract_{package}.json").write_text(text + "\n")
-        lines = differences(record_of(package), read)
-        moved |= bool(lines)
-        print(f"{package} {version}: {len(record['facts'])} names, {len(lines)} moved", *lines, sep="\n  ")
-    return int(moved)
+        now = record_of(package, version, read)
+        lines = missing(now)
+        if given.command == "check":
+            was = nearest(package, version)
+            lines = [*dict.fromkeys(lines + differences(was, now))]
+            said = f"since {was['version']}, of which {len(facts(was))} names are recorded, {len(lines)} moved"
+        elif lines:
+            said = "not recorded"
+        else:
+            (RECORDS / f"{package}-{version}.json").write_text(written(now) + "\n")
+            said = f"{len(facts(now))} names recorded"
+        print(f"{package} {version}: {said}", *lines, sep="\n  ")
+        status |= bool(lines)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plug-in for vLLM held against a record of ``vllm_contract``: both are read as text, nothing is imported."""
+"""The plug-in for vLLM held against a record of ``contracts``: both are read as text, nothing is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vllm_contract import PLUGIN, Moved, Record, imported, signature
+import contracts
+from contract_names import ENGINES
+from contract_reader import Record, signature
 
 # What variables of the plug-in are.
 OBJECTS = {
@@ -23,7 +25,11 @@ OBJECTS = {
 }
 # Of our own classes those that vLLM makes objects of, by the parameters of the class that ours is made from.
 MADE_BY_VLLM = {"Nvfp4Experts"}
-KINDS = {"staticmethod", "classmethod", "property"}
+KINDS = {*contracts.KINDS} - {"abstractmethod"}
+
+
+class Moved(AssertionError):
+    """What the plug-in relies on is not there any more, or not as it was."""
 
 
 class Ours(NamedTuple):
@@ -46,7 +52,7 @@ class Ours(NamedTuple):
 
 @functools.cache
 def trees() -> dict[str, ast.Module]:
-    return {path.name: ast.parse(path.read_text()) for path in PLUGIN}
+    return {path.name: ast.parse(path.read_text()) for path in ENGINES["vllm"].paths}
 
 
 @functools.cache
@@ -58,9 +64,8 @@ def classes() -> dict[str, Ours]:
 def check(record: Record) -> None:
     """Raises ``Moved``, which names the version and what it is about, where the plug-in does not fit."""
     facts = Facts(record)
-    for module, name in imported():
-        if f"{module}.{name}" not in record["names"]:
-            raise facts.moved(f"{module} has no {name} in this record")
+    for line in contracts.missing(record):
+        raise facts.moved(line)
     for name, ours in classes().items():
         for rule in (_overrides, _abstract, _inherited):
             rule(facts, name, ours)
@@ -180,8 +185,8 @@ def _call(facts: Facts, path: str, tree: ast.Module, node: ast.Call) -> None:
         parameters, bound = found[1]["parameters"], bound or "classmethod" in found[1]["kind"]
     elif called in classes() or called not in facts.definitions:
         return
-    elif "function" in facts.definitions[called]:
-        parameters = facts.definitions[called]["function"]
+    elif "parameters" in facts.definitions[called]:
+        parameters = facts.definitions[called]["parameters"]
     else:
         parameters, bound = facts.methods(called).get("__init__", ("", {"parameters": ["self"]}))[1]["parameters"], 1
     if reason := unfit(parameters[bound:], len(node.args), {word.arg for word in node.keywords}):
@@ -216,5 +221,6 @@ def _parameters(facts: Facts) -> None:
                  and ast.unparse(node.targets[0]) == "PARAMETERS")  # fmt: skip
     converted = {ast.literal_eval(key) for key in table.keys}
     origin, recorded = facts.methods("Nvfp4Experts")["create_weights"]
-    if differing := converted ^ set(recorded.get("registers", [])):
+    registered = {*recorded.get("registers", []), *recorded.get("registers_at_times", [])}
+    if differing := converted ^ registered:
         raise facts.moved(f"{origin}.create_weights and the plug-in differ in {', '.join(sorted(differing))}")

@@ -1,4 +1,4 @@
-"""Modules that stand in for vLLM's: classes of a record of ``vllm_contract``, with what is inherited of them.
+"""Modules that stand in for vLLM's: classes of a record of ``contracts``, with what is inherited of them.
 
 A constructor keeps what it is given, by the names of its parameters. Any other method, and any function, raises
 NotImplementedError with its name: a test replaces what it goes through.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vllm_contract import Record
+from contract_reader import Record
 
 PACKAGE = "integrations"
 OURS = [f"{PACKAGE}.vllm_{name}" for name in ("plugin", "experts", "moe")]
@@ -70,18 +70,19 @@ class _Builder:
             name = place.rpartition(".")[2]
             if "bases" in facts:
                 self.made[place] = self.class_of(name, facts)
-            elif "function" in facts:
+            elif "parameters" in facts:
                 self.made[place] = _unimplemented(place)
             else:
-                self.made[place] = facts.get("value", name)
+                self.made[place] = facts.get("default", name)
         return self.made[place]
 
     def class_of(self, name: str, facts: Record) -> type:
+        fields = {field: fact.get("default") for field, fact in facts["fields"].items()}
         if "Enum" in facts["bases"]:
-            return enum.Enum(name, {field: value or field for field, value in facts["fields"].items()})
+            return enum.Enum(name, {field: default or field for field, default in fields.items()})
         known = [self.definition(base) for base in facts["bases"] if base in self.record["definitions"]]
         methods = {method: _method(f"{name}.{method}", recorded) for method, recorded in facts["methods"].items()}
-        return abc.ABCMeta(name, tuple(known), {**facts["fields"], **methods})
+        return abc.ABCMeta(name, tuple(known), {**fields, **methods})
 
 
 def _method(place: str, recorded: Record) -> Any:

@@ -38,7 +38,7 @@ def module(name: str) -> ModuleType:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Loaded by the engine as a process of it begins, and asked for by name."""
-    monkeypatch.syspath_prepend(str(contracts.DATA / "sglang_stand_in"))
+    monkeypatch.syspath_prepend(str(contracts.STAND_IN))
     found = importlib.import_module("integrations.sglang_plugin")
     module("plugins").plugins.append(found.register)
     module("plugins").load_plugins()
@@ -76,7 +76,7 @@ def built(layer: moe.Layer, rank: Rank, **config: Any) -> Any:
     weights, count = rank.weights(layer), len(rank.experts)
     its = torch.nn.Module()
     its.num_experts, its.num_local_experts, its.moe_ep_rank = layer.shape[0], count, rank.rank
-    its.dispatcher = module("layers.moe.token_dispatcher.base").BaseDispatcher()
+    its.dispatcher = module("layers.moe.token_dispatcher.standard").StandardDispatcher()
     its.moe_runner_config = module("layers.moe.moe_runner.base").MoeRunnerConfig(**config)
     method = module("layers.quantization.modelopt_quant").ModelOptNvFp4FusedMoEMethod(SimpleNamespace(group_size=16))
     sizes = {"hidden_size": layer.shape[1], "intermediate_size_per_partition": weights[0].packed.shape[1] // 2}

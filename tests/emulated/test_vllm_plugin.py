@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,16 +12,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import contracts  # noqa: E402
 import moe_fragments  # noqa: E402
 import moe_reference as moe  # noqa: E402
-import vllm_contract  # noqa: E402
 import vllm_layer  # noqa: E402
 import vllm_stubs  # noqa: E402
 from moe_reference import AnyLayer, Layer, Settings  # noqa: E402
 
 import loader  # noqa: E402
 
-RECORDS = {record["version"]: record for record in json.loads(vllm_contract.RECORD.read_text())}
+RECORDS = {record["version"]: record for record in contracts.recorded("vllm")}
 NEWEST = list(RECORDS)[-1]
 ACTIVATION = "vllm.model_executor.layers.fused_moe.activation"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Iterator
 
@@ -13,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import contracts  # noqa: E402
 import moe_reference as moe  # noqa: E402
-import vllm_contract  # noqa: E402
 import vllm_layer  # noqa: E402
 import vllm_stubs  # noqa: E402
 from moe_reference import AnyLayer, Tokens  # noqa: E402
@@ -28,7 +27,7 @@ Made = tuple[AnyLayer, object, torch.nn.Module]
 def vllm() -> Iterator[dict[str, types.ModuleType]]:
     if not packs.artifacts("grouped_bf16_nvfp4_swiglu", hardware.runs_here):
         pytest.skip("moe_bf16_nvfp4 is for Hopper")
-    with vllm_stubs.installed(json.loads(vllm_contract.RECORD.read_text())[-1]) as modules:
+    with vllm_stubs.installed(contracts.recorded("vllm")[-1]) as modules:
         vllm_layer.patched(modules, "90a")
         yield modules
 

@@ -3,30 +3,80 @@
 from __future__ import annotations
 
 import ast
-import os
+import copy
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import contracts
 import pytest
+import vllm_rules
+from contract_names import ENGINES
+from contract_reader import Reader, Record
+
+from generator import wheel
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = contracts.DATA / "sglang_stand_in"
 PLUGIN = ROOT / "integrations" / "sglang_plugin.py"
-METHOD = "sglang.srt.layers.quantization.modelopt_quant:ModelOptNvFp4FusedMoEMethod"
+METHOD = "sglang.srt.layers.quantization.modelopt_quant.ModelOptNvFp4FusedMoEMethod"
 # What a name in front of the plug-in's function is around, and the parameter that a hook has more.
 HOOKS = {"initialize": "__init__", "process": "process_weights_after_loading", "apply": "apply"}
+# The groups of entry points by the name that each engine has for its own.
+GROUPS = {"vllm": "vllm.plugins.DEFAULT_PLUGINS_GROUP", "sglang": "sglang.srt.plugins.GENERAL_PLUGINS_GROUP"}
+# Of an engine that is recorded in whole classes, what the plug-in asks of them; of others nothing may move.
+RULES = {"vllm": vllm_rules.check}
 
 
-def places() -> list[Path]:
-    """What stands for SGLang in tests, and wheels or folders that ``CONTRACTS`` names, joined as ``PATH`` is."""
-    return [STAND_IN, *map(Path, filter(None, os.environ.get("CONTRACTS", "").split(os.pathsep)))]
+def sources(*packages: str) -> dict[str, Callable[[], Record]]:
+    """Records, what stands for SGLang in tests, and what ``CONTRACTS`` names: read when a test asks."""
+    records = [record for package in packages for record in contracts.recorded(package)]
+    found = {f"{record['package']} {record['version']}": lambda record=record: record for record in records}
+    places = {str(place): contracts.opened(place) for place in (contracts.STAND_IN, *contracts.named())}
+    return found | {name: lambda opened=opened: contracts.record_of(*opened)
+                    for name, opened in places.items() if opened[0] in packages}  # fmt: skip
 
 
-@pytest.mark.parametrize("place", places(), ids=str)
-def test_nothing_has_moved(place: Path) -> None:
-    """Each name that a plug-in relies on is as it was recorded."""
-    package, _, read = contracts.opened(place)
-    assert contracts.differences(contracts.record_of(package), read) == []
+@pytest.mark.parametrize("source", sources(*ENGINES))
+def test_the_plugin_fits(source: str) -> None:
+    """Each name that it relies on is there, and is as it was recorded or as the plug-in needs it."""
+    record = sources(*ENGINES)[source]()
+    assert contracts.missing(record) == []
+    was = contracts.nearest(record["package"], record["version"])
+    if rule := RULES.get(record["package"]):
+        rule(record)
+    if rule is None or was["version"] == record["version"]:
+        assert contracts.differences(was, record) == []
+
+
+@pytest.mark.parametrize("source", sources(*GROUPS))
+def test_entry_points_are_in_the_group_that_is_loaded(source: str) -> None:
+    """In a checkout and, by the name that a wheel has for it, there; each names a function of ours."""
+    record = sources(*GROUPS)[source]()
+    group = record["definitions"][GROUPS[record["package"]]]["default"]
+    checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert len(checkout["entry-points"]) == len(GROUPS)
+    ((name, place),) = checkout["entry-points"][group].items()
+    assert wheel.entry_points(checkout)[group] == {"block_scaled": f"block_scaled.{place}"} and name == "block_scaled"
+    module, _, function = place.partition(":")
+    assert function in functions(ROOT / f"{module.replace('.', '/')}.py")
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def value(path: Path, name: str) -> ast.expr:
+    """What a name of a file is assigned."""
+    statements = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
+    return next(node.value for node in statements if ast.unparse(node.targets[0]) == name)
 
 
 MOVES = [
@@ -54,63 +104,148 @@ MOVES = [
 @pytest.mark.parametrize(("file", "old", "new", "said"), MOVES, ids=[move[3] for move in MOVES])
 def test_what_moves_is_named(file: str, old: str, new: str, said: str) -> None:
     """A parameter, a default, a name, a decorator, an attribute or a registered parameter."""
-    moved = (STAND_IN / "sglang/srt/layers/moe" / file).resolve()
-    _, _, read = contracts.opened(STAND_IN)
+    moved = (contracts.STAND_IN / "sglang/srt/layers/moe" / file).resolve()
+    package, version, read = contracts.opened(contracts.STAND_IN)
 
     def edited(name: str) -> str | None:
         text = read(name)
-        if (STAND_IN / name).resolve() != moved:
+        if (contracts.STAND_IN / name).resolve() != moved:
             return text
         assert old in text
         return text.replace(old, new)
 
-    lines = contracts.differences(contracts.record_of("sglang"), edited)
+    now = contracts.record_of(package, version, edited)
+    lines = contracts.missing(now) + contracts.differences(contracts.recorded(package)[-1], now)
     assert any(said in line for line in lines), lines
-
-
-def test_the_plugin_takes_what_is_recorded() -> None:
-    """Every name that it imports of SGLang is in the record, and its target is the class there."""
-    names = contracts.record_of("sglang")["facts"]
-    tree = ast.parse(PLUGIN.read_text())
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module.startswith("sglang"):
-            for alias in node.names:
-                name = f"{node.module}:{alias.name}"
-                assert any(found == name or found.startswith(f"{name}.") for found in names), name
-    text = next(node.value.value for node in tree.body if contracts._name(node) == "METHOD")
-    assert text == METHOD.replace(":", ".") and METHOD in names
 
 
 def test_hooks_have_the_parameters_of_what_they_are_around() -> None:
     """By name, since SGLang calls them so; and ``__init__`` leaves behind what theirs does."""
-    names = contracts.record_of("sglang")["facts"]
-    functions = {node.name: node for node in ast.parse(PLUGIN.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert ast.literal_eval(value(PLUGIN, "METHOD")) == METHOD
+    methods = contracts.recorded("sglang")[-1]["definitions"][METHOD]["methods"]
+    ours = functions(PLUGIN)
     for hook, method in HOOKS.items():
-        asked = ", ".join(argument.arg for argument in functions[hook].args.args)
-        assert asked == f"original, {names[f'{METHOD}.{method}']['parameters']}"
-    text = ast.unparse(functions["initialize"]) + PLUGIN.read_text().partition("ATTRIBUTES = ")[2].partition("}")[0]
-    assert all(attribute in text for attribute in names[f"{METHOD}.__init__"]["sets"])
+        assert [argument.arg for argument in ours[hook].args.args] == ["original", *methods[method]["parameters"]]
+    text = ast.unparse(ours["initialize"]) + ast.unparse(value(PLUGIN, "ATTRIBUTES"))
+    assert all(attribute in text for attribute in methods["__init__"]["sets"])
 
 
 def test_the_function_for_transformers_has_the_recorded_parameters() -> None:
     """Those of transformers' own; and what it asks of a module its decorator takes, under these names."""
-    names = contracts.record_of("transformers")["facts"]
-    tree = ast.parse((ROOT / "integrations" / "transformers.py").read_text())
-    function = next(node for node in tree.body if contracts._name(node) == "experts_forward")
-    theirs = names["transformers.integrations.moe:grouped_mm_experts_forward"]["parameters"]
-    assert ", ".join(argument.arg for argument in function.args.args) == theirs
-    wanted = next(node.value for node in tree.body if contracts._name(node) == "WANTED")
-    decorator = names["transformers.integrations.moe:use_experts_implementation"]["parameters"]
-    assert all(f"{key.value}=" in decorator for key in wanted.keys)
-    weights = names["transformers.models.qwen3_moe.modeling_qwen3_moe:Qwen3MoeExperts.__init__"]["sets"]
-    assert {"gate_up_proj", "down_proj", "act_fn"} <= set(weights)
+    definitions = contracts.recorded("transformers")[-1]["definitions"]
+    path = ROOT / "integrations" / "transformers.py"
+    theirs = definitions["transformers.integrations.moe.grouped_mm_experts_forward"]["parameters"]
+    assert [argument.arg for argument in functions(path)["experts_forward"].args.args] == theirs
+    wanted = [key.value for key in value(path, "WANTED").keys]
+    decorator = definitions["transformers.integrations.moe.use_experts_implementation"]["parameters"]
+    assert wanted and all(any(word.startswith(f"{key}=") for word in decorator) for key in wanted)
+    experts = definitions["transformers.models.qwen3_moe.modeling_qwen3_moe.Qwen3MoeExperts"]["methods"]["__init__"]
+    assert {"gate_up_proj", "down_proj", "act_fn"} <= set(experts["sets"])
 
 
-def test_entry_points_name_functions_that_are_there() -> None:
-    """Of every group that is an engine's."""
-    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
-    for entries in project["entry-points"].values():
-        for value in entries.values():
-            module, _, function = value.partition(":")
-            tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-            assert function in {contracts._name(node) for node in tree.body}, value
+INTERFACE = """
+class Root:
+    def name(self): ...
+
+class Platform(Root):
+    def get(cls, x, /, *, y=1, **z):
+        self.a = self.b
+
+    @property
+    def size(self): ...
+
+    @size.setter
+    def size(self, value): ...
+
+    def create_weights(self, layer):
+        if layer.bias:
+            layer.register_parameter("bias", None)
+        layer.register_parameter("weight", None)
+
+class DeviceCapability(Platform, Base):
+    major: int
+    minor: int = None
+"""
+FILES = {
+    "vllm-9.0.dist-info/METADATA": "Name: vllm\n",
+    "vllm/plugins/__init__.py": 'try:\n    import more\nexcept ImportError:\n    DEFAULT_PLUGINS_GROUP = "a group"\n',
+    "vllm/platforms/__init__.py": "if True:\n    pass\nelse:\n    from .interface import Platform as Other\n",
+    "vllm/platforms/interface.py": INTERFACE,
+}
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_reading_a_wheel_and_a_folder(unpacked: Path) -> None:
+    """The same of both: names below conditions, behind imports, bases in the package; what is neither is said."""
+    with zipfile.ZipFile(unpacked / "vllm.whl", "w") as archive:
+        for name, text in FILES.items():
+            archive.writestr(name, text)
+    records = []
+    for place in (unpacked, unpacked / "vllm.whl"):
+        package, version, read = contracts.opened(place)
+        assert Reader(read, {}).define("vllm.platforms", "Other") == "vllm.platforms.interface.Platform"
+        records.append(contracts.record_of(package, version, read))
+    assert records[0] == records[1] and records[0]["version"] == "9.0"
+    assert "vllm.model_executor.utils.replace_parameter is not there" in contracts.missing(records[0])
+    plain = {"parameters": ["self"], "kind": []}
+    methods = {
+        "get": {"parameters": ["cls", "x", "/", "*", "y=1", "**z"], "kind": [], "reads": ["b"], "sets": ["a"]},
+        "size": plain | {"kind": ["property"]},
+        "create_weights": {"parameters": ["self", "layer"], "kind": [], "registers": ["weight"],
+                           "registers_at_times": ["bias"]},
+    }  # fmt: skip
+    interface = "vllm.platforms.interface"
+    assert records[0]["definitions"] == {
+        f"{interface}.DeviceCapability": {"bases": [f"{interface}.Platform", "Base"], "methods": {},
+                                          "fields": {"major": {}, "minor": {"default": None}}},
+        f"{interface}.Platform": {"bases": [f"{interface}.Root"], "methods": methods, "fields": {}},
+        f"{interface}.Root": {"bases": [], "methods": {"name": plain}, "fields": {}},
+        "vllm.plugins.DEFAULT_PLUGINS_GROUP": {"default": "a group"},
+    }  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="no wheel and no folder of one of vllm, sglang, transformers"):
+        contracts.opened(unpacked / "vllm")
+
+
+def test_moves_of_a_class_are_named() -> None:
+    """What it is made of, a method that is left to us, where it is defined; a member that goes is missed, too."""
+    was = contracts.recorded("sglang")[-1]
+    now = copy.deepcopy(was)
+    place = "sglang.srt.layers.moe.moe_runner.base.DispatchMoeRunnerCore"
+    core = now["definitions"][place]
+    core["methods"] |= {"finish": {"parameters": ["self"], "kind": ["abstractmethod"]},
+                        "help": {"parameters": ["self"], "kind": []}}  # fmt: skip
+    core["bases"] = ["Protocol"]
+    assert contracts.missing(now) == []
+    assert contracts.differences(was, now) == [
+        f"{place}: bases was ['ABC'], is ['Protocol']",
+        f"{place}.finish is abstract, and was not there",
+    ]
+    del core["methods"]["runner_backend"]
+    assert contracts.missing(now) == [f"{place}.runner_backend is not there"]
+    now = copy.deepcopy(was)
+    now["names"][place] = "sglang.elsewhere.DispatchMoeRunnerCore"
+    assert contracts.differences(was, now) == [f"{place} is at sglang.elsewhere.DispatchMoeRunnerCore, was at {place}"]
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writes a record that nothing differs from, says what has moved, and records nothing where a name is gone."""
+    monkeypatch.setattr(contracts, "RECORDS", tmp_path)
+    place = shutil.copytree(contracts.STAND_IN, tmp_path / "wheel")
+    assert contracts.main(["record", str(place)]) == 0 and contracts.main(["check", str(place)]) == 0
+    (record,) = tmp_path.glob("*.json")
+    text = record.read_text()
+    assert record.name == "sglang-0.json" and json.loads(text)["definitions"]
+    file = place / "sglang/srt/runtime_context.py"
+    file.write_text(file.read_text().replace("get_exec", "get_execution"))
+    capsys.readouterr()
+    assert contracts.main(["check", str(place)]) == 1 and contracts.main(["record", str(place)]) == 1
+    said = capsys.readouterr().out
+    assert "sglang.srt.runtime_context.get_exec is not there" in said and "not recorded" in said
+    assert record.read_text() == text

@@ -1,57 +1,21 @@
-"""The plug-in for vLLM and what vLLM's wheels have, as recorded and, where VLLM_WHEEL names one, as it is."""
+"""The rules that hold the plug-in for vLLM to a record: whatever moves in it, they name."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import sys
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import contracts
 import pytest
-import vllm_contract
 import vllm_rules
-from vllm_contract import Moved, Record
+from contract_reader import Record
+from vllm_rules import Moved
 
-from generator import wheel
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
-RECORDS = json.loads(vllm_contract.RECORD.read_text())
-NEWEST = RECORDS[-1]
+NEWEST = contracts.recorded("vllm")[-1]
 LAYERS = "vllm.model_executor.layers"
 EXPERTS = f"{LAYERS}.fused_moe.modular_kernel.FusedMoEExpertsModular"
 METHOD = f"{LAYERS}.quantization.modelopt.ModelOptNvFp4FusedMoE"
-
-
-def sources() -> dict[str, Callable[[], Record]]:
-    """Records by what they are of: made when a test asks."""
-    found = {record["version"]: lambda record=record: record for record in RECORDS}
-    if place := os.environ.get("VLLM_WHEEL"):
-        found["VLLM_WHEEL"] = lambda: vllm_contract.record(Path(place))
-    return found
-
-
-@pytest.mark.parametrize("source", sources())
-def test_the_plugin_fits(source: str) -> None:
-    """All that it takes from vLLM is there, is called with what it takes, and calls ours with what ours take."""
-    vllm_rules.check(sources()[source]())
-
-
-@pytest.mark.parametrize("source", sources())
-def test_the_entry_point_is_in_the_group_that_is_loaded(source: str) -> None:
-    """In a checkout and, by the name that a wheel has for it, there."""
-    group = sources()[source]()["definitions"]["vllm.plugins.DEFAULT_PLUGINS_GROUP"]["value"]
-    checkout = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert checkout["entry-points"][group] == {"block_scaled": "integrations.vllm_plugin:register"}
-    assert wheel.entry_points(checkout)[group] == {"block_scaled": "block_scaled.integrations.vllm_plugin:register"}
 
 
 def method(definition: str, name: str) -> Callable[[Record], Any]:
@@ -79,7 +43,7 @@ MOVES: dict[str, tuple[Callable[[Record], Any], str]] = {
             record)["parameters"].append("layer"), "__init__ needs layer"),
     "a function takes something else": (
         lambda record: record["definitions"][f"{LAYERS}.fused_moe.config.nvfp4_w4a16_moe_quant_config"].update(
-            function=["g1_alphas", "g2_alphas", "w1_scale"]), "takes no w2_scale"),
+            parameters=["g1_alphas", "g2_alphas", "w1_scale"]), "takes no w2_scale"),
     "a field is called something else": (
         lambda record: record["definitions"][f"{LAYERS}.fused_moe.config.FusedMoEConfig"]["fields"].pop("has_bias"),
         "FusedMoEConfig has no has_bias"),
@@ -90,8 +54,12 @@ MOVES: dict[str, tuple[Callable[[Record], Any], str]] = {
         lambda record: method(METHOD, "create_weights")(record)["reads"].append("alignment"), "reads self.alignment"),
     "a layer has one parameter more": (
         lambda record: method(METHOD, "create_weights")(record)["registers"].append("w13_bias"), "differ in w13_bias"),
+    "a layer has one parameter more at times": (
+        lambda record: method(METHOD, "create_weights")(record).update(registers_at_times=["w13_bias"]),
+        "differ in w13_bias"),
     "a name that we import is gone": (
-        lambda record: record["names"].pop("vllm.model_executor.utils.replace_parameter"), "no replace_parameter"),
+        lambda record: record["names"].pop("vllm.model_executor.utils.replace_parameter"),
+        "replace_parameter is not there"),
     "a check has another name": (
         lambda record: record["definitions"][f"{LAYERS}.fused_moe.modular_kernel.FusedMoEExperts"]["methods"].pop(
             "is_supported_config"), "Experts has no is_supported_config"),
@@ -107,33 +75,3 @@ def test_a_move_is_named(move: str) -> None:
     with pytest.raises(Moved, match=said.replace(".", r"\.")) as found:
         vllm_rules.check(moved)
     assert str(found.value).startswith(f"vLLM {NEWEST['version']}: ")
-
-
-def test_reading_a_wheel_and_a_folder(tmp_path: Path) -> None:
-    """The same record of both; a name that is not there is told with its module, and a folder without vLLM, too."""
-    files = {
-        "vllm-9.0.dist-info/METADATA": "Name: vllm\n",
-        "vllm/plugins/__init__.py": 'DEFAULT_PLUGINS_GROUP = "a group"\n',
-        "vllm/platforms/interface.py": "class Platform:\n    def get(cls, x, *, y=1, **z):\n        self.a = self.b\n"
-                                       "class DeviceCapability(Base):\n    major: int\n",
-    }  # fmt: skip
-    folder, wheel = tmp_path / "folder", tmp_path / "vllm.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-            archive.writestr(name, text)
-    for place in (folder, wheel):
-        with pytest.raises(Moved, match="there is no module vllm"):
-            vllm_contract.record(place)
-    readers = [vllm_contract.Reader(vllm_contract.opened(place)[1]) for place in (folder, wheel)]
-    for reader in readers:
-        for module, name in vllm_contract.BESIDES:
-            assert reader.find(module, name) == f"{module}.{name}"
-        with pytest.raises(Moved, match="vllm.plugins has no register"):
-            reader.find("vllm.plugins", "register")
-    assert readers[0].definitions == readers[1].definitions
-    get = readers[0].definitions["vllm.platforms.interface.Platform"]["methods"]["get"]
-    assert get == {"parameters": ["cls", "x", "*", "y=1", "**z"], "kind": [], "reads": ["b"], "sets": ["a"]}
-    with pytest.raises(FileNotFoundError, match="no wheel of vLLM"):
-        vllm_contract.opened(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import types
 from collections.abc import Iterator
@@ -12,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import vllm_contract  # noqa: E402
+import contracts  # noqa: E402
 import vllm_layer  # noqa: E402
 import vllm_stubs  # noqa: E402
 
 NAME = "block_scaled_nvfp4"
-NEWEST = json.loads(vllm_contract.RECORD.read_text())[-1]
+NEWEST = contracts.recorded("vllm")[-1]
 ACTIVATION = "vllm.model_executor.layers.fused_moe.activation"
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 NESTED = {"quant_method": "modelopt_fp4", "quantization": {"quant_algo": "w4a16_nvfp4"}}

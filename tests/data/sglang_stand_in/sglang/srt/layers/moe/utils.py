@@ -9,8 +9,12 @@ class MoeA2ABackend(Enum):
     DEEPEP = "deepep"
 
 
+class _MoeRunnerBackendPredicates:
+    pass
+
+
 @dataclass(frozen=True)
-class RegisteredMoeRunnerBackend:
+class RegisteredMoeRunnerBackend(_MoeRunnerBackendPredicates):
     value: str
 
 
