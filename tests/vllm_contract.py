@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).parent / "data" / "vllm_contract.json"
-PLUGIN = [ROOT / "integrations" / f"vllm_{name}.py" for name in ("plugin", "moe", "experts")]
+PLUGIN = [ROOT / "integrations" / f"vllm_{name}.py" for name in ("plugin", "moe", "mxfp4", "experts")]
 # What no import names: the group of the entry point, and what objects are that functions are given.
 BESIDES = (
     ("vllm.plugins", "DEFAULT_PLUGINS_GROUP"),

@@ -28,6 +28,7 @@ RECORDS = json.loads(vllm_contract.RECORD.read_text())
 NEWEST = RECORDS[-1]
 LAYERS = "vllm.model_executor.layers"
 EXPERTS = f"{LAYERS}.fused_moe.modular_kernel.FusedMoEExpertsModular"
+GPT_OSS = f"{LAYERS}.quantization.mxfp4.GptOssMxfp4MoEMethod"
 METHOD = f"{LAYERS}.quantization.modelopt.ModelOptNvFp4FusedMoE"
 
 
@@ -90,6 +91,11 @@ MOVES: dict[str, tuple[Callable[[Record], Any], str]] = {
         lambda record: method(METHOD, "create_weights")(record)["reads"].append("alignment"), "reads self.alignment"),
     "a layer has one parameter more": (
         lambda record: method(METHOD, "create_weights")(record)["registers"].append("w13_bias"), "differ in w13_bias"),
+    "a layer of gpt-oss has one parameter more": (
+        lambda record: method(GPT_OSS, "create_weights")(record)["registers"].append("w13_gate"), "differ in w13_gate"),
+    "the method of gpt-oss is asked for other sizes": (
+        lambda record: method(GPT_OSS, "maybe_roundup_sizes")(record)["parameters"].append("layer"),
+        "GptOssMxfp4MoEMethod.maybe_roundup_sizes is asked"),
     "a name that we import is gone": (
         lambda record: record["names"].pop("vllm.model_executor.utils.replace_parameter"), "no replace_parameter"),
     "a check has another name": (
