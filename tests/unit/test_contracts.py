@@ -13,8 +13,17 @@ ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = contracts.DATA / "sglang_stand_in"
 PLUGIN = ROOT / "integrations" / "sglang_plugin.py"
 METHOD = "sglang.srt.layers.quantization.modelopt_quant:ModelOptNvFp4FusedMoEMethod"
-# What a name in front of the plug-in's function is around, and the parameter that a hook has more.
-HOOKS = {"initialize": "__init__", "process": "process_weights_after_loading", "apply": "apply"}
+MXFP4_METHOD = "sglang.srt.layers.quantization.mxfp4:Mxfp4MoEMethod"
+# Functions of the plug-in, and what they are around.
+HOOKS = [
+    ("initialize", f"{METHOD}.__init__"),
+    ("process", f"{METHOD}.process_weights_after_loading"),
+    ("apply", f"{METHOD}.apply"),
+    ("create_mxfp4", f"{MXFP4_METHOD}.create_weights"),
+    ("create_runner", f"{MXFP4_METHOD}.create_moe_runner"),
+    ("process_mxfp4", f"{MXFP4_METHOD}.process_weights_after_loading"),
+    ("apply", f"{MXFP4_METHOD}.apply"),
+]
 
 
 def places() -> list[Path]:
@@ -77,17 +86,21 @@ def test_the_plugin_takes_what_is_recorded() -> None:
             for alias in node.names:
                 name = f"{node.module}:{alias.name}"
                 assert any(found == name or found.startswith(f"{name}.") for found in names), name
-    text = next(node.value.value for node in tree.body if contracts._name(node) == "METHOD")
-    assert text == METHOD.replace(":", ".") and METHOD in names
+    for constant, target in (("METHOD", METHOD), ("MXFP4_METHOD", MXFP4_METHOD)):
+        text = next(node.value.value for node in tree.body if contracts._name(node) == constant)
+        assert text == target.replace(":", ".") and target in names
 
 
 def test_hooks_have_the_parameters_of_what_they_are_around() -> None:
     """By name, since SGLang calls them so; and ``__init__`` leaves behind what theirs does."""
     names = contracts.record_of("sglang")["facts"]
     functions = {node.name: node for node in ast.parse(PLUGIN.read_text()).body if isinstance(node, ast.FunctionDef)}
-    for hook, method in HOOKS.items():
-        asked = ", ".join(argument.arg for argument in functions[hook].args.args)
-        assert asked == f"original, {names[f'{METHOD}.{method}']['parameters']}"
+    for hook, method in HOOKS:
+        arguments = functions[hook].args
+        for argument in ast.walk(arguments):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+        assert ast.unparse(arguments) == f"original, {names[method]['parameters']}"
     text = ast.unparse(functions["initialize"]) + PLUGIN.read_text().partition("ATTRIBUTES = ")[2].partition("}")[0]
     assert all(attribute in text for attribute in names[f"{METHOD}.__init__"]["sets"])
 
