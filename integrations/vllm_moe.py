@@ -9,16 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.model_executor.layers.fused_moe import modular_kernel
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig, nvfp4_w4a16_moe_quant_config
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-from vllm.model_executor.layers.fused_moe.prepare_finalize import make_moe_prepare_and_finalize_no_dp_ep
 from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4Config, ModelOptNvFp4FusedMoE
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
-from vllm.model_executor.utils import replace_parameter
 
 from .expert_preparation import Nvfp4, prepare
-from .vllm_experts import Experts, composite_here, refusal
+from .vllm_experts import Experts, composite_here, install, refusal
 
 if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
@@ -44,40 +41,20 @@ class Nvfp4Experts(ModelOptNvFp4FusedMoE):
         self.quant_config = quant_config
         self.use_global_sf = False  # a rank has scales of activations of its own experts
         self.experts_cls = Experts
-        self.composite = composite_here()
-        quantised = quant_config.quant_method == "NVFP4"
-        reason = refusal(self.composite, moe_config, quantised)
-        if reason is None:
-            _, reason = Experts.is_supported_config(
-                Experts, moe_config, kNvfp4Static, kNvfp4Dynamic if quantised else None, Experts.activation_format()
-            )
-        if reason is not None:
+        self.composite = composite_here("NVFP4")
+        dynamic = kNvfp4Dynamic if quant_config.quant_method == "NVFP4" else None
+        if reason := refusal(self.composite, moe_config, kNvfp4Static, dynamic):
             raise ValueError(f"block_scaled: {reason}")
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Once: the weights that were loaded give way to those that the composite takes."""
-        if self.moe_kernel is not None:
-            raise RuntimeError("block_scaled: weights are loaded once; they cannot be loaded anew over converted ones")
-        gate_up, down = (self._weights(layer, name) for name in ("w13", "w2"))
-        # Where tokens stay in 16 bits, scales of activations may not have been loaded: nobody reads them.
-        arguments = prepare(self.composite, gate_up, down, layer.w13_input_scale.data, layer.w2_input_scale.data)
-        for name, argument in PARAMETERS.items():
-            replace_parameter(layer, name, None if argument is None else arguments.pop(argument))
-        # Of each expert one, so that parameters moved between ranks take them along.
-        for name, numbers in arguments.items():
-            layer.register_parameter(name, torch.nn.Parameter(numbers, requires_grad=False))
-        self.moe_quant_config = self.get_fused_moe_quant_config(layer)
-        of_layer = {name: getattr(layer, name) for name in arguments}
-        experts = Experts(self.moe, self.moe_quant_config, self.composite, of_layer)
-        experts.process_weights_after_loading(layer)
-        prepare_finalize = make_moe_prepare_and_finalize_no_dp_ep(use_monolithic=False)
-        self.moe_kernel = modular_kernel.FusedMoEKernel(prepare_finalize, experts)
+        install(self, layer, PARAMETERS, self._prepared)
 
-    @staticmethod
-    def _weights(layer: torch.nn.Module, name: str) -> Nvfp4:
-        """As they were loaded."""
+    def _prepared(self, layer: torch.nn.Module) -> dict[str, torch.Tensor]:
         suffixes = ("weight", "weight_scale", "weight_scale_2")
-        return Nvfp4(*(getattr(layer, f"{name}_{suffix}").data for suffix in suffixes))
+        weights = (Nvfp4(*(getattr(layer, f"{name}_{suffix}").data for suffix in suffixes)) for name in ("w13", "w2"))
+        # Where tokens stay in 16 bits, scales of activations may not have been loaded: nobody reads them.
+        return prepare(self.composite, *weights, layer.w13_input_scale.data, layer.w2_input_scale.data)
 
     def get_fused_moe_quant_config(self, layer: torch.nn.Module) -> FusedMoEQuantConfig:
         """That tokens come as they are; alphas are for who asks, the experts have their own."""

@@ -26,8 +26,9 @@ class Engine(NamedTuple):
 MOE, QUANTIZATION = "sglang.srt.layers.moe", "sglang.srt.layers.quantization"
 ENGINES = {
     "vllm": Engine(
-        ("vllm_plugin", "vllm_moe", "vllm_experts"),
+        ("vllm_plugin", "vllm_moe", "vllm_mxfp4", "vllm_experts"),
         {
+            "vllm.model_executor.layers.fused_moe": {"RoutedExperts": "__init__"},
             "vllm.plugins": {"DEFAULT_PLUGINS_GROUP": ""},
             "vllm.platforms.interface": {"Platform": "", "DeviceCapability": ""},
         },
@@ -42,7 +43,7 @@ ENGINES = {
             f"{MOE}.moe_runner.base": {
                 "DispatchMoeRunnerCore": "__init__ runner_backend run_from_dispatch",
                 "MoeRunnerConfig": "activation is_gated apply_router_weight_on_input no_combine gemm1_alpha gemm1_beta"
-                " gemm1_clamp_limit swiglu_limit",
+                " gemm1_clamp_limit swiglu_limit gate_up_interleaved",
             },
             f"{MOE}.moe_runner.runner": {"MoeRunner": "run"},
             f"{MOE}.token_dispatcher.standard": {
@@ -55,6 +56,9 @@ ENGINES = {
             f"{QUANTIZATION}.modelopt_quant": {
                 "ModelOptNvFp4FusedMoEMethod": "__init__ create_weights process_weights_after_loading"
                 " create_moe_runner get_moe_runner_backend load_up_proj_weight_first apply"
+            },
+            f"{QUANTIZATION}.mxfp4": {
+                "Mxfp4MoEMethod": "create_weights create_moe_runner process_weights_after_loading apply"
             },
             f"{QUANTIZATION}.base_config": {"FusedMoEMethodBase": "apply"},
         },

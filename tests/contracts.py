@@ -29,7 +29,7 @@ RECORDS = DATA / "contracts"
 STAND_IN = DATA / "sglang_stand_in"  # a folder with what SGLang's wheel has of the names that are relied on
 # Who calls a method sees these of its decorators; those of its attributes that others rely on a constructor sets.
 KINDS = ("abstractmethod", "classmethod", "property", "staticmethod")
-SEEN = ("bases", "parameters", "registers", "default")
+SEEN = ("bases", "parameters", "registers", "registers_at_times", "default")
 
 
 def recorded(package: str) -> list[Record]:

@@ -6,11 +6,14 @@ import dataclasses
 import types
 from typing import Any
 
+import moe_blocks
 import moe_fragments
 import moe_reference as moe
+import mxfp4_layer
 import torch
 from moe_reference import AnyLayer, Layer, Settings, Tokens, Weights
 
+ACTIVATION = "vllm.model_executor.layers.fused_moe.activation"
 ARCHS = {"90a": 9, "100a": 10, "120a": 12}
 
 
@@ -53,10 +56,11 @@ def patched(vllm: dict[str, types.ModuleType], arch: str) -> None:
     capability = types.SimpleNamespace(major=ARCHS[arch], minor=0)
     vllm["experts"].current_platform.get_device_capability = lambda: capability
     vllm["experts"].Experts.is_supported_config = staticmethod(lambda *_: (True, None))
-    vllm["moe"].make_moe_prepare_and_finalize_no_dp_ep = lambda use_monolithic: None
+    vllm["experts"].make_moe_prepare_and_finalize_no_dp_ep = lambda use_monolithic: None
+    vllm["mxfp4"].mxfp4_w4a16_moe_quant_config = lambda **given: types.SimpleNamespace(**given)
     vllm["moe"].nvfp4_w4a16_moe_quant_config = lambda **given: types.SimpleNamespace(**given)
 
-    kernel = vllm["moe"].modular_kernel.FusedMoEKernel
+    kernel = vllm["experts"].modular_kernel.FusedMoEKernel
     kernel.fused_experts = property(lambda self: vars(self)["fused_experts"])
 
     def replace(layer: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
@@ -65,7 +69,7 @@ def patched(vllm: dict[str, types.ModuleType], arch: str) -> None:
         else:
             getattr(layer, name).data = tensor
 
-    vllm["moe"].replace_parameter = replace
+    vllm["experts"].replace_parameter = replace
 
 
 def loaded(layer: Layer) -> torch.nn.Module:
@@ -83,6 +87,25 @@ def loaded(layer: Layer) -> torch.nn.Module:
         for suffix, tensor in zip(suffixes, (values, scale.view(torch.float8_e4m3fn), *numbers), strict=True):
             module.register_parameter(f"{name}_{suffix}", torch.nn.Parameter(tensor.clone(), requires_grad=False))
     return module
+
+
+def gpt_oss(vllm: dict[str, types.ModuleType], layer: moe_blocks.Layer, sizes: tuple[int, int]) -> Any:
+    """Method and layer as vLLM builds them for H and a rank's I of ``sizes``, loaded and converted: parameters have the
+    sizes that the method asks for, zeros behind what is loaded, and biases are bf16."""
+    moe_config = config(vllm[ACTIVATION], *sizes, has_bias=True,
+                        activation=vllm[ACTIVATION].MoEActivation.SWIGLUOAI)  # fmt: skip
+    made = vllm["mxfp4"].GptOssExperts(moe_config)
+    hidden, between = made.maybe_roundup_sizes(*sizes, torch.bfloat16, moe_config.moe_parallel_config)
+    module, experts = torch.nn.Module(), layer.shape[0]
+    for name, weights, n, k in zip(("w13", "w2"), mxfp4_layer.engine(layer), (2 * between, hidden), (hidden, between),
+                                    strict=True):  # fmt: skip
+        for suffix, stored, *shape in (("weight", weights.packed, n, k // 2), ("bias", weights.bias.bfloat16(), n),
+                                       ("weight_scale", weights.scales, n, k // 32)):  # fmt: skip
+            tensor = stored.new_zeros(experts, *shape)
+            tensor[tuple(map(slice, stored.shape))] = stored
+            module.register_parameter(f"{name}_{suffix}", torch.nn.Parameter(tensor, requires_grad=False))
+    made.process_weights_after_loading(module)
+    return made, module
 
 
 def _halves(rows: torch.Tensor) -> torch.Tensor:

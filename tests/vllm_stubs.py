@@ -19,7 +19,7 @@ from typing import Any
 from contract_reader import Record
 
 PACKAGE = "integrations"
-OURS = [f"{PACKAGE}.vllm_{name}" for name in ("plugin", "experts", "moe")]
+OURS = [f"{PACKAGE}.vllm_{name}" for name in ("plugin", "experts", "moe", "mxfp4")]
 
 
 @contextmanager

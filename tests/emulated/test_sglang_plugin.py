@@ -16,8 +16,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import moe_blocks  # noqa: E402
 import moe_fragments  # noqa: E402
 import moe_reference as moe  # noqa: E402
+import mxfp4_layer  # noqa: E402
 import nvfp4_layer  # noqa: E402
 
 from integrations import torch_experts  # noqa: E402
@@ -140,6 +142,71 @@ def test_tokens_are_quantised_where_hopper_is_not(
     part = nvfp4_layer.of_experts(layer.plain, rank.experts)
     out = built(layer.plain, rank)(dispatch_output=dispatched(tokens, part.expert_map)).hidden_states
     assert experts.composite == "moe_fp4" and torch.equal(out, experts(*tokens, expert_map=part.expert_map))
+
+
+def gpt_oss(layer: moe_blocks.Layer, between: int, alternate: bool = True, **config: Any) -> Any:
+    """A layer in MXFP4 as ``built`` makes one, of a rank's I ``between``: what is loaded comes first in parameters."""
+    experts, hidden, _ = layer.shape
+    its = torch.nn.Module()
+    its.num_experts = its.num_local_experts = experts
+    config = {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0, "gate_up_interleaved": alternate, **config}
+    its.moe_runner_config = module("layers.moe.moe_runner.base").MoeRunnerConfig(**config)
+    method = module("layers.quantization.mxfp4").Mxfp4MoEMethod(prefix="experts")
+    method.create_weights(layer=its, num_experts=experts, hidden_size=hidden, intermediate_size_per_partition=between,
+                          params_dtype=torch.bfloat16, with_bias=True)  # fmt: skip
+    method.create_moe_runner(its, its.moe_runner_config)
+    for name, found in zip(("w13", "w2"), mxfp4_layer.engine(layer, alternate), strict=True):
+        for suffix, stored in (("weight", found.packed), ("weight_scale", found.scales), ("weight_bias", found.bias)):
+            getattr(its, f"{name}_{suffix}").data[tuple(map(slice, stored.shape))] = stored
+    method.process_weights_after_loading(its)
+    return functools.partial(method.apply, layer=its)
+
+
+@pytest.mark.parametrize(("arch", "alternate"), [("90a", True), ("120a", True), ("90a", False)])
+def test_gpt_oss_on_ranks_of_experts(plugin: ModuleType, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch,
+                                     arch: str, alternate: bool) -> None:  # fmt: skip
+    """Within the bound of float64, biases of experts that are elsewhere left out; gate and up in turn or in halves."""
+    monkeypatch.setenv("LOADER_EMULATED_ARCH", arch)
+    layer = mxfp4_layer.of_experts(mxfp4_layer.drawn(generator, 5, 96, 128), [3, 0, 4])
+    tokens = moe_blocks.random_tokens(generator, layer, 6, 2, experts=5)
+    out = gpt_oss(layer, 128, alternate)(dispatch_output=dispatched(tokens, layer.expert_map))
+    moe.moe(mxfp4_layer.reference(arch, layer), tokens, "bf16").check(out.hidden_states, arch)
+
+
+@pytest.mark.parametrize("arch", ["90a", "120a"])
+def test_gpt_oss_on_ranks_of_values(plugin: ModuleType, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch,
+                                    arch: str) -> None:  # fmt: skip
+    """Cut between scales, the first part larger than half of I: each is within its bound, and so is their sum."""
+    monkeypatch.setenv("LOADER_EMULATED_ARCH", arch)
+    layer = mxfp4_layer.drawn(generator, 3, 96, 96)
+    tokens = moe_blocks.random_tokens(generator, layer, 6, 2)
+    total, allowed = 0.0, 0.0
+    for begin, end in ((0, 64), (64, 96)):
+        part = mxfp4_layer.of_rank(layer, begin, end)
+        out = gpt_oss(part, 96 // 2)(dispatch_output=dispatched(tokens)).hidden_states
+        expected = moe.moe(mxfp4_layer.reference(arch, part), tokens, "bf16")
+        expected.check(out, f"{arch} {begin}")
+        total, allowed = total + out.double(), allowed + expected.bound
+    whole = moe.moe(mxfp4_layer.reference(arch, layer), tokens, "bf16")
+    assert ((total - whole.value).abs() <= allowed + whole.bound).all()
+
+
+def test_gpt_oss_refusals(plugin: ModuleType, generator: torch.Generator) -> None:
+    """Another activation when it is built, scales out of range when loaded; another runner is not taken over."""
+    layer = mxfp4_layer.drawn(generator, 2, 64, 64)
+    with pytest.raises(NotImplementedError, match="activation is 'situ', only 'silu' is there"):
+        gpt_oss(layer, 64, activation="situ")
+    layer.w13.scales[1, 7, 1] = 2.0**34
+    with pytest.raises(ValueError, match=r"moe_bf16_mxfp4: w13 of expert 1 has a scale of 2\^34"):
+        gpt_oss(layer, 64)
+    module("runtime_context").moe.runner_backend = "triton_kernel"
+    with pytest.raises(NotImplementedError, match="Mxfp4MoEMethod has no MoeRunner for backend"):
+        gpt_oss(layer, 64)
+    theirs = module("layers.quantization.mxfp4").Mxfp4MoEMethod(prefix="")
+    with pytest.raises(AssertionError, match="weights of Triton's"):
+        theirs.process_weights_after_loading(layer=None)
+    with pytest.raises(NotImplementedError, match="kernels of Triton's"):
+        theirs.apply(layer=None, dispatch_output=None)
 
 
 def test_prepared_weights_take_the_place_of_the_checkpoint(plugin: ModuleType, generator: torch.Generator) -> None:

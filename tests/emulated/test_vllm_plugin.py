@@ -13,8 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import contracts  # noqa: E402
+import moe_blocks  # noqa: E402
 import moe_fragments  # noqa: E402
 import moe_reference as moe  # noqa: E402
+import mxfp4_layer  # noqa: E402
 import vllm_layer  # noqa: E402
 import vllm_stubs  # noqa: E402
 from moe_reference import AnyLayer, Layer, Settings  # noqa: E402
@@ -23,7 +25,6 @@ import loader  # noqa: E402
 
 RECORDS = {record["version"]: record for record in contracts.recorded("vllm")}
 NEWEST = list(RECORDS)[-1]
-ACTIVATION = "vllm.model_executor.layers.fused_moe.activation"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:host buffers run on the emulated:RuntimeWarning"),
@@ -44,11 +45,12 @@ def on(packs: list[str] | None, reschedule: Callable[[], str], monkeypatch: pyte
 
     def put(vllm: dict[str, types.ModuleType], arch: str) -> None:
         vllm_layer.patched(vllm, arch)
-        exactly = {"division": "ieee"} if arch != "90a" else {}
-        launch = functools.partial(loader.launch, device=f"emulated:{arch}", packs=packs, **exactly)
+        exactly = {"moe_fp4": {"division": "ieee"}}
+        launch = functools.partial(loader.launch, device=f"emulated:{arch}", packs=packs)
         size = functools.partial(loader.workspace_bytes, packs=packs)
         monkeypatch.setattr(vllm["experts"], "loader", types.SimpleNamespace(
-            launch=lambda *args, **kwargs: (reschedule(), launch(*args, **kwargs)), workspace_bytes=size,
+            launch=lambda name, **given: (reschedule(), launch(name, **exactly.get(name, {}), **given)),
+            workspace_bytes=size,
         ))  # fmt: skip
 
     return put
@@ -83,7 +85,7 @@ CASES = {
 
 def made(vllm: dict[str, types.ModuleType], case: Case, stored: Layer, **changed: Any) -> tuple[Any, Any]:
     """Method and layer of a checkpoint's numbers."""
-    activation = vllm[ACTIVATION]
+    activation = vllm[vllm_layer.ACTIVATION]
     fields = {"activation": activation.MoEActivation[case.activation], "in_dtype": moe.TORCH_TYPES[case.dtype]}
     moe_config = vllm_layer.config(activation, case.hidden, case.between, **{**fields, **case.fields, **changed})
     module = vllm_layer.loaded(stored)
@@ -180,6 +182,48 @@ def test_a_call_that_is_not_of_this_layer_is_seen(vllm: dict[str, types.ModuleTy
         method, module = made(vllm, case, fault(stored))
         with pytest.raises(AssertionError):
             expected.check(vllm_layer.call(method, module, tokens), fault.__name__)
+
+
+OF_GPT_OSS = [("90a", NEWEST), ("100a", NEWEST), ("120a", NEWEST), ("90a", list(RECORDS)[0])]
+
+
+@pytest.mark.parametrize(("arch", "vllm"), OF_GPT_OSS, indirect=["vllm"])
+def test_gpt_oss_and_any_map_of_its_experts(arch: str, vllm: dict[str, types.ModuleType], on: Callable[..., None],
+                                            generator: torch.Generator) -> None:  # fmt: skip
+    """Within the bound of float64, with sizes that are filled up; experts elsewhere add nothing, nor their biases."""
+    on(vllm, arch)
+    layer = mxfp4_layer.of_experts(mxfp4_layer.drawn(generator, 5, 96, 96), [3, 0, 4])
+    tokens = moe_blocks.random_tokens(generator, layer, 6, 2, experts=5)
+    out = vllm_layer.call(*vllm_layer.gpt_oss(vllm, layer, (96, 96)), tokens, layer.expert_map)
+    moe.moe(mxfp4_layer.reference(arch, layer), tokens, "bf16").check(out, arch)
+
+
+@pytest.mark.parametrize("arch", ["90a", "120a"])
+def test_ranks_of_gpt_oss_add_up(arch: str, vllm: dict[str, types.ModuleType], on: Callable[..., None],
+                                 generator: torch.Generator) -> None:  # fmt: skip
+    """Cut as vLLM does, between scales: of 96 values the first of two ranks has 64, and it alone the bias of down."""
+    on(vllm, arch)
+    layer = mxfp4_layer.drawn(generator, 3, 96, 96)
+    tokens = moe_blocks.random_tokens(generator, layer, 6, 2)
+    total, allowed = 0.0, 0.0
+    for begin, end in ((0, 64), (64, 96)):
+        part = mxfp4_layer.of_rank(layer, begin, end)
+        out = vllm_layer.call(*vllm_layer.gpt_oss(vllm, part, (96, 96 // 2)), tokens)
+        expected = moe.moe(mxfp4_layer.reference(arch, part), tokens, "bf16")
+        expected.check(out, f"{arch} {begin}")
+        total, allowed = total + out.double(), allowed + expected.bound
+    whole = moe.moe(mxfp4_layer.reference(arch, layer), tokens, "bf16")
+    assert ((total - whole.value).abs() <= allowed + whole.bound).all()
+
+
+def test_scales_out_of_range_are_refused_by_name(vllm: dict[str, types.ModuleType], on: Callable[..., None],
+                                                 generator: torch.Generator) -> None:  # fmt: skip
+    """Before anything is converted, so that no number is another one than the checkpoint's."""
+    on(vllm, "90a")
+    layer = mxfp4_layer.drawn(generator, 2, 64, 64)
+    layer.w2.scales[1, 7, 1] = 2.0**34
+    with pytest.raises(ValueError, match=r"moe_bf16_mxfp4: w2 of expert 1 has a scale of 2\^34"):
+        vllm_layer.gpt_oss(vllm, layer, (64, 64))
 
 
 def _swapped(layer: Layer) -> Layer:

@@ -1,4 +1,4 @@
-"""Experts of engines in NVFP4 on a GPU: within the bound of float64, and a CUDA graph that sees new routing."""
+"""Experts of engines in FP4 on a GPU: within the bound of float64, and a CUDA graph that sees new routing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import moe_blocks  # noqa: E402
 import moe_fragments  # noqa: E402
 import moe_reference as moe  # noqa: E402
+import mxfp4_layer  # noqa: E402
 import nvfp4_layer  # noqa: E402
 
 from integrations import torch_experts  # noqa: E402
@@ -21,7 +23,8 @@ EXPERTS, HIDDEN, BETWEEN, TOP_K, TOKENS = 16, 2048, 704, 4, 96
 
 @pytest.fixture(autouse=True)
 def on_hopper() -> None:
-    if not packs.artifacts("grouped_bf16_nvfp4_swiglu", hardware.runs_here):
+    families = ("grouped_bf16_nvfp4_swiglu", "grouped_bf16_mxfp4_swiglu")
+    if not all(packs.artifacts(family, hardware.runs_here) for family in families):
         pytest.skip("the reference is of tokens in 16 bits, which are for Hopper")
 
 
@@ -44,6 +47,16 @@ def test_every_element_is_within_the_bound(between: int, generator: torch.Genera
     experts = torch_experts.of_nvfp4(*nvfp4_layer.engine(layer.plain))
     assert experts.composite == "moe_bf16_nvfp4"
     moe.moe(layer, tokens, "bf16").check(experts(*tokens), f"I = {between}")
+
+
+@pytest.mark.parametrize("between", [704, 2880 // 4 + 16])
+def test_gpt_oss_is_within_the_bound(between: int, generator: torch.Generator) -> None:
+    """Its H, activation and biases; of I as it is, and of one of four ranks, behind which zeros stand."""
+    layer = mxfp4_layer.drawn(generator, EXPERTS, 2880, between)
+    tokens = moe_blocks.random_tokens(generator, layer, TOKENS, TOP_K)
+    experts = torch_experts.of_mxfp4(*mxfp4_layer.engine(layer), alternate=True, **mxfp4_layer.GPT_OSS)
+    assert experts.composite == "moe_bf16_mxfp4"
+    moe.moe(mxfp4_layer.reference("90a", layer), tokens, "bf16").check(experts(*tokens), f"I = {between}")
 
 
 def test_a_graph_sees_new_routing(generator: torch.Generator) -> None:

@@ -15,7 +15,7 @@ import contracts
 import pytest
 import vllm_rules
 from contract_names import ENGINES
-from contract_reader import Reader, Record
+from contract_reader import Reader, Record, signature
 
 from generator import wheel
 
@@ -27,8 +27,17 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "integrations" / "sglang_plugin.py"
 METHOD = "sglang.srt.layers.quantization.modelopt_quant.ModelOptNvFp4FusedMoEMethod"
-# What a name in front of the plug-in's function is around, and the parameter that a hook has more.
-HOOKS = {"initialize": "__init__", "process": "process_weights_after_loading", "apply": "apply"}
+MXFP4_METHOD = "sglang.srt.layers.quantization.mxfp4.Mxfp4MoEMethod"
+# Functions of the plug-in by what they are around: class and method.
+HOOKS = {
+    (METHOD, "__init__"): "initialize",
+    (METHOD, "process_weights_after_loading"): "process",
+    (METHOD, "apply"): "apply",
+    (MXFP4_METHOD, "create_weights"): "create_mxfp4",
+    (MXFP4_METHOD, "create_moe_runner"): "create_runner",
+    (MXFP4_METHOD, "process_weights_after_loading"): "process_mxfp4",
+    (MXFP4_METHOD, "apply"): "apply",
+}
 # The groups of entry points by the name that each engine has for its own.
 GROUPS = {"vllm": "vllm.plugins.DEFAULT_PLUGINS_GROUP", "sglang": "sglang.srt.plugins.GENERAL_PLUGINS_GROUP"}
 # Of an engine that is recorded in whole classes, what the plug-in asks of them; of others nothing may move.
@@ -90,6 +99,11 @@ MOVES = [
     ),
     ("../../plugins/hook_registry.py", 'AROUND = "around"', 'WRAP = "around"', "HookType.AROUND is not there"),
     ("../quantization/modelopt_quant.py", '"w13_weight_scale_2"', '"w13_global"', "create_weights: registers"),
+    ("../quantization/mxfp4.py", '"w13_weight_scale"', '"w13_scale"', "Mxfp4MoEMethod.create_weights: registers"),
+    ("../quantization/mxfp4.py", '"w13_weight_bias"', '"w13_bias"', "create_weights: registers_at_times"),
+    ("../quantization/mxfp4.py", "with_bias=False", "with_bias=True", "Mxfp4MoEMethod.create_weights: parameters"),
+    ("../quantization/mxfp4.py", "def create_moe_runner", "def create_runner", "create_moe_runner is not there"),
+    ("moe_runner/base.py", "interleaved: bool = True", "interleaved: bool = False", "Config.gate_up_interleaved"),
     ("../quantization/modelopt_quant.py", "self._cache_permute", "self._cache", "__init__: sets"),
     (
         "../quantization/modelopt_quant.py",
@@ -120,14 +134,13 @@ def test_what_moves_is_named(file: str, old: str, new: str, said: str) -> None:
 
 
 def test_hooks_have_the_parameters_of_what_they_are_around() -> None:
-    """By name, since SGLang calls them so; and ``__init__`` leaves behind what theirs does."""
-    assert ast.literal_eval(value(PLUGIN, "METHOD")) == METHOD
-    methods = contracts.recorded("sglang")[-1]["definitions"][METHOD]["methods"]
-    ours = functions(PLUGIN)
-    for hook, method in HOOKS.items():
-        assert [argument.arg for argument in ours[hook].args.args] == ["original", *methods[method]["parameters"]]
+    """With their defaults, since SGLang calls them so; and ``__init__`` leaves behind what theirs does."""
+    assert [ast.literal_eval(value(PLUGIN, name)) for name in ("METHOD", "MXFP4_METHOD")] == [METHOD, MXFP4_METHOD]
+    definitions, ours = contracts.recorded("sglang")[-1]["definitions"], functions(PLUGIN)
+    for (owner, method), hook in HOOKS.items():
+        assert signature(ours[hook].args) == ["original", *definitions[owner]["methods"][method]["parameters"]]
     text = ast.unparse(ours["initialize"]) + ast.unparse(value(PLUGIN, "ATTRIBUTES"))
-    assert all(attribute in text for attribute in methods["__init__"]["sets"])
+    assert all(attribute in text for attribute in definitions[METHOD]["methods"]["__init__"]["sets"])
 
 
 def test_the_function_for_transformers_has_the_recorded_parameters() -> None:

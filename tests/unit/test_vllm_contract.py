@@ -15,6 +15,7 @@ from vllm_rules import Moved
 NEWEST = contracts.recorded("vllm")[-1]
 LAYERS = "vllm.model_executor.layers"
 EXPERTS = f"{LAYERS}.fused_moe.modular_kernel.FusedMoEExpertsModular"
+GPT_OSS = f"{LAYERS}.quantization.mxfp4.GptOssMxfp4MoEMethod"
 METHOD = f"{LAYERS}.quantization.modelopt.ModelOptNvFp4FusedMoE"
 
 
@@ -57,6 +58,17 @@ MOVES: dict[str, tuple[Callable[[Record], Any], str]] = {
     "a layer has one parameter more at times": (
         lambda record: method(METHOD, "create_weights")(record).update(registers_at_times=["w13_bias"]),
         "differ in w13_bias"),
+    "a layer of gpt-oss has one parameter more": (
+        lambda record: method(GPT_OSS, "create_weights")(record)["registers"].append("w13_gate"), "differ in w13_gate"),
+    "a layer of gpt-oss has one parameter more at times": (
+        lambda record: method(GPT_OSS, "create_weights")(record)["registers_at_times"].append("w13_gate"),
+        "differ in w13_gate"),
+    "a layer of gpt-oss never has biases": (
+        lambda record: method(GPT_OSS, "create_weights")(record).pop("registers_at_times"),
+        "differ in w13_bias, w2_bias"),
+    "the method of gpt-oss is asked for other sizes": (
+        lambda record: method(GPT_OSS, "maybe_roundup_sizes")(record)["parameters"].append("layer"),
+        "GptOssMxfp4MoEMethod.maybe_roundup_sizes is asked"),
     "a name that we import is gone": (
         lambda record: record["names"].pop("vllm.model_executor.utils.replace_parameter"),
         "replace_parameter is not there"),

@@ -15,9 +15,9 @@ import contracts  # noqa: E402
 import vllm_layer  # noqa: E402
 import vllm_stubs  # noqa: E402
 
-NAME = "block_scaled_nvfp4"
+NAME, MXFP4 = "block_scaled_nvfp4", "block_scaled_mxfp4"
 NEWEST = contracts.recorded("vllm")[-1]
-ACTIVATION = "vllm.model_executor.layers.fused_moe.activation"
+ACTIVATION = vllm_layer.ACTIVATION
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 NESTED = {"quant_method": "modelopt_fp4", "quantization": {"quant_algo": "w4a16_nvfp4"}}
 
@@ -35,7 +35,7 @@ def test_the_name_is_registered(vllm: dict[str, types.ModuleType], monkeypatch: 
                         lambda name: lambda config: found.append((name, config)))  # fmt: skip
     vllm["plugin"].register()
     vllm["plugin"].register()
-    assert found == [(NAME, vllm["plugin"].Nvfp4)] * 2
+    assert found == [(NAME, vllm["plugin"].Nvfp4), (MXFP4, vllm["plugin"].Mxfp4)] * 2
 
 
 @pytest.mark.parametrize("checkpoint", [MODELOPT, NESTED, {"quant_method": "fp8"}, None], ids=str)
@@ -76,8 +76,67 @@ def test_the_configuration_is_modelopts(vllm: dict[str, types.ModuleType], monke
         named.get_quant_method(torch.nn.Module(), "layers.0")
 
 
+GPT_OSS = types.SimpleNamespace(model_type="gpt_oss")
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "gpt_oss_mxfp4"])
+def test_gpt_oss_is_taken_from_who_asks(vllm: dict[str, types.ModuleType], method: str) -> None:
+    """Under both names that vLLM has for its method; of others it is an error that says what they are."""
+    config, named = {"quant_method": method}, vllm["plugin"].Mxfp4
+    assert named.override_quantization_method(config, MXFP4, hf_config=GPT_OSS) == MXFP4
+    assert named.override_quantization_method(config, method, hf_config=GPT_OSS) is None
+    assert named.override_quantization_method(config, NAME, hf_config=GPT_OSS) is None
+    with pytest.raises(ValueError, match=f"takes gpt-oss in MXFP4, this one has {method} of a model of type deepseek"):
+        named.override_quantization_method(config, MXFP4, types.SimpleNamespace(model_type="deepseek_v4"))
+    with pytest.raises(ValueError, match="this one has no quantization of a model of type gpt_oss"):
+        named.override_quantization_method(None, MXFP4, GPT_OSS)
+
+
+def test_the_configuration_is_that_of_gpt_oss(vllm: dict[str, types.ModuleType], monkeypatch: Any) -> None:
+    """But for layers of experts."""
+    vllm_layer.patched(vllm, "90a")
+    config, theirs = vllm["mxfp4"].GptOssConfig, vllm["mxfp4"].GptOssMxfp4Config
+    monkeypatch.setattr(config, "from_config", classmethod(lambda cls, given: (cls, given)))
+    assert vllm["plugin"].Mxfp4.from_config({}) == (config, {}) and vllm["plugin"].Mxfp4().get_name() == MXFP4
+    assert "get_name" not in vars(config)
+    monkeypatch.setattr(theirs, "get_quant_method", lambda self, layer, prefix: prefix)
+    routed = object.__new__(vllm["mxfp4"].RoutedExperts)
+    routed.moe_config = gpt_oss(vllm)
+    made = object.__new__(config)
+    assert isinstance(made.get_quant_method(routed, "experts"), vllm["mxfp4"].GptOssExperts)
+    assert made.get_quant_method(torch.nn.Linear(1, 1), "q_proj") == "q_proj"
+
+
+def gpt_oss(vllm: dict[str, types.ModuleType], hidden: int = 64, **fields: Any) -> Any:
+    """The configuration of its layers."""
+    activation = vllm[ACTIVATION].MoEActivation.SWIGLUOAI
+    return vllm_layer.config(vllm[ACTIVATION], hidden, 48, **{"activation": activation, "has_bias": True, **fields})
+
+
+@pytest.mark.parametrize("arch", vllm_layer.ARCHS)
+def test_layers_of_gpt_oss_that_are_refused(vllm: dict[str, types.ModuleType], arch: str) -> None:
+    """Another activation or type, ranks with an all-to-all, sizes, weights loaded anew; I is what vLLM rounds up."""
+    vllm_layer.patched(vllm, arch)
+    for fields, said in (
+        ({"activation": vllm[ACTIVATION].MoEActivation.SILU}, "activation silu is none of swigluoai"),
+        ({"in_dtype": torch.float16}, "tokens of torch.float16 are none of bf16"),
+        ({"moe_parallel_config": vllm_layer.parallel(dp_size=2)}, "data parallelism, over 2 ranks"),
+        ({"hidden": 48}, "hidden size 48 is no multiple of 32"),
+    ):
+        with pytest.raises(ValueError, match=f"block_scaled: {said}"):
+            vllm["mxfp4"].GptOssExperts(gpt_oss(vllm, **fields))
+    made = vllm["mxfp4"].GptOssExperts(gpt_oss(vllm))
+    assert made.maybe_roundup_sizes(64, 48, torch.bfloat16, None) == (64, 64 if arch == "90a" else 128)
+    made.moe_kernel = object()
+    with pytest.raises(RuntimeError, match="cannot be loaded anew"):
+        made.process_weights_after_loading(torch.nn.Module())
+    vllm["experts"].current_platform.get_device_capability = lambda: types.SimpleNamespace(major=8, minor=0)
+    with pytest.raises(ValueError, match="MXFP4 experts run on compute capability 9, 10, 12, this is 8"):
+        vllm["mxfp4"].GptOssExperts(gpt_oss(vllm))
+
+
 FIELDS: dict[str, tuple[dict[str, Any], str]] = {
-    "fp32": ({"in_dtype": torch.float32}, "tokens of torch.float32 are neither bfloat16 nor float16"),
+    "fp32": ({"in_dtype": torch.float32}, "tokens of torch.float32 are none of bf16, f16"),
     "biases": ({"has_bias": True}, "experts with biases"),
     "data parallel": ({"moe_parallel_config": vllm_layer.parallel(dp_size=2)}, "data parallelism, over 2 ranks"),
     "all-to-all": ({"moe_parallel_config": vllm_layer.parallel(use_all2all_kernels=True, all2all_backend="nixl_ep")},
@@ -120,7 +179,7 @@ def test_what_each_arch_refuses(vllm: dict[str, types.ModuleType]) -> None:
     assert "W4A16_NVFP4 has no scales of activations" in refused(vllm, "100a", "W4A16_NVFP4")
     vllm["experts"].current_platform.get_device_capability = lambda: types.SimpleNamespace(major=8, minor=0)
     with pytest.raises(ValueError, match="run on compute capability 9, 10, 12, this is 8"):
-        vllm["experts"].composite_here()
+        vllm["experts"].composite_here("NVFP4")
 
 
 def test_reasons_of_vllm_are_passed_on(vllm: dict[str, types.ModuleType]) -> None:

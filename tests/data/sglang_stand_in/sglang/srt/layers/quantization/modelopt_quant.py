@@ -30,6 +30,12 @@ class ModelOptNvFp4FusedMoEMethod(FusedMoEMethodBase):
         layer.register_parameter("w2_weight_scale_2", empty(torch.float32, num_experts))
         layer.register_parameter("w13_input_scale", empty(torch.float32, layer.num_experts, 2))
         layer.register_parameter("w2_input_scale", empty(torch.float32, layer.num_experts))
+        if self._uses_serialized_fp8_source():
+            layer.register_parameter("w13_weight_scale_inv", empty(torch.float32, 0))
+            layer.register_parameter("w2_weight_scale_inv", empty(torch.float32, 0))
+
+    def _uses_serialized_fp8_source(self):
+        return False
 
     def process_weights_after_loading(self, layer):
         raise AssertionError("Marlin's weights")

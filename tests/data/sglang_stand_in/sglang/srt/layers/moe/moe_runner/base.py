@@ -12,6 +12,7 @@ class MoeRunnerConfig:
     gemm1_beta: float | None = None
     gemm1_clamp_limit: float | None = None
     swiglu_limit: float | None = None
+    gate_up_interleaved: bool = True
 
 
 @dataclass
