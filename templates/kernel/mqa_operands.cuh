@@ -84,7 +84,8 @@ struct MqaOperands {
                     mbarrier::wait_together(&shared_.empty[place.stage], place.parity ^ 1, own < count);
                     keys_.template load<kLoaders>(
                         {shared_.keys[place.stage], shared_.scales[place.stage], shared_.parts_there[place.stage]},
-                        &shared_.full[place.stage], tile, key, index, own < count);
+                        &shared_.full[place.stage], tile, key, kLoaders > 1 ? index : (key - tile.k_begin) / kKeys,
+                        own < count);  // counted where registers are left for it
                     ++index;
                 }
                 turn = turn == 0 ? kLoaders - 1 : turn - 1;

@@ -38,7 +38,7 @@ struct MqaSm120 {
     static constexpr int kTogether = 4;  // column tiles whose products follow each other
     static constexpr bool kKeepsWeights = kRowBytes < 128;  // in registers, which are full with wider fragments
     static constexpr uint32_t kOne = 0x7F7F7F7F;  // scales
-    static constexpr bool kLoadsMore = Keys::kHasHoles;  // pages take the warp that loads more registers
+    static constexpr bool kLoadsMore = Keys::kHasHoles && kBlockScaled;  // pages take the warp that loads more registers
     static constexpr int kProducerRegisters = kLoadsMore ? 56 : 40, kConsumerRegisters = kLoadsMore ? 224 : 232;
     static_assert(kRows == 16 * kNumWarps && kTiles % kTogether == 0, "a warp has 16 keys and whole turns of columns");
     static_assert(kSteps <= Formats::STEPS_PER_WORD, "a word of scales is enough for a row");

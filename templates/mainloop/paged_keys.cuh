@@ -1,8 +1,8 @@
 // Keys in pages, by TMA, 16 at a time: of those a page has all, or none.
 //
 // A page has the bytes of its keys, then their fp32 scales. Which pages a request has is in a row of the block table; the
-// lanes of a warp look up 32 parts at once, and the next 32 before they are needed. A page that does not exist (a negative number, or one too large) is
-// not read: its keys count as not there.
+// lanes of a warp look up 32 parts at once, and, where several load, the next 32 before they are needed. A page that does
+// not exist (a negative number, or one too large) is not read: its keys count as not there.
 #pragma once
 #include <stdint.h>
 
@@ -52,11 +52,13 @@ struct PagedKeys {
         const int lane = threadIdx.x % 32, part = lane % kParts, call = index % kCalls;
         if (call == 0) {
             const int own = key + lane / (kStages * kParts) * kStride + lane % (kStages * kParts) * kPart;
-            ahead = index == 0 ? look_up(tile, own) : further;
-            further = look_up(tile, own + kCalls * kStride);
+            ahead = index == 0 || kLoaders == 1 ? look_up(tile, own) : further;
+            if constexpr (kLoaders > 1) further = look_up(tile, own + kCalls * kStride);
         }
         const int from = call * kStages * kParts + lane;
-        const int number = __shfl_sync(0xFFFFFFFF, ahead.x, from), row = __shfl_sync(0xFFFFFFFF, ahead.y, from);
+        const int number = __shfl_sync(0xFFFFFFFF, ahead.x, from);
+        // Where one warp does all of it, on sm_12x, 40 registers are not enough to look further ahead and to keep rows.
+        const int row = kLoaders > 1 ? __shfl_sync(0xFFFFFFFF, ahead.y, from) : (key + lane * kPart) % page;
         const unsigned there = __ballot_sync(0xFFFFFFFF, number >= 0) >> (lane - part);
         if (loads && part == 0) {
             *place.parts_there = there;
