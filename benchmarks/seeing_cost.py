@@ -134,15 +134,23 @@ def _wait() -> None:
 
 
 def calls(names: Mapping[str, int] = KERNELS) -> dict[str, dict[str, Any]]:
-    """Arguments of a small problem of each kernel."""
-    problem, layer = make_problem([1], 128, 256), Layer("moe_fp4", Size(4, 2, 256, 128))
-    tokens = layer.tokens(1)
-    found = {
-        "nop9": {name: torch.empty(1024, device=DEVICE) for name in [*"abcdefgh", "out"]},
-        "grouped_fp4": {**problem.inputs, "out": problem.output()},
-        "moe_fp4": whole_arguments(layer, tokens, torch.empty_like(tokens["x"])),
+    """Arguments of a small problem of each kernel. Of a layer a pack says how large its workspace is."""
+
+    def gemm() -> dict[str, Any]:
+        problem = make_problem([1], 128, 256)
+        return {**problem.inputs, "out": problem.output()}
+
+    def layer() -> dict[str, Any]:
+        made = Layer("moe_fp4", Size(4, 2, 256, 128))
+        tokens = made.tokens(1)
+        return whole_arguments(made, tokens, torch.empty_like(tokens["x"]))
+
+    made = {
+        "nop9": lambda: {name: torch.empty(1024, device=DEVICE) for name in [*"abcdefgh", "out"]},
+        "grouped_fp4": gemm,
+        "moe_fp4": layer,
     }
-    return {name: found[name] for name in names}
+    return {name: made[name]() for name in names}
 
 
 def costs(
