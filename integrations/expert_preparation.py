@@ -13,11 +13,13 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import pad
 
-from . import nvfp4
+from . import loader, nvfp4
 from .fp4_layouts import GLOBAL_SCALES, LAYOUTS, WEIGHTS
 from .weight_fragments import to_fragments
 
 Change = Callable[[torch.Tensor], torch.Tensor]
+round_up = loader.expression.round_up
+WORDS = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of tokens, as the loader names them
 MAGNITUDES = 0x77  # of two E2M1, without their signs
 
 
@@ -88,7 +90,7 @@ def refusal(composite: str, hidden: int, intermediate: int) -> str | None:
 
 def padded(intermediate: int, composite: str) -> int:
     """I with the zeros that the composite asks for behind it."""
-    return _round_up(intermediate, LAYOUTS[composite].intermediate)
+    return round_up(intermediate, LAYOUTS[composite].intermediate)
 
 
 def prepare(
@@ -122,7 +124,7 @@ def prepare(
     store = to_fragments if layout.fragments else torch.Tensor.contiguous
     arguments = {}
     for name, weights, k, order in (
-        ("w13", gate_up, _round_up(hidden, layout.inputs), lambda rows: _in_turn(rows, layout.turn, size, alternate)),
+        ("w13", gate_up, round_up(hidden, layout.inputs), lambda rows: _in_turn(rows, layout.turn, size, alternate)),
         ("w2", down, size, lambda rows: rows),
     ):
         scales = weights.scales.view(torch.uint8)
@@ -198,7 +200,3 @@ def _filled(rows: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _blocks(scales: torch.Tensor) -> torch.Tensor:
     return nvfp4.to_blocks(scales[None])[0]
-
-
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from . import loader, nvfp4, ops
-from .expert_preparation import Mxfp4, Nvfp4, prepare
+from .expert_preparation import WORDS, Mxfp4, Nvfp4, prepare
 from .fp4_layouts import GLOBAL_SCALES, LAYOUTS, WEIGHTS
 
 LARGEST = 6 * 448  # times a decode scale, the largest value
 SMALLEST_AMAX = 1e-8
-WORDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 ONE_TYPE = ("moe_bf16_mxfp4",)  # of results, so that their type is not asked for
 
 

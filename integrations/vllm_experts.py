@@ -21,6 +21,7 @@ from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
 from . import expert_preparation, loader
+from .expert_preparation import WORDS
 from .fp4_layouts import GLOBAL_SCALES, LAYOUTS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
 SCHEMES = (kNvfp4Static, None), (kNvfp4Static, kNvfp4Dynamic), (kMxfp4Static, None)  # of weights and activations
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 class Activation(NamedTuple):
@@ -80,7 +80,7 @@ def refusal(composite: str, moe_config: FusedMoEConfig, weight_key: object, acti
         f"activation {moe_config.activation.value} is none of {', '.join(known.value for known in activations)}":
             moe_config.activation not in activations,
         f"tokens of {moe_config.in_dtype} are none of {', '.join(dtypes)}":
-            DTYPES.get(moe_config.in_dtype) not in dtypes,
+            WORDS.get(moe_config.in_dtype) not in dtypes,
         "experts with biases": moe_config.has_bias and weights == "NVFP4",
         "a checkpoint in W4A16_NVFP4 has no scales of activations, which Blackwell's kernels quantise":
             composite == "moe_fp4" and activation_key is None,
@@ -100,7 +100,7 @@ def _supports(parallel: FusedMoEParallelConfig) -> bool:
 @functools.cache
 def workspace_bytes(composite: str, dtype: torch.dtype, **dimensions: int) -> int:
     """Bytes for T, TOPK, E, H and I; vLLM asks before each call."""
-    word = DTYPES[dtype]
+    word = WORDS[dtype]
     scalars = GLOBAL_SCALES.get(composite, {})
     return loader.workspace_bytes(composite, x=word, topk_ids="i64", out=word, **scalars, **dimensions)
 
@@ -138,7 +138,7 @@ class Experts(modular_kernel.FusedMoEExpertsModular):
         super().__init__(moe_config=moe_config, quant_config=quant_config)
         self.composite = composite
         activation = ACTIVATIONS[LAYOUTS[composite].weights][moe_config.activation]
-        scalars: dict[str, Any] = {"activation": activation.name, "intermediate": DTYPES[moe_config.in_dtype]}
+        scalars: dict[str, Any] = {"activation": activation.name, "intermediate": WORDS[moe_config.in_dtype]}
         scalars |= activation.scalars
         given = {field: getattr(moe_config, field) for field in activation.fields}
         scalars |= {field: float(value) for field, value in given.items() if value is not None}
