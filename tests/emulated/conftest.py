@@ -94,6 +94,19 @@ def registered(packs: list[str] | None) -> None:
 
 
 @pytest.fixture
+def emulate(registered: None, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None,
+            reschedule: Callable[[], str]) -> Callable[[str], None]:  # fmt: skip
+    """Has launches on host buffers go to the emulated device of an arch, each under a schedule of its own."""
+
+    def start(arch: str) -> None:
+        monkeypatch.setenv("LOADER_EMULATED_ARCH", arch)
+        launch = functools.partial(loader.launch, packs=packs)
+        monkeypatch.setattr(loader, "launch", lambda *args, **kwargs: (reschedule(), launch(*args, **kwargs))[1])
+
+    return start
+
+
+@pytest.fixture
 def emulated_hopper(registered: None, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None) -> None:
     """Launches on host buffers go to an emulated sm_90a, by the pack under test."""
     monkeypatch.setenv("LOADER_EMULATED_ARCH", "90a")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import pytest
@@ -15,7 +14,6 @@ import moe_reference as moe  # noqa: E402
 import mxfp4_layer  # noqa: E402
 from mxfp4_layer import GPT_OSS  # noqa: E402
 
-import loader  # noqa: E402
 from integrations import torch_experts  # noqa: E402
 from integrations.expert_preparation import Mxfp4, prepare  # noqa: E402
 
@@ -26,12 +24,9 @@ pytestmark = [
 
 
 @pytest.fixture(params=["90a", "120a"])
-def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, packs: list[str] | None, registered: None,
-         reschedule: Callable[[], str]) -> str:  # fmt: skip
-    """Launches of this test go to the emulated device of an arch, under a schedule of their own."""
-    monkeypatch.setenv("LOADER_EMULATED_ARCH", request.param)
-    launch = functools.partial(loader.launch, packs=packs)
-    monkeypatch.setattr(loader, "launch", lambda *args, **kwargs: (reschedule(), launch(*args, **kwargs))[1])
+def arch(request: pytest.FixtureRequest, emulate: Callable[[str], None]) -> str:
+    """Launches of this test go to the emulated device of an arch."""
+    emulate(request.param)
     return request.param
 
 

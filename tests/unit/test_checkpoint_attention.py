@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import checkpoints
-import manifest_pack
 import numpy as np
 import pytest
 from checkpoints import DENSE, PUBLISHED, expected, save
@@ -75,14 +74,6 @@ def test_nvfp4_has_its_global_scales(tmp_path, rng, tool, target):
     same(restore(arrays, opened.layer(f"{ATTENTION}.o_proj", target=target).metadata),
          {name: array for name, (_, array) in own.items()})  # fmt: skip
     convert(opened, opened.layer(f"{ATTENTION}.o_proj", target=target), tmp_path / "part")
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory):
-    """The kernels of kernels.yaml, as the loader sees them."""
-    directory = tmp_path_factory.mktemp("pack")
-    manifest_pack.write(directory)
-    return str(directory)
 
 
 @pytest.mark.parametrize("name", ["MXFP4 ModelOpt", "MXFP8", "FP8 DeepSeek-V3", "FP8 DeepSeek-V3.1", "FP8 channel"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import checkpoints
-import manifest_pack
 import numpy as np
 import pytest
 from checkpoints import DENSE, PUBLISHED, SCALES, expected, random_experts, save, save_sharded, stacked
@@ -141,14 +140,6 @@ KERNELS = {
     "moe_fp8": ("grouped_fp8_swiglu", {}, "gemm_fp8"),
     "moe_fp8_ue8m0": ("grouped_fp8_ue8m0_swiglu", {}, "gemm_fp8_ue8m0"),
 }
-
-
-@pytest.fixture(scope="module")
-def pack(tmp_path_factory):
-    """The kernels of kernels.yaml, as the loader sees them."""
-    directory = tmp_path_factory.mktemp("pack")
-    manifest_pack.write(directory)
-    return str(directory)
 
 
 @pytest.mark.parametrize("name", ["MXFP4 ModelOpt", "MXFP8", "FP8 DeepSeek-V3", "FP8 DeepSeek-V3.1", "NVFP4"])
